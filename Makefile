@@ -1,0 +1,27 @@
+# make demo | test | check | torture | venv      (Python 3.11+, nothing else needed)
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: venv demo test check torture clean
+venv: .venv/ready
+
+# Rebuilt when the requirements change, else at once.
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: venv
+	$(BIN)/simv0 demo
+
+test: venv
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,1 @@
+"""cache-vis: a dataset and an encoder in, feature files out."""

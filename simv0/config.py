@@ -1,0 +1,316 @@
+"""One YAML file -> one frozen, typed `Config`. Imports no torch, so that mistakes are told at once.
+
+`docs/config.md` is generated from the field docstrings below; a test holds the two together.
+"""
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from simv0.errors import ConfigError
+from simv0.yaml_safe import dump_yaml, parse_yaml
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys refused, no silent conversions, frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    """Where the windows come from."""
+
+    dataset_class_path: str = "simv0.datasets.ManifestDataset"
+    """Import path of the map-style dataset class, built as `Class(split_path, **dataset_kwargs)`. This is the one place
+    where a config names code: run only configs that you trust."""
+    dataset_kwargs: dict[str, JsonValue] = {}
+    """Keyword arguments for that class."""
+    train_split_path: str
+    """The split that is trained on; handed to the dataset class."""
+    val_split_path: str
+    """The split that chooses the best epoch and the alarm threshold; handed to the dataset class."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Windows per training step; unset: 64 on cached features, 8 on raw frames."""
+    num_workers: int = Field(default=0, ge=0)
+    """Processes that read and decode frames; 0 reads in the main process. Cached features do not need any."""
+    telemetry_norm: Literal["train", "none"] = "train"
+    """`train` standardises each telemetry channel with the train split's mean and std; `none` for a dataset that does so
+    already."""
+
+
+class CacheConfig(Section):
+    """The feature files that `simv0 cache-vis` makes and `simv0 train` reads."""
+
+    dir: str = "runs/cache"
+    """Folder of `train.h5` and `val.h5`."""
+    batch_size: int = Field(default=64, ge=1)
+    """Frames per encoder call. Part of the plan: batches are padded to it, so that resuming changes no bit."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Type of the stored features."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Weights of the encoder: `auto` takes bf16 where the machine has bf16 matrix units, fp32 elsewhere."""
+    shard_windows: int = Field(default=1024, ge=1)
+    """Windows per shard: the unit of work that a killed run keeps."""
+    in_memory: Literal["auto", "always", "never"] = "auto"
+    """Whether training holds the features in RAM: `auto` does when they take less than half of what is free."""
+
+
+class ModelConfig(Section):
+    """The two frozen networks and the shape of what is trained between them."""
+
+    llm_name_or_path: str = "Qwen/Qwen2.5-0.5B"
+    """Hub name or local folder of a decoder-only LLM, as transformers' `from_pretrained` takes it."""
+    llm_revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    trust_remote_code: bool = False
+    """Let transformers run code that the LLM's repository brings. Only ever taken from your own config."""
+    vision_encoder_name: str = "ViT-B-32"
+    """open_clip model name, or `local-dir:PATH` of a folder with `open_clip_config.json` and weights."""
+    vision_pretrained: str | None = "laion2b_s34b_b79k"
+    """open_clip's pretrained tag; none (`null`) for `local-dir:` and `hf-hub:` names, which bring their weights."""
+    vision_resize_mode: Literal["squash", "longest", "shortest"] = "squash"
+    """How a frame becomes the encoder's square: `squash` keeps the whole view and bends its aspect ratio, `longest` keeps
+    the whole view and pads, `shortest` keeps the ratio and cuts the sides off."""
+    use_cached_vis_feats: bool = True
+    """Train on feature files (fast), or encode the frames anew in every epoch."""
+    dv: int | None = Field(default=None, ge=1)
+    """Feature width; read from the encoder or the files. If given, it is checked."""
+    d: int | None = Field(default=None, ge=1)
+    """Embedding width of the LLM; read from the LLM. If given, it is checked."""
+    F: int = Field(default=8, ge=1)
+    """Frames per window."""
+    K: int = Field(default=4, ge=1)
+    """Visual tokens: the F frame features are averaged over K segments."""
+    confidence_head: bool = False
+    """Also train a head that says how likely risk and action are both right."""
+
+    @model_validator(mode="after")
+    def _segments_fit(self) -> Self:
+        if self.K > self.F:
+            raise ValueError(f"model.K is {self.K} but a window has only model.F = {self.F} frames; make K <= F")
+        if self.vision_pretrained and self.vision_encoder_name.startswith(("local-dir:", "hf-hub:")):
+            raise ValueError(
+                f"model.vision_pretrained is {self.vision_pretrained!r} but {self.vision_encoder_name.split(':')[0]}: "
+                "names bring their own weights; write `vision_pretrained: null`"
+            )
+        return self
+
+
+class TrainingConfig(Section):
+    """How the projector, the telemetry MLP, the task token and the heads are trained."""
+
+    epochs: int = Field(default=10, ge=1)
+    """Passes over the train split."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Learning rate of AdamW."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's decay of weight matrices; biases and the task token are not decayed."""
+    grad_clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient of all trained weights together."""
+    amp: bool = True
+    """Hold and run the frozen LLM in 16 bit; the trained modules stay in fp32 either way."""
+    amp_dtype: Literal["bf16", "fp16"] = "bf16"
+    """fp16 needs CUDA and brings loss scaling."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Initial weights, order of the samples, every random draw."""
+    best_metric: Literal["composite", "risk_high_recall"] = "composite"
+    """What `best.pt` follows: `composite` is the harmonic mean of risk_high_recall, risk_macro_f1 and action_macro_f1.
+    Recall alone is won by a model that always says "high"; ties go to macro_f1."""
+    confidence_weight: float = Field(default=0.1, ge=0)
+    """Weight of the confidence head's loss."""
+
+
+class EvaluationConfig(Section):
+    """What is read off the validation split."""
+
+    batch_size: int = Field(default=256, ge=1)
+    """Windows per evaluation step."""
+
+
+class OutputConfig(Section):
+    """Where a run goes."""
+
+    output_dir: str = "runs/sim_v0"
+    """Folder of one run: checkpoints, metrics, logs, export."""
+
+
+class Config(Section):
+    """The whole config; `configs/sim_v0.yaml` shows it with its defaults."""
+
+    data: DataConfig
+    cache: CacheConfig = CacheConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    output: OutputConfig = OutputConfig()
+
+    @property
+    def batch_size(self) -> int:
+        """Windows per training step, the default filled in."""
+        return self.data.batch_size or (64 if self.model.use_cached_vis_feats else 8)
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML config, apply `section.key=value` overrides, check it, make its paths absolute.
+
+    Raises:
+        ConfigError: every mistake, one line each, with the file, the key, and what to write instead.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    tree = parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected sections ({', '.join(Config.model_fields)}), found no mapping")
+    for override in overrides or []:
+        _apply_override(tree, override)
+    return build_config(tree, str(path))
+
+
+def build_config(tree: dict[str, Any], source: str) -> Config:
+    """Check a tree of plain values and make its paths absolute; `source` starts every error line.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    mistakes: list[str] = []
+    tree = _expand_environment(tree, "", mistakes)
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        mistakes += [_explain(dict(item)) for item in error.errors()]
+    if mistakes:
+        raise ConfigError("\n".join(f"{source}: {mistake}" for mistake in mistakes))
+    return _with_absolute_paths(config)
+
+
+def dump_config(config: Config) -> str:
+    """The config as YAML that `load_config` reads back to an equal `Config`."""
+    return dump_yaml(config.model_dump())
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, value = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or len(keys) < 2 or not all(keys):
+        raise ConfigError(f"--set {override}: expected section.key=value, for example --set training.lr=3e-3")
+    at = tree
+    for key in keys[:-1]:
+        inner = at.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {override}: {key} is not a section")
+        at = inner
+    at[keys[-1]] = parse_yaml(value, f"--set {override}")
+
+
+def _expand_environment(value: Any, where: str, mistakes: list[str]) -> Any:
+    """Replace every ${NAME} in the texts of the tree."""
+    if isinstance(value, dict):
+        return {key: _expand_environment(item, f"{where}.{key}".lstrip("."), mistakes) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand_environment(item, f"{where}[{i}]", mistakes) for i, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def lookup(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in os.environ:
+            mistakes.append(f"{where}: the environment variable {name} is not set; set it or write the path")
+        return os.environ.get(name, "")
+
+    return re.sub(r"\$\{(\w+)\}", lookup, value)
+
+
+def _explain(error: dict[str, Any]) -> str:
+    """One pydantic error as one line in the user's words."""
+    location = [str(part) for part in error["loc"]]
+    where = ".".join(location)
+    found = repr(error.get("input"))
+    found = found if len(found) <= 60 else found[:57] + "..."
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{where}: unknown key; {_nearest(location)}"
+        case "missing":
+            return f"{where}: missing; it has no default"
+        case "value_error":
+            return str(error["ctx"]["error"])
+        case "bool_type":
+            return f"{where}: expected true or false, found {found}"
+        case "model_type" | "model_attributes_type":
+            return f"{where}: expected a section with keys, found {found}"
+        case "literal_error":
+            return f"{where}: expected {error['ctx']['expected']}, found {found}"
+        case _:
+            return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, found {found}"
+
+
+def _nearest(location: list[str]) -> str:
+    """The known key closest to an unknown one: in its own section first, else anywhere."""
+    *section, key = location
+    everywhere = all_keys()
+    here = [name for name in (everywhere if section else Config.model_fields) if not section or name.startswith(section[0])]
+    candidates = {name.split(".")[-1]: name for name in [*everywhere, *here]}
+    close = difflib.get_close_matches(key, candidates, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {candidates[close[0]]}?"
+    known = [name.split(".")[-1] for name in here]
+    return f"known here: {', '.join(known)}"
+
+
+def all_keys() -> dict[str, Any]:
+    """`section.key` -> pydantic's FieldInfo, in the order of the code."""
+    return {
+        f"{section}.{key}": info
+        for section, outer in Config.model_fields.items()
+        for key, info in _section_class(outer).model_fields.items()
+    }
+
+
+def _section_class(info: Any) -> type[Section]:
+    annotation: type[Section] = info.annotation or get_args(info)[0]
+    return annotation
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    data, model = config.data, config.model
+    return config.model_copy(
+        update={
+            "data": data.model_copy(
+                update={
+                    "train_split_path": _absolute(data.train_split_path),
+                    "val_split_path": _absolute(data.val_split_path),
+                }
+            ),
+            "cache": config.cache.model_copy(update={"dir": _absolute(config.cache.dir)}),
+            "model": model.model_copy(
+                update={
+                    "llm_name_or_path": _absolute_if_folder(model.llm_name_or_path),
+                    "vision_encoder_name": _absolute_local_dir(model.vision_encoder_name),
+                }
+            ),
+            "output": config.output.model_copy(update={"output_dir": _absolute(config.output.output_dir)}),
+        }
+    )
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def _absolute_if_folder(name: str) -> str:
+    """A hub name such as `Qwen/Qwen2.5-0.5B` looks like a relative path: only what is a folder, or says so, is one."""
+    is_path = name.startswith((".", "~", "/")) or os.path.isdir(name)
+    return _absolute(name) if is_path else name
+
+
+def _absolute_local_dir(name: str) -> str:
+    prefix = "local-dir:"
+    return prefix + _absolute(name.removeprefix(prefix)) if name.startswith(prefix) else name

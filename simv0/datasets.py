@@ -1,0 +1,205 @@
+"""Datasets: a manifest of windows on disk, and loading the user's own class by its import path."""
+
+import hashlib
+import importlib
+import json
+import warnings
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from simv0.config import DataConfig
+from simv0.errors import ConfigError, DataError
+
+MAX_PIXELS = 64_000_000
+"""Larger images are refused unread: a small file can declare an image that fills the memory."""
+
+
+def load_image(path: Path) -> UInt8[Tensor, "3 H W"]:
+    """Read one image file as RGB.
+
+    Raises:
+        DataError: missing, not an image, truncated, or larger than `MAX_PIXELS`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is stricter
+            image: Image.Image = Image.open(path)
+        with image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{path}: {image.width}x{image.height} pixels; the largest image read is {MAX_PIXELS}")
+            array = np.array(image.convert("RGB"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such image") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as an image: {' '.join(str(error).split())}") from None
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+class ManifestDataset(Dataset[dict[str, Any]]):
+    """Windows listed in a JSONL file, one object a line:
+
+        {"sample_id": "run1-0030", "frames": ["images/0.jpg", ...], "telemetry": [8 numbers],
+         "risk_id": 0, "reason_id": 3, "action_id": 0, "weight": 1.0, "group": "run1"}
+
+    `frames` are paths relative to the manifest, never outside its folder. `sample_id`, `weight` and `group` are optional;
+    the labels too, for prediction; further fields are ignored.
+
+    Args:
+        manifest: path of the JSONL file.
+
+    Raises:
+        DataError: unreadable, a line that is not such an object, a frame that is missing or outside the folder.
+    """
+
+    def __init__(self, manifest: str | Path) -> None:
+        self.manifest = Path(manifest)
+        self.root = self.manifest.resolve().parent
+        self.rows = read_jsonl(self.manifest)
+        checked: set[str] = set()
+        for line, row in enumerate(self.rows, 1):
+            frames = row.get("frames")
+            if not isinstance(frames, list) or not frames or not all(isinstance(name, str) for name in frames):
+                raise DataError(f"{self.manifest}:{line}: frames: expected a list of image paths, found {frames!r:.60}")
+            for name in frames:
+                if name not in checked:
+                    self._locate(name, line)
+                    checked.add(name)
+
+    def _locate(self, name: str, line: int) -> None:
+        path = (self.root / name).resolve()
+        if not path.is_relative_to(self.root):
+            raise DataError(f"{self.manifest}:{line}: frames: {name!r} leads outside the manifest's folder")
+        if not path.is_file():
+            raise DataError(f"{self.manifest}:{line}: frames: there is no file {name!r} beside the manifest")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        frames = [self.load_frame(name) for name in self.frame_ids(index)]
+        sizes = {tuple(frame.shape) for frame in frames}
+        if len(sizes) > 1:
+            raise DataError(f"{self.manifest}:{index + 1}: frames: one window needs one size, found {sorted(sizes)}")
+        return {**self.labels_of(index), "frames": torch.stack(frames)}
+
+    def frame_ids(self, index: int) -> list[str]:
+        """The window's frames: paths relative to the manifest."""
+        frames: list[str] = self.rows[index]["frames"]
+        return frames
+
+    def load_frame(self, frame_id: Hashable) -> UInt8[Tensor, "3 H W"]:
+        """One frame, RGB."""
+        return load_image(self.root / str(frame_id))
+
+    def labels_of(self, index: int) -> dict[str, Any]:
+        """Everything but the frames."""
+        row = {key: value for key, value in self.rows[index].items() if key != "frames"}
+        if isinstance(row.get("telemetry"), list) and all(type(x) in (int, float) for x in row["telemetry"]):
+            row["telemetry"] = [float(x) for x in row["telemetry"]]  # 0 and 0.0 are the same number in JSON
+        return row
+
+    def content_digest(self) -> str:
+        """sha256 over the manifest's bytes and those of every frame, in order of first use."""
+        digest = hashlib.sha256(self.manifest.read_bytes())
+        for name in dict.fromkeys(name for row in self.rows for name in row["frames"]):
+            with (self.root / name).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read one JSON object a line; blank lines are skipped only at the end.
+
+    Raises:
+        DataError: missing, not UTF-8, a line that is not a JSON object.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").rstrip().split("\n")
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such manifest") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    rows = []
+    for number, line in enumerate([] if lines == [""] else lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def load_dataset(data: DataConfig, split: str) -> Any:
+    """Build the user's dataset for `split` ("train" or "val") from its import path.
+
+    Raises:
+        ConfigError: the path does not lead to a class, or the class refuses its arguments.
+        DataError: the class lacks `__len__` or `__getitem__`.
+    """
+    cls = import_class(data.dataset_class_path)
+    split_path = data.train_split_path if split == "train" else data.val_split_path
+    try:
+        dataset = cls(split_path, **data.dataset_kwargs)
+    except TypeError as error:
+        if error.__traceback__ is not None and error.__traceback__.tb_next is None:  # the call itself, not inside it
+            raise ConfigError(f"data.dataset_kwargs: {data.dataset_class_path}: {error}") from None
+        raise
+    for method in ("__len__", "__getitem__"):
+        if not hasattr(dataset, method):
+            raise DataError(f"{data.dataset_class_path}: a map-style dataset needs {method}")
+    return dataset
+
+
+def import_class(dotted: str) -> Any:
+    """`package.module.Class` -> the class.
+
+    Raises:
+        ConfigError: no such module or no such class; an import error inside the user's module keeps its traceback.
+    """
+    module_name, _, class_name = dotted.rpartition(".")
+    if not module_name:
+        raise ConfigError(f"data.dataset_class_path: expected package.module.Class, found {dotted!r}")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise ConfigError(
+                f"data.dataset_class_path: there is no module {error.name!r}; "
+                "it must be installed, or lie in the folder you start simv0 from"
+            ) from None
+        raise
+    if not hasattr(module, class_name):
+        raise ConfigError(f"data.dataset_class_path: {module_name} has no {class_name!r}")
+    return getattr(module, class_name)
+
+
+def class_weights_of(dataset: Any, heads: Mapping[str, tuple[str, ...]]) -> dict[str, list[float]] | None:
+    """The dataset's own `class_weights` (head -> one float >= 0 a class), checked; None where it has none.
+
+    Raises:
+        DataError: an unknown head, a wrong length, a negative or non-finite weight.
+    """
+    given = getattr(dataset, "class_weights", None)
+    if given is None:
+        return None
+    checked = {}
+    for head, weights in dict(given).items():
+        if head not in heads:
+            raise DataError(f"class_weights: unknown head {head!r}; the heads are {', '.join(heads)}")
+        values = [float(weight) for weight in weights]
+        if len(values) != len(heads[head]):
+            raise DataError(f"class_weights: {head}: expected {len(heads[head])} floats, found {len(values)}")
+        if not all(0 <= weight < float("inf") for weight in values):
+            raise DataError(f"class_weights: {head}: expected finite floats >= 0, found {values}")
+        checked[head] = values
+    return checked

@@ -1,0 +1,13 @@
+"""The vocabularies: what the model says, and in which order the ids and the telemetry come."""
+
+RISKS = ("none", "low", "med", "high")
+REASONS = ("human", "obstacle", "tight_space", "unknown")
+ACTIONS = ("continue", "slow", "stop", "reverse", "turn_left", "turn_right")
+
+HEADS: dict[str, tuple[str, ...]] = {"risk": RISKS, "reason": REASONS, "action": ACTIONS}
+"""Head name -> class names, in id order. The labels of head `h` stand under the key `h + "_id"`."""
+
+HIGH = RISKS.index("high")
+
+TELEMETRY = ("ax", "ay", "az", "gx", "gy", "gz", "v", "w")
+"""Order of the 8 numbers: m/s^2 three times, rad/s three times, m/s, rad/s."""

@@ -1,0 +1,343 @@
+"""The sample contract: what a dataset must yield, checked where it enters, and how samples become a batch.
+
+| key | what |
+|---|---|
+| `frames` | [F,3,H,W], uint8 0..255 or float 0..1, RGB |
+| or `vis_feats` | float [F,dv] |
+| `telemetry` | float [8]: ax, ay, az (m/s^2), gx, gy, gz (rad/s), v (m/s), w (rad/s) |
+| `risk_id`, `reason_id`, `action_id` | int, in range |
+| `weight` | optional float >= 0 |
+| `sample_id` | optional str, unique within the split |
+| `group` | optional str: the recording that a window comes from |
+
+A dataset whose windows share frames may also have `frame_ids(i)`, `load_frame(frame_id)` and `labels_of(i)` (all but the
+frames): then each frame is read and encoded once. `content_digest()` (str) lets a feature file know its data again, and
+`class_weights` (dict head -> list of floats) weighs the classes.
+"""
+
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypedDict, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from simv0.errors import DataError
+from simv0.labels import HEADS, TELEMETRY
+
+log = logging.getLogger("simv0")
+
+LABEL_KEYS = tuple(f"{head}_id" for head in HEADS)
+
+
+class Batch(TypedDict, total=False):
+    """Samples stacked; `frames` or `vis_feats`, and the labels where there are any."""
+
+    frames: Num[Tensor, "B F 3 H W"]
+    vis_feats: Float[Tensor, "B F dv"]
+    telemetry: Float[Tensor, "B 8"]
+    risk_id: Int[Tensor, " B"]
+    reason_id: Int[Tensor, " B"]
+    action_id: Int[Tensor, " B"]
+    weight: Float[Tensor, " B"]
+    sample_id: list[str]
+
+
+@runtime_checkable
+class SharesFrames(Protocol):
+    """A dataset whose windows share frames."""
+
+    def frame_ids(self, index: int) -> Sequence[Hashable]:
+        """F hashable names of the window's frames."""
+
+    def load_frame(self, frame_id: Hashable) -> Any:
+        """One frame, [3,H,W]."""
+
+    def labels_of(self, index: int) -> Mapping[str, Any]:
+        """The sample without its frames."""
+
+
+def check_sample(
+    sample: Any, split: str, index: int, *, F: int, dv: int | None = None, labels: bool = True, frames: bool = True
+) -> dict[str, Any]:
+    """Check one sample and return it in its standard types (tensors, int, float, str; absent optional keys filled in).
+
+    Args:
+        sample: what the dataset gave.
+        split: name of the split, for messages.
+        index: index in the split, for messages and for the default `sample_id`.
+        F: frames per window.
+        dv: feature width, if known.
+        labels: whether the three labels must be there.
+        frames: whether `frames` or `vis_feats` must be there (`labels_of` gives neither).
+
+    Raises:
+        DataError: one line with split, index, key, what was expected and what was found.
+    """
+    where = f"{split}[{index}]"
+    if not isinstance(sample, Mapping):
+        raise DataError(f"{where}: expected a dict, found {type(sample).__name__}")
+    checked: dict[str, Any] = {}
+    if frames:
+        if ("frames" in sample) == ("vis_feats" in sample):
+            raise DataError(
+                f"{where}: expected one of the keys 'frames' and 'vis_feats', found {', '.join(map(str, sample)) or 'none'}"
+            )
+        if "frames" in sample:
+            checked["frames"] = check_frames(sample["frames"], f"{where}: frames", F)
+        else:
+            checked["vis_feats"] = _check_feats(sample["vis_feats"], f"{where}: vis_feats", F, dv)
+    checked["telemetry"] = _check_telemetry(_get(sample, "telemetry", where), f"{where}: telemetry")
+    for head, names in HEADS.items():
+        key = f"{head}_id"
+        if labels or key in sample:
+            checked[key] = _check_label(_get(sample, key, where), f"{where}: {key}", names)
+    checked["weight"] = _check_weight(sample.get("weight", 1.0), f"{where}: weight")
+    checked["sample_id"] = _check_text(sample.get("sample_id", str(index)), f"{where}: sample_id")
+    if sample.get("group") is not None:
+        checked["group"] = _check_text(sample["group"], f"{where}: group")
+    return checked
+
+
+def check_frames(value: Any, where: str, F: int | None = None) -> Tensor:
+    """Check frames [F,3,H,W] (or one frame [3,H,W] with `F=None`): uint8, or float 0..1 returned as float32.
+
+    Raises:
+        DataError: naming `where`.
+    """
+    expected = f"[{F},3,H,W]" if F is not None else "[3,H,W]"
+    tensor = _as_tensor(value, where, f"uint8 or float {expected}")
+    if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
+        raise DataError(f"{where}: expected uint8 0..255 or float 0..1, found {_describe(tensor)}")
+    lead = [F] if F is not None else []
+    if tensor.ndim != len(lead) + 3 or list(tensor.shape[:-2]) != [*lead, 3] or 0 in tensor.shape:
+        raise DataError(f"{where}: expected {expected}, found {_describe(tensor)}")
+    if tensor.dtype == torch.uint8:
+        return tensor
+    tensor = tensor.float()
+    low, high = tensor.aminmax()
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        raise DataError(f"{where}: holds NaN or inf")
+    if low < 0 or high > 1:
+        raise DataError(f"{where}: float frames must lie in 0..1, found {low:.4g}..{high:.4g}; give uint8 for 0..255")
+    return tensor
+
+
+def _check_feats(value: Any, where: str, F: int, dv: int | None) -> Tensor:
+    expected = f"float [{F},{'dv' if dv is None else dv}]"
+    tensor = _as_tensor(value, where, expected)
+    if not tensor.is_floating_point() or tensor.ndim != 2 or tensor.shape[0] != F or tensor.shape[1] == 0:
+        raise DataError(f"{where}: expected {expected}, found {_describe(tensor)}")
+    if dv is not None and tensor.shape[1] != dv:
+        raise DataError(f"{where}: expected {expected}, found {_describe(tensor)}")
+    return _finite(tensor, where)
+
+
+def _check_telemetry(value: Any, where: str) -> Float[Tensor, "8"]:
+    expected = f"float [{len(TELEMETRY)}] ({', '.join(TELEMETRY)})"
+    tensor = _as_tensor(value, where, expected)
+    if not tensor.is_floating_point() or tensor.shape != (len(TELEMETRY),):
+        raise DataError(f"{where}: expected {expected}, found {_describe(tensor)}")
+    return _finite(tensor.float(), where)
+
+
+def _check_label(value: Any, where: str, names: tuple[str, ...]) -> int:
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise DataError(f"{where}: expected an int 0..{len(names) - 1}, found {type(value).__name__} {value!r}")
+    if not 0 <= value < len(names):
+        raise DataError(f"{where}: expected 0..{len(names) - 1} ({', '.join(names)}), found {int(value)}")
+    return int(value)
+
+
+def _check_weight(value: Any, where: str) -> float:
+    try:
+        weight = float(value)
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: expected a float >= 0, found {type(value).__name__} {value!r}") from None
+    if not (0 <= weight < float("inf")):
+        raise DataError(f"{where}: expected a finite float >= 0, found {weight}")
+    return weight
+
+
+def _check_text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise DataError(f"{where}: expected a text, found {type(value).__name__} {value!r}")
+    return value
+
+
+def _get(sample: Mapping[str, Any], key: str, where: str) -> Any:
+    if key not in sample:
+        raise DataError(f"{where}: {key} is missing; found the keys {', '.join(map(str, sample))}")
+    return sample[key]
+
+
+def _as_tensor(value: Any, where: str, expected: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach()
+    try:
+        # A copy where numpy's own memory is read-only (a memmap, a frozen array): torch would warn.
+        array = np.asarray(value)
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: expected {expected}, found {type(value).__name__}") from None
+
+
+def _finite(tensor: Tensor, where: str) -> Tensor:
+    if not torch.isfinite(tensor).all():
+        bad = (~torch.isfinite(tensor)).nonzero()[0].tolist()
+        raise DataError(f"{where}: holds NaN or inf, first at {bad}")
+    return tensor
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} [{','.join(map(str, tensor.shape))}]"
+
+
+class CheckedDataset(Dataset[dict[str, Any]]):
+    """A user's dataset behind the contract: every sample is checked as it is read.
+
+    `resize`, if given, is applied to frames here, so that it runs in the loader's workers.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        split: str,
+        *,
+        F: int,
+        labels: bool = True,
+        resize: Callable[[Num[Tensor, "N 3 H W"]], Num[Tensor, "N 3 h w"]] | None = None,
+    ) -> None:
+        self.dataset, self.split, self.F, self.labels, self.resize = dataset, split, F, labels, resize
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = check_sample(self.dataset[index], self.split, index, F=self.F, labels=self.labels)
+        if self.resize is not None and "frames" in sample:
+            sample["frames"] = self.resize(sample["frames"])
+        return sample
+
+
+def collate(samples: list[dict[str, Any]] | Batch) -> Batch:
+    """Stack checked samples; a dataset that fetches whole batches has done so already.
+
+    Raises:
+        DataError: frames (or features) of two shapes in one batch.
+    """
+    if isinstance(samples, dict):
+        return samples
+    batch: dict[str, Any] = {
+        "telemetry": torch.stack([sample["telemetry"] for sample in samples]),
+        "weight": torch.tensor([sample["weight"] for sample in samples], dtype=torch.float32),
+        "sample_id": [sample["sample_id"] for sample in samples],
+    }
+    for key in LABEL_KEYS:
+        if key in samples[0]:
+            batch[key] = torch.tensor([sample[key] for sample in samples], dtype=torch.int64)
+    key = "frames" if "frames" in samples[0] else "vis_feats"
+    for sample in samples:
+        first, other = samples[0][key], sample.get(key)
+        if other is None or first.shape != other.shape or first.dtype != other.dtype:
+            found = "none" if other is None else _describe(other)
+            raise DataError(
+                f"{key}: one batch needs one shape and type, found {_describe(first)} in {samples[0]['sample_id']} "
+                f"and {found} in {sample['sample_id']}"
+            )
+    batch[key] = torch.stack([sample[key] for sample in samples])
+    return batch  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Everything of a split but its pixels, as arrays over its N samples."""
+
+    telemetry: Float[np.ndarray, "N 8"]
+    ids: dict[str, Int[np.ndarray, " N"]]
+    weight: Float[np.ndarray, " N"]
+    sample_id: list[str]
+    group: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+
+def read_labels(dataset: Any, split: str, F: int) -> Labels:
+    """Read the labels and the telemetry of a whole split: by `labels_of` where the dataset has it, else by reading every
+    sample once.
+
+    Raises:
+        DataError: what `check_sample` and `check_labels` refuse.
+    """
+    if hasattr(dataset, "labels_of"):
+        rows = [check_sample(dataset.labels_of(i), split, i, F=F, frames=False) for i in range(len(dataset))]
+    else:
+        rows = []
+        for i in range(len(dataset)):
+            sample = check_sample(dataset[i], split, i, F=F)
+            rows.append({key: value for key, value in sample.items() if key not in ("frames", "vis_feats")})
+    return check_labels(rows, split)
+
+
+def check_labels(rows: list[dict[str, Any]], split: str) -> Labels:
+    """Check what only a whole split can show, and return it as arrays.
+
+    Raises:
+        DataError: an empty split, a `sample_id` twice, all weights zero, `group` on some samples only.
+    """
+    if not rows:
+        raise DataError(f"{split}: the split is empty")
+    first_at: dict[str, int] = {}
+    for i, row in enumerate(rows):
+        earlier = first_at.setdefault(row["sample_id"], i)
+        if earlier != i:
+            raise DataError(
+                f"{split}[{i}]: sample_id {row['sample_id']!r} stands at {split}[{earlier}] already; "
+                "sample_ids are unique within a split"
+            )
+    with_group = [i for i, row in enumerate(rows) if "group" in row]
+    if with_group and len(with_group) < len(rows):
+        without = next(i for i, row in enumerate(rows) if "group" not in row)
+        raise DataError(f"{split}[{without}]: group is missing, but {split}[{with_group[0]}] has one; give all or none")
+    weight = np.array([row["weight"] for row in rows], np.float32)
+    if not weight.any():
+        raise DataError(f"{split}: all {len(rows)} weights are zero; nothing would be learnt")
+    return Labels(
+        telemetry=np.stack([row["telemetry"].numpy() for row in rows]),
+        ids={head: np.array([row[f"{head}_id"] for row in rows], np.int64) for head in HEADS},
+        weight=weight,
+        sample_id=[row["sample_id"] for row in rows],
+        group=[row["group"] for row in rows] if with_group else None,
+    )
+
+
+def warn_of_leakage(train: Any, val: Any, train_group: list[str] | None, val_group: list[str] | None) -> list[str]:
+    """Warn, loudly, when train and val share recordings or frames: then the val figures flatter.
+
+    Returns the warnings, which are also logged.
+    """
+    warnings = []
+    shared_groups = sorted(set(train_group or []) & set(val_group or []))
+    if shared_groups:
+        warnings.append(
+            f"LEAKAGE: {len(shared_groups)} groups stand in train and in val (first: {shared_groups[0]!r}); "
+            "the val figures will flatter the model. Split by recording."
+        )
+    if isinstance(train, SharesFrames) and isinstance(val, SharesFrames):
+        seen = {frame for i in range(len(train)) for frame in train.frame_ids(i)}  # type: ignore[arg-type]
+        shared = [frame for i in range(len(val)) for frame in val.frame_ids(i) if frame in seen]  # type: ignore[arg-type]
+        if shared:
+            warnings.append(
+                f"LEAKAGE: {len(set(shared))} frames stand in train and in val (first: {shared[0]}); "
+                "the val figures will flatter the model. Split by recording."
+            )
+    for warning in warnings:
+        log.warning(warning)
+    return warnings
