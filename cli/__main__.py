@@ -1,3 +1,5 @@
+"""`python -m cli` is `simv0`."""
+
 from cli.main import app
 
 app()

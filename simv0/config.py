@@ -38,8 +38,8 @@ class DataConfig(Section):
     num_workers: int = Field(default=0, ge=0)
     """Processes that read and decode frames; 0 reads in the main process. Cached features do not need any."""
     telemetry_norm: Literal["train", "none"] = "train"
-    """`train` standardises each telemetry channel with the train split's mean and std; `none` for a dataset that does so
-    already."""
+    """`train` standardises each telemetry channel with the train split's mean and std; `none` for a dataset that does
+    so already."""
 
 
 class CacheConfig(Section):
@@ -73,8 +73,8 @@ class ModelConfig(Section):
     vision_pretrained: str | None = "laion2b_s34b_b79k"
     """open_clip's pretrained tag; none (`null`) for `local-dir:` and `hf-hub:` names, which bring their weights."""
     vision_resize_mode: Literal["squash", "longest", "shortest"] = "squash"
-    """How a frame becomes the encoder's square: `squash` keeps the whole view and bends its aspect ratio, `longest` keeps
-    the whole view and pads, `shortest` keeps the ratio and cuts the sides off."""
+    """How a frame becomes the encoder's square: `squash` keeps the whole view and bends its aspect ratio, `longest`
+    keeps the whole view and pads, `shortest` keeps the ratio and cuts the sides off."""
     use_cached_vis_feats: bool = True
     """Train on feature files (fast), or encode the frames anew in every epoch."""
     dv: int | None = Field(default=None, ge=1)
@@ -256,7 +256,9 @@ def _nearest(location: list[str]) -> str:
     """The known key closest to an unknown one: in its own section first, else anywhere."""
     *section, key = location
     everywhere = all_keys()
-    here = [name for name in (everywhere if section else Config.model_fields) if not section or name.startswith(section[0])]
+    here = [
+        name for name in (everywhere if section else Config.model_fields) if not section or name.startswith(section[0])
+    ]
     candidates = {name.split(".")[-1]: name for name in [*everywhere, *here]}
     close = difflib.get_close_matches(key, candidates, n=1, cutoff=0.5)
     if close:

@@ -49,8 +49,8 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         {"sample_id": "run1-0030", "frames": ["images/0.jpg", ...], "telemetry": [8 numbers],
          "risk_id": 0, "reason_id": 3, "action_id": 0, "weight": 1.0, "group": "run1"}
 
-    `frames` are paths relative to the manifest, never outside its folder. `sample_id`, `weight` and `group` are optional;
-    the labels too, for prediction; further fields are ignored.
+    `frames` are paths relative to the manifest, never outside its folder. `sample_id`, `weight` and `group` are
+    optional; the labels too, for prediction; further fields are ignored.
 
     Args:
         manifest: path of the JSONL file.

@@ -10,8 +10,8 @@
 | `sample_id` | optional str, unique within the split |
 | `group` | optional str: the recording that a window comes from |
 
-A dataset whose windows share frames may also have `frame_ids(i)`, `load_frame(frame_id)` and `labels_of(i)` (all but the
-frames): then each frame is read and encoded once. `content_digest()` (str) lets a feature file know its data again, and
+A dataset whose windows share frames may also have `frame_ids(i)`, `load_frame(frame_id)` and `labels_of(i)` (all but
+the frames): then each frame is read and encoded once. `content_digest()` (str) lets a feature file know its data again, and
 `class_weights` (dict head -> list of floats) weighs the classes.
 """
 
@@ -85,7 +85,8 @@ def check_sample(
     if frames:
         if ("frames" in sample) == ("vis_feats" in sample):
             raise DataError(
-                f"{where}: expected one of the keys 'frames' and 'vis_feats', found {', '.join(map(str, sample)) or 'none'}"
+                f"{where}: expected one of the keys 'frames' and 'vis_feats', "
+                f"found the keys {', '.join(map(str, sample)) or '(none)'}"
             )
         if "frames" in sample:
             checked["frames"] = check_frames(sample["frames"], f"{where}: frames", F)
@@ -270,8 +271,8 @@ class Labels:
 
 
 def read_labels(dataset: Any, split: str, F: int) -> Labels:
-    """Read the labels and the telemetry of a whole split: by `labels_of` where the dataset has it, else by reading every
-    sample once.
+    """Read the labels and the telemetry of a whole split: by `labels_of` where the dataset has it, else by reading
+    every sample once.
 
     Raises:
         DataError: what `check_sample` and `check_labels` refuse.
