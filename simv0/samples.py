@@ -11,8 +11,8 @@
 | `group` | optional str: the recording that a window comes from |
 
 A dataset whose windows share frames may also have `frame_ids(i)`, `load_frame(frame_id)` and `labels_of(i)` (all but
-the frames): then each frame is read and encoded once. `content_digest()` (str) lets a feature file know its data again, and
-`class_weights` (dict head -> list of floats) weighs the classes.
+the frames): then each frame is read and encoded once. `content_digest()` (str) lets a feature file know its data again,
+and `class_weights` (dict head -> list of floats) weighs the classes.
 """
 
 import logging

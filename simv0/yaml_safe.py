@@ -26,6 +26,10 @@ _SCALARS = {
 }
 
 
+def _error(problem: str, mark: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+
 class _Loader(yaml.SafeLoader):
     depth = 0
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
@@ -33,10 +37,10 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not used here", event.start_mark)
+            raise _error("aliases (*name) are not used here", event.start_mark)
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"nested deeper than {MAX_DEPTH}", event.start_mark)
+            raise _error(f"nested deeper than {MAX_DEPTH}", event.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -45,13 +49,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:str":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is not text; quote it", key.start_mark
-                )
+                raise _error(f"the key {key.value!r} is not text; quote it", key.start_mark)
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands here twice", key.start_mark
-                )
+                raise _error(f"the key {key.value!r} stands here twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -61,7 +61,7 @@ class _Loader(yaml.SafeLoader):
     def construct_yaml_float(self, node: Any) -> float:
         value = float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
         if not math.isfinite(value):
-            raise yaml.constructor.ConstructorError(None, None, f"{node.value} is not a finite number", node.start_mark)
+            raise _error(f"{node.value} is not a finite number", node.start_mark)
         return value
 
 
