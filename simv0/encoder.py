@@ -1,0 +1,200 @@
+"""The frozen vision encoder: an open_clip image tower, its preprocessing on tensors, and its identity."""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as nnf
+from jaxtyping import Float, Num
+from torch import Tensor, nn
+
+import simv0.torchvision_fix  # noqa: F401  before open_clip, which imports torchvision
+from simv0.config import ModelConfig
+from simv0.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Frames of any size to the encoder's, as open_clip's own PIL transform does it, on batched tensors.
+
+    `squash` bends the aspect ratio and keeps the whole view; `longest` keeps ratio and view and pads with `fill`;
+    `shortest` keeps the ratio and cuts the middle out. uint8 stays uint8 (rounded once per axis, as PIL does; the
+    greatest difference measured is 2 of 255, the mean 0.003), float stays float 0..1. Frames of the right size pass unchanged.
+    """
+
+    size: tuple[int, int]
+    mode: Literal["squash", "longest", "shortest"]
+    interpolation: Literal["bicubic", "bilinear"]
+    fill: int = 0
+
+    def __call__(self, frames: Num[Tensor, "N 3 H W"]) -> Num[Tensor, "N 3 h w"]:
+        """Resize a batch of frames [N,3,H,W], uint8 0..255 or float 0..1."""
+        height, width = frames.shape[-2:]
+        target_h, target_w = self.size
+        if (height, width) == self.size:
+            return frames
+        if self.mode == "squash":
+            return self._interpolate(frames, self.size)
+        if self.mode == "longest":
+            ratio = max(height / target_h, width / target_w)
+            frames = self._interpolate(frames, (round(height / ratio), round(width / ratio)))
+        elif target_h == target_w:  # torchvision's rule: the long side is cut to an int
+            short = min(height, width)
+            frames = self._interpolate(frames, (int(target_h * height / short), int(target_h * width / short)))
+        else:
+            ratio = min(height / target_h, width / target_w)
+            frames = self._interpolate(frames, (round(height / ratio), round(width / ratio)))
+        return self._center(frames)
+
+    def _interpolate(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
+        if frames.dtype == torch.uint8 and frames.device.type == "cpu":
+            return nnf.interpolate(frames, size, mode=self.interpolation, antialias=True)
+        resized = nnf.interpolate(frames.float(), size, mode=self.interpolation, antialias=True)
+        if frames.dtype == torch.uint8:
+            return resized.round_().clamp_(0, 255).to(torch.uint8)
+        return resized.clamp_(0, 1)  # bicubic overshoots
+
+    def _center(self, frames: Tensor) -> Tensor:
+        """Crop the middle out, or pad around it, to `size`."""
+        for axis, target in ((-2, self.size[0]), (-1, self.size[1])):
+            have = frames.shape[axis]
+            if have < target:
+                before = (target - have) // 2
+                pads = [before, target - have - before]
+                fill = self.fill if frames.dtype == torch.uint8 else self.fill / 255
+                frames = nnf.pad(frames, pads if axis == -1 else [0, 0, *pads], value=fill)
+            elif have > target:
+                frames = frames.narrow(axis, round((have - target) / 2.0), target)
+        return frames
+
+
+class Encoder(nn.Module):
+    """A frozen image tower: frames in, features out, never a gradient.
+
+    Attributes:
+        dv: feature width.
+        resize: the geometric part of the preprocessing; runs on CPU tensors, so that loader workers can do it.
+        precision: "fp32" or "bf16", what `auto` came to.
+        identity: every fact that changes a feature: names, digest of the weights, precision, preprocessing.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, visual: nn.Module, preprocess: Mapping[str, Any], name: str, tag: str | None, precision: str):
+        super().__init__()
+        size = preprocess["size"]
+        self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
+        self.resize = Resize(
+            self.image_size, preprocess["resize_mode"], preprocess["interpolation"], preprocess.get("fill_color", 0)
+        )
+        self.precision = precision
+        self.identity: dict[str, Any] = {
+            "vision_encoder_name": _portable_name(name),
+            "vision_pretrained": tag,
+            "vision_weights": weights_digest(visual.state_dict()),
+            "vision_precision": precision,
+            "vision_preprocess": {
+                "size": list(self.image_size),
+                "resize_mode": self.resize.mode,
+                "interpolation": self.resize.interpolation,
+                "fill": self.resize.fill,
+                "mean": [float(x) for x in preprocess["mean"]],
+                "std": [float(x) for x in preprocess["std"]],
+            },
+        }
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.visual = visual.to(self.dtype).requires_grad_(False)
+        self.register_buffer("mean", torch.tensor(preprocess["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocess["std"]).view(1, 3, 1, 1), persistent=False)
+        self.eval()
+        self.dv = self(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8)).shape[-1]
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """Stays in eval mode: batch norm and dropout of a frozen network never train."""
+        return super().train(False)
+
+    # no_grad, not inference_mode: autocast under inference_mode was measured 8 times slower.
+    @torch.no_grad()
+    def forward(self, frames: Num[Tensor, "N 3 H W"]) -> Float[Tensor, "N dv"]:
+        """Encode frames of any size, uint8 0..255 or float 0..1, into float32 features."""
+        frames = self.resize(frames).to(self.mean.device)
+        pixels = frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
+        feats = self.visual(((pixels - self.mean) / self.std).to(self.dtype))
+        if isinstance(feats, tuple):  # towers that also return their tokens
+            feats = feats[0]
+        return feats.float()  # type: ignore[no-any-return]
+
+
+def load_encoder(model: ModelConfig, precision: str = "fp32", device: torch.device | str = "cpu") -> Encoder:
+    """Load the image tower that the config names; the text tower is dropped.
+
+    Args:
+        model: `vision_encoder_name`, `vision_pretrained`, `vision_resize_mode`, and `dv` to check.
+        precision: fp32, bf16, or auto.
+        device: where it runs.
+
+    Raises:
+        ModelError: unknown name or tag, weights that are missing, damaged or not downloadable, a `dv` that differs.
+    """
+    import open_clip
+
+    name, tag = model.vision_encoder_name, model.vision_pretrained
+    if tag is None and not name.startswith(("local-dir:", "hf-hub:")):
+        raise ModelError(
+            f"model.vision_pretrained: {name} without a pretrained tag would have random weights; "
+            f"write one of its tags ({', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'it has none'})"
+        )
+    silenced = logging.root.level
+    logging.root.setLevel(logging.CRITICAL)  # open_clip logs each step, and its errors twice
+    try:
+        clip, _, transform = open_clip.create_model_and_transforms(
+            name, tag, image_resize_mode=model.vision_resize_mode, weights_only=True, require_pretrained=True
+        )
+    except Exception as error:  # open_clip raises bare RuntimeErrors, safetensors and json errors of their own
+        raise ModelError(
+            f"model.vision_encoder_name: {name} (pretrained: {tag}) cannot be loaded: "
+            f"{' '.join(str(error).split())[:300]}; without a network, give a local folder as local-dir:PATH"
+        ) from error
+    finally:
+        logging.root.setLevel(silenced)
+    del transform  # its facts stand in preprocess_cfg
+    preprocess = {**open_clip.get_model_preprocess_cfg(clip), "resize_mode": model.vision_resize_mode}
+    encoder = Encoder(clip.visual, preprocess, name, tag, resolve_precision(precision, device)).to(device)
+    if model.dv is not None and model.dv != encoder.dv:
+        raise ModelError(f"model.dv: the config says {model.dv}, but {name} gives features of width {encoder.dv}")
+    return encoder
+
+
+def resolve_precision(precision: str, device: torch.device | str = "cpu") -> str:
+    """What `auto` comes to: bf16 where the device has bf16 matrix units, else fp32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if has_bf16_units(device) else "fp32"
+
+
+def has_bf16_units(device: torch.device | str) -> bool:
+    """Whether bf16 matrix products run on units of their own (CUDA from compute capability 8, AMX or AVX512-BF16)."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("amx_tile") or capabilities.get("avx512_bf16"))
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes of a state dict, in order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _portable_name(name: str) -> str:
+    """`local-dir:` names keep their last component only: a folder may move, its weights have a digest."""
+    prefix = "local-dir:"
+    return prefix + Path(name.removeprefix(prefix)).name if name.startswith(prefix) else name
