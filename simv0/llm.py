@@ -1,0 +1,252 @@
+"""The frozen decoder-only LLM: prefix vectors in, the hidden state of the last position out.
+
+Any decoder-only family of transformers runs through its own module (`LastHidden`). `load_llm` checks by behaviour what
+a config cannot promise: that positions see only what came before them, and that every weight came from the checkpoint.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+import simv0.torchvision_fix  # noqa: F401
+from simv0.errors import ModelError
+
+log = logging.getLogger("simv0")
+
+
+class FrozenLLM(nn.Module):
+    """A frozen LLM without token embedding and without LM head; always in eval mode.
+
+    Attributes:
+        d: width of the input vectors.
+        hidden_size: width of the hidden state (differs from `d` in a few families, such as OPT-350m).
+        embed_rms: RMS of the LLM's own token embeddings, as they would stand in `inputs_embeds`.
+        identity: `llm_name`, `llm_revision` (None for a folder), `llm_weights` (sha256 over the weight files).
+    """
+
+    def __init__(
+        self, stack: nn.Module, *, d: int, hidden_size: int, embed_rms: float, identity: dict[str, str | None]
+    ) -> None:
+        super().__init__()
+        self.stack = stack.requires_grad_(False)
+        self.d, self.hidden_size, self.embed_rms, self.identity = d, hidden_size, embed_rms, identity
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "FrozenLLM":
+        """Stay in eval mode, whatever is asked for: dropout would make the frozen LLM a moving target."""
+        super().train(False)
+        return self
+
+    def forward(self, inputs_embeds: Float[Tensor, "B T {self.d}"]) -> Float[Tensor, "B {self.hidden_size}"]:
+        """Hidden state of the last position, after the final norm; gradients flow back to `inputs_embeds`."""
+        hidden: Tensor = self.stack(inputs_embeds)
+        return hidden.float()
+
+
+class LastHidden(nn.Module):
+    """Transformers' own module, read out at the last position: the reference path."""
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B h"]:
+        """Run in the compute dtype."""
+        hidden: Tensor = self.model(inputs_embeds=x.to(self.dtype), use_cache=False).last_hidden_state
+        return hidden[:, -1]
+
+
+def load_llm(
+    name: str,
+    revision: str | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    trust_remote_code: bool = False,
+) -> FrozenLLM:
+    """Load a decoder-only LLM, frozen, its weights held once and in `dtype`.
+
+    Args:
+        name: hub name, or path of a local folder with `config.json` and weights.
+        revision: branch, tag or commit on the hub.
+        dtype: type of the weights and of the computation.
+        device: where it runs.
+        trust_remote_code: whether code from the LLM's repository may run.
+
+    Raises:
+        ModelError: not found or not loadable; not decoder-only; weights missing from the checkpoint or not finite;
+            code of its own without `trust_remote_code`.
+    """
+    with _quiet_transformers(progress=not os.path.isdir(name)):  # a download is worth watching
+        model, identity = _load_model(name, revision, dtype, trust_remote_code)
+    embedding = model.get_input_embeddings()
+    if not isinstance(embedding, nn.Embedding):
+        raise ModelError(f"{name}: has no token embedding, so it is not a language model; choose a decoder-only LLM")
+    d, embed_rms = _measure_embedding(embedding)
+    model.set_input_embeddings(nn.Identity())  # its weights are often the largest of all, and nothing looks them up
+    stack = LastHidden(model.to(device), dtype).requires_grad_(False).eval()
+    return FrozenLLM(
+        stack, d=d, hidden_size=_check_causal(model, name, d, dtype), embed_rms=embed_rms, identity=identity
+    )
+
+
+def _load_model(
+    name: str, revision: str | None, dtype: torch.dtype, trust_remote_code: bool
+) -> tuple[Any, dict[str, str | None]]:
+    """The body of the LLM (no LM head) and its identity."""
+    from transformers import AutoConfig, AutoModel
+
+    is_folder = os.path.isdir(name)
+    if not is_folder and name.startswith(("/", ".", "~")):
+        raise ModelError(f"{name}: there is no such folder; give a folder with config.json and weights, or a hub name")
+    where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(name, **where)
+        if config.is_encoder_decoder:
+            raise ModelError(f"{name}: {config.model_type} is an encoder-decoder model; choose a decoder-only LLM")
+        model, report = AutoModel.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype,
+            attn_implementation="eager",  # faster than sdpa at a handful of tokens
+            output_loading_info=True,
+            **where,
+        )
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a foreign checkpoint can make its loader raise
+        raise _explain(name, is_folder, error) from error
+    _check_weights(model, name, report)
+    files = _weight_files(name, revision)
+    return model, {
+        "llm_name": Path(name).resolve().name if is_folder else name,
+        "llm_revision": None if is_folder else files[0].parent.name,  # the hub's cache: snapshots/COMMIT/file
+        "llm_weights": _digest(files),
+    }
+
+
+def _explain(name: str, is_folder: bool, error: Exception) -> ModelError:
+    """The loader's error as one line that says what to do."""
+    text = " ".join(str(error).split())
+    short = text if len(text) <= 150 else text[:147] + "..."
+    if "trust_remote_code" in text:
+        return ModelError(
+            f"{name}: wants to run code from its own repository; read that code, then set model.trust_remote_code: "
+            "true, or choose another LLM"
+        )
+    if is_folder or not isinstance(error, OSError):
+        return ModelError(f"{name}: cannot be loaded as an LLM: {type(error).__name__}: {short}")
+    return ModelError(
+        f"{name}: no such folder, and the hub did not give it; check the name and the network, or download it "
+        f"elsewhere and give the path of its folder ({short})"
+    )
+
+
+def _check_weights(model: nn.Module, name: str, report: dict[str, Any]) -> None:
+    """Refuse what transformers would fill in at random, and NaN or inf."""
+    missing = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
+    if missing:
+        raise ModelError(
+            f"{name}: {len(missing)} weights are missing from the checkpoint (first: {missing[0]}); "
+            "is it a whole checkpoint of a decoder-only LLM?"
+        )
+    for key, weight in model.named_parameters():
+        if not all(extreme.isfinite() for extreme in weight.aminmax()):  # passes NaN on; needs no memory
+            raise ModelError(f"{name}: the weight {key} has values that are not finite in {weight.dtype}")
+
+
+def _check_causal(model: Any, name: str, d: int, dtype: torch.dtype) -> int:
+    """Refuse a model whose first position sees later ones; returns the width of its hidden state."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 3, d, generator=generator).to(next(model.parameters()).device, dtype).requires_grad_()
+    try:
+        hidden = model(inputs_embeds=x, use_cache=False).last_hidden_state
+        # A random direction: the plain sum over a LayerNorm's output does not depend on its input.
+        direction = torch.randn(hidden.shape[-1], generator=generator).to(hidden.device)
+        (gradient,) = torch.autograd.grad(hidden[0, 0].float() @ direction, x)
+    except Exception as error:  # a model that takes no inputs_embeds can fail in any way
+        raise ModelError(f"{name}: does not run on inputs_embeds: {' '.join(str(error).split())[:200]}") from error
+    if gradient[0, 1:].any():
+        raise ModelError(f"{name}: its first position sees later ones (an encoder); choose a decoder-only LLM")
+    if not gradient[0, 0].any():
+        raise ModelError(f"{name}: its output does not depend on inputs_embeds; choose another LLM")
+    return int(hidden.shape[-1])
+
+
+@torch.no_grad()
+def _measure_embedding(embedding: nn.Embedding) -> tuple[int, float]:
+    """Width and RMS of what the embedding module gives, over its whole vocabulary.
+
+    The module is asked rather than its weight read: Gemma scales inside it. What a family does to `inputs_embeds` after
+    that (Granite multiplies) it does to tokens and prefix vectors alike.
+    """
+    total, count, width = 0.0, 0, 0
+    for ids in torch.split(torch.arange(embedding.num_embeddings, device=embedding.weight.device), 8192):
+        vectors = embedding(ids).float()
+        total, count, width = total + vectors.square().sum().item(), count + vectors.numel(), vectors.shape[-1]
+    return width, (total / count) ** 0.5
+
+
+def _weight_files(name: str, revision: str | None) -> list[Path]:
+    """The files that transformers reads the weights from: safetensors, else bin; one file, else shards."""
+    from transformers.utils.hub import cached_file
+
+    def find(file: str) -> Path | None:
+        # `from_pretrained` has just downloaded what there is.
+        path = cached_file(
+            name,
+            file,
+            revision=revision,
+            local_files_only=True,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return Path(path) if path else None
+
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        if path := find(whole):
+            return [path]
+        if index := find(f"{whole}.index.json"):
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            return [path for shard in shards if (path := find(shard))]
+    raise ModelError(f"{name}: has neither model.safetensors nor pytorch_model.bin; save it with save_pretrained")
+
+
+def _digest(files: list[Path]) -> str:
+    """sha256 over the contents, one after the other."""
+    sha = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                sha.update(block)
+    return sha.hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet_transformers(progress: bool) -> Iterator[None]:
+    """No loading report (our own checks read it), no word of retries, no sending of .bin files to a converter."""
+    from transformers.utils import logging as noise
+
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    verbosity, bars, hub = noise.get_verbosity(), noise.is_progress_bar_enabled(), logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    noise.set_verbosity(logging.ERROR)
+    hub.setLevel(logging.CRITICAL)
+    if not progress:
+        noise.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        noise.set_verbosity(verbosity)
+        hub.setLevel(hub_level)
+        if bars:
+            noise.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,278 @@
+"""The reference path of the frozen LLM: every family against its own CausalLM, and what is refused."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import simv0.torchvision_fix  # noqa: F401
+from simv0.errors import ModelError
+from simv0.llm import FrozenLLM, load_llm
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+}
+GROUPED = SMALL | {"num_key_value_heads": 2, "head_dim": 8}
+OPT = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "ffn_dim": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "word_embed_proj_dim": 32,
+    "max_position_embeddings": 64,
+}
+FAMILIES: dict[str, Any] = {
+    "llama": tf.LlamaConfig(**GROUPED),
+    "qwen2": tf.Qwen2Config(**GROUPED),
+    "qwen3": tf.Qwen3Config(**GROUPED),
+    "mistral": tf.MistralConfig(**GROUPED, sliding_window=4),
+    "gemma": tf.GemmaConfig(**GROUPED),
+    "gemma2": tf.Gemma2Config(**GROUPED, sliding_window=4),
+    "gemma3": tf.Gemma3TextConfig(**GROUPED, sliding_window=4),
+    "gpt2": tf.GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0),
+    "gpt_neox": tf.GPTNeoXConfig(**SMALL),
+    "opt": tf.OPTConfig(**OPT),
+    "opt_projected": tf.OPTConfig(**OPT | {"word_embed_proj_dim": 16, "do_layer_norm_before": False}),
+    "phi": tf.PhiConfig(**SMALL, num_key_value_heads=2),
+    "granite": tf.GraniteConfig(**SMALL, embedding_multiplier=12.0),
+}
+
+
+def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Norms that are not 1 and biases that are not 0, so that a test sees them; no dropout."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One saved CausalLM of every family."""
+    folders = {}
+    for family, config in FAMILIES.items():
+        folders[family] = tmp_path_factory.mktemp("llm") / family
+        shaken(tf.AutoModelForCausalLM.from_config(config)).save_pretrained(folders[family])
+    return folders
+
+
+def prefix(llm: FrozenLLM, batch: int = 3, tokens: int = 6) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return (torch.randn(batch, tokens, llm.d, generator=generator) * llm.embed_rms).requires_grad_()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_agrees_with_its_causal_lm(family: str, checkpoints: dict[str, Path]) -> None:
+    """Outputs and input gradients, in train mode too; real tokens at our scale are tokens to the LLM."""
+    llm = load_llm(str(checkpoints[family])).train()
+    causal = tf.AutoModelForCausalLM.from_pretrained(checkpoints[family]).eval()
+    x = prefix(llm)
+    weigh = torch.randn(3, llm.hidden_size, generator=torch.Generator().manual_seed(2))
+
+    def causal_hidden(**inputs: Any) -> torch.Tensor:
+        hidden: torch.Tensor = causal(**inputs, output_hidden_states=True, use_cache=False).hidden_states[-1][:, -1]
+        return hidden
+
+    ours, theirs = llm(x), causal_hidden(inputs_embeds=x)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    (our_gradient,) = torch.autograd.grad((ours * weigh).sum(), x)
+    (their_gradient,) = torch.autograd.grad((theirs * weigh).sum(), x)
+    assert our_gradient.abs().sum(dim=(0, 2)).min() > 0  # every position is heard
+    torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-3, atol=1e-4 * float(their_gradient.abs().max()))
+    assert not any(weight.requires_grad for weight in llm.parameters())
+    assert not any(module.training for module in llm.modules())
+
+    ids = torch.arange(50).reshape(5, 10)
+    tokens = causal.get_input_embeddings()(ids)
+    assert llm.embed_rms == pytest.approx(tokens.square().mean().sqrt().item(), rel=1e-5)
+    torch.testing.assert_close(llm(tokens), causal_hidden(input_ids=ids), rtol=1e-4, atol=1e-5)
+
+
+def test_widths_of_a_projected_opt(checkpoints: dict[str, Path]) -> None:
+    llm = load_llm(str(checkpoints["opt_projected"]))
+    assert (llm.d, llm.hidden_size) == (16, 16)
+
+
+def test_token_embedding_and_head_are_not_held(checkpoints: dict[str, Path]) -> None:
+    llm = load_llm(str(checkpoints["llama"]))
+    assert not any(50 in weight.shape for weight in llm.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_are_held_in_the_compute_dtype_only(dtype: torch.dtype, checkpoints: dict[str, Path]) -> None:
+    exact = load_llm(str(checkpoints["gpt2"]))
+    llm = load_llm(str(checkpoints["gpt2"]), dtype=dtype)
+    assert {weight.dtype for weight in llm.parameters()} == {dtype}
+    x = prefix(llm)
+    out = llm(x)
+    assert out.dtype == torch.float32
+    assert (out - exact(x)).norm() < 0.03 * exact(x).norm()
+    out.sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype == torch.float32
+
+
+def test_identity_is_of_the_files_not_of_the_dtype(checkpoints: dict[str, Path]) -> None:
+    folder = checkpoints["llama"]
+    expected = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    for dtype in (torch.float32, torch.bfloat16):
+        assert load_llm(str(folder), dtype=dtype).identity == {
+            "llm_name": "llama",
+            "llm_revision": None,
+            "llm_weights": expected,
+        }
+
+
+def test_identity_of_shards_and_of_the_hub_cache(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layout of the hub's cache, made by hand; offline, as on a robot."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repo = tmp_path / "hub" / "models--someone--tiny"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    model = tf.AutoModelForCausalLM.from_pretrained(checkpoints["llama"])
+    model.save_pretrained(repo / "snapshots" / commit, max_shard_size="20KB")
+    shards = sorted((repo / "snapshots" / commit).glob("*.safetensors"))
+    assert len(shards) > 1
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert load_llm("someone/tiny").identity == {
+        "llm_name": "someone/tiny",
+        "llm_revision": commit,
+        "llm_weights": hashlib.sha256(b"".join(shard.read_bytes() for shard in shards)).hexdigest(),
+    }
+
+
+def test_embed_rms_by_hand(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """Half of the rows are 3, half are 4: RMS sqrt((9 + 16) / 2); Gemma multiplies its tokens by sqrt(width)."""
+    for family, factor in (("llama", 1.0), ("gemma2", 32**0.5)):
+        model = tf.AutoModelForCausalLM.from_pretrained(checkpoints[family])
+        with torch.no_grad():
+            model.get_input_embeddings().weight[:25] = 3.0
+            model.get_input_embeddings().weight[25:] = -4.0
+        model.save_pretrained(tmp_path / family)
+        assert load_llm(str(tmp_path / family)).embed_rms == pytest.approx(12.5**0.5 * factor, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            tf.T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4),
+            "t5 is an encoder-decoder model; choose a decoder-only LLM",
+        ),
+        (tf.BertConfig(**SMALL), "its first position sees later ones (an encoder); choose a decoder-only LLM"),
+        (
+            tf.ViTConfig(
+                hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, image_size=32
+            ),
+            "has no token embedding, so it is not a language model; choose a decoder-only LLM",
+        ),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_refuses_what_is_not_decoder_only(config: Any, message: str, tmp_path: Path) -> None:
+    tf.AutoModel.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError) as caught:
+        load_llm(str(tmp_path))
+    assert str(caught.value) == f"{tmp_path}: {message}"
+
+
+def edited(source: Path, target: Path, edit: Any) -> str:
+    """A copy of a checkpoint whose weights went through `edit`."""
+    target.mkdir()
+    (target / "config.json").write_bytes((source / "config.json").read_bytes())
+    weights = load_file(source / "model.safetensors")
+    edit(weights)
+    save_file(weights, target / "model.safetensors", {"format": "pt"})
+    return str(target)
+
+
+def test_refuses_missing_weights(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    key = "model.layers.1.mlp.up_proj.weight"
+    name = edited(checkpoints["llama"], tmp_path / "m", lambda weights: weights.pop(key))
+    with pytest.raises(ModelError, match=r"1 weights are missing from the checkpoint \(first: layers.1.mlp.up_proj"):
+        load_llm(name)
+
+
+def test_refuses_weights_of_another_shape(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    key = "model.layers.1.mlp.up_proj.weight"
+    name = edited(checkpoints["llama"], tmp_path / "m", lambda weights: weights.update({key: torch.zeros(7, 32)}))
+    with pytest.raises(ModelError, match="cannot be loaded as an LLM: RuntimeError") as caught:
+        load_llm(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_refuses_weights_that_are_not_finite(bad: float, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    key = "model.norm.weight"
+    name = edited(checkpoints["llama"], tmp_path / "m", lambda weights: weights[key][3].fill_(bad))
+    with pytest.raises(ModelError, match=r"the weight norm.weight has values that are not finite in torch.float32"):
+        load_llm(name)
+
+
+def test_refuses_weights_that_overflow_in_fp16(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    key = "model.norm.weight"
+    name = edited(checkpoints["llama"], tmp_path / "m", lambda weights: weights[key][3].fill_(1e6))
+    with pytest.raises(ModelError, match=r"not finite in torch.float16"):
+        load_llm(name, dtype=torch.float16)
+
+
+def test_refuses_foreign_code(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "homemade", "auto_map": {"AutoConfig": "homemade.Config", "AutoModel": "homemade.Model"}}'
+    )
+    (tmp_path / "homemade.py").write_text("raise SystemExit('ran foreign code')")
+    with pytest.raises(ModelError, match="wants to run code from its own repository") as caught:
+        load_llm(str(tmp_path))
+    assert "model.trust_remote_code: true" in str(caught.value)
+
+
+def test_refuses_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="there is no such folder; give a folder with config"):
+        load_llm(str(tmp_path / "nothing"))
+    with pytest.raises(ModelError, match="cannot be loaded as an LLM"):
+        load_llm(str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="no such folder, and the hub did not give it") as caught:
+        load_llm("nobody/nothing")
+    assert "give the path of its folder" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_damaged_weights(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    name = edited(checkpoints["llama"], tmp_path / "m", lambda weights: None)
+    file = tmp_path / "m" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="cannot be loaded as an LLM"):
+        load_llm(name)
+
+
+@pytest.mark.skipif("SIMV0_REAL" not in os.environ, reason="SIMV0_REAL is not set: the pretrained LLM is not here")
+def test_pretrained_llm_reads_a_story() -> None:
+    """Through our path the pretrained LLM knows its language: its own head predicts the story's next tokens."""
+    folder = os.environ["SIMV0_REAL"] + "/llm/stories260K"
+    tokenizer = tf.AutoTokenizer.from_pretrained(folder)
+    causal = tf.AutoModelForCausalLM.from_pretrained(folder)
+    llm = load_llm(folder)
+    ids = tokenizer("Once upon a time, there was a little girl named Lily.", return_tensors="pt").input_ids
+    embeds = causal.get_input_embeddings()(ids)
+    states = torch.stack([llm(embeds[:, : n + 1]) for n in range(ids.shape[1])], dim=1)
+    expected = causal(ids, output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-4)
+    logits = causal.lm_head(states[:, :-1])
+    assert nn.functional.cross_entropy(logits[0], ids[0, 1:]) < 1.5  # uniform: log(512) = 6.2
