@@ -1,5 +1,152 @@
-"""The command line: parse, call one function, print."""
+"""The command line: parse, call one function, print. Nothing here imports torch before a command needs it."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True)
+from simv0.errors import SimError
+
+app = typer.Typer(
+    help="How risky is this window, why, and what to do: a small model around a frozen encoder and a frozen LLM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigPath = Annotated[Path, typer.Option("--config", help="The YAML config.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one config key; repeatable.")
+]
+CkptPath = Annotated[Path, typer.Option("--ckpt", help="A checkpoint, such as best.pt.", show_default=False)]
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Print what the user can mend as plain lines on stderr, with its exit code; all else keeps its traceback."""
+    logger = logging.getLogger("simv0")
+    logger.setLevel(logging.INFO)
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)]
+    handlers[0].addFilter(lambda record: record.levelno < logging.WARNING)
+    handlers[1].setLevel(logging.WARNING)
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    except SimError as error:
+        for line in str(error).splitlines():
+            typer.echo(f"error: {line}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+
+
+@app.command("cache-vis")
+def cache_vis(
+    config: ConfigPath,
+    set_: Overrides = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace feature files that belong to other data.")] = False,
+) -> None:
+    """Run the vision encoder once over both splits and write their feature files."""
+    with user_errors():
+        from simv0.config import load_config
+
+        loaded = load_config(config, set_)
+        from cache.pipeline import cache_vis as run
+
+        run(loaded, overwrite=overwrite)
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    set_: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in output_dir.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in output_dir.")] = False,
+) -> None:
+    """Train projector, telemetry MLP, task token and heads."""
+    with user_errors():
+        from simv0.config import load_config
+        from simv0.errors import ConfigError
+
+        loaded = load_config(config, set_)
+        if resume and overwrite:
+            raise ConfigError("--resume and --overwrite exclude each other")
+        from simv0.fit import fit
+
+        run = fit(loaded, resume=resume, overwrite=overwrite)
+        typer.echo(f"best checkpoint: {run.best}")
+
+
+@app.command()
+def evaluate(
+    ckpt: CkptPath,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="The config; by default the run's config_resolved.yaml.")
+    ] = None,
+    set_: Overrides = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="A feature file, or another split path for the dataset class.")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="val or train.")] = "val",
+) -> None:
+    """Say how good a checkpoint is."""
+    with user_errors():
+        from simv0.config import load_config
+        from simv0.errors import ConfigError
+
+        if split not in ("train", "val"):
+            raise ConfigError(f"--split: expected train or val, found {split}")
+        if set_ and config is None:
+            raise ConfigError("--set changes a config: give --config too")
+        loaded = load_config(config, set_) if config is not None else None
+        from cli.tables import metrics_table
+        from simv0.evaluation import evaluate_checkpoint
+
+        metrics, folder = evaluate_checkpoint(ckpt, loaded, data, split)
+        metrics_table(metrics, f"{ckpt.name} on {data or split}")
+        typer.echo(f"written to {folder}")
+
+
+@app.command()
+def predict(
+    ckpt: CkptPath,
+    data: Annotated[Path, typer.Option("--data", help="A manifest of windows; labels are not needed.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Where the frozen networks are, if not where the run had them.")
+    ] = None,
+    set_: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write here instead of stdout.")] = None,
+) -> None:
+    """Print one JSON line a window: risk, reason, action and their probabilities."""
+    with user_errors():
+        from simv0.config import load_config
+
+        loaded = load_config(config, set_) if config is not None else None
+        from simv0.evaluation import predict_manifest
+        from simv0.files import write_atomically
+
+        lines = (json.dumps(row) for row in predict_manifest(ckpt, data, loaded))
+        if out is None:
+            for line in lines:
+                typer.echo(line)
+        else:
+            write_atomically(out, "".join(line + "\n" for line in lines).encode())
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path("runs/demo"),
+) -> None:
+    """Make a small rover world, cache, train and evaluate in it: offline, under a minute."""
+    with user_errors():
+        from cli.demo import run_demo
+
+        run_demo(out)

@@ -106,7 +106,20 @@ class TrainingConfig(Section):
     epochs: int = Field(default=10, ge=1)
     """Passes over the train split."""
     lr: float = Field(default=1e-3, gt=0)
-    """Learning rate of AdamW."""
+    """Learning rate of AdamW, at its peak."""
+    lr_scale: dict[Literal["projector", "telemetry_mlp", "task_token", "heads"], float] = {
+        "projector": 1.0,
+        "telemetry_mlp": 10.0,
+        "task_token": 10.0,
+        "heads": 10.0,
+    }
+    """Factor on `lr` per module: the wide projector overfits, the others are small and slow (docs/quality.md)."""
+    schedule: Literal["one_cycle", "constant"] = "one_cycle"
+    """Course of the learning rate: `one_cycle` rises over the first 30 % of the steps and falls to zero by a cosine."""
+    visual_dropout: float = Field(default=0.5, ge=0, lt=1)
+    """Share of the training samples that are shown without their visual tokens, so that telemetry is learnt too."""
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the target that is spread over all classes of a head."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's decay of weight matrices; biases and the task token are not decayed."""
     grad_clip: float = Field(default=1.0, gt=0)
@@ -122,6 +135,8 @@ class TrainingConfig(Section):
     Recall alone is won by a model that always says "high"; ties go to macro_f1."""
     confidence_weight: float = Field(default=0.1, ge=0)
     """Weight of the confidence head's loss."""
+    checkpoint_every_steps: int | None = Field(default=None, ge=1)
+    """Also write last.pt every so many steps within an epoch; unset: at the end of each epoch."""
 
 
 class EvaluationConfig(Section):

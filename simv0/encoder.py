@@ -23,7 +23,8 @@ class Resize:
 
     `squash` bends the aspect ratio and keeps the whole view; `longest` keeps ratio and view and pads with `fill`;
     `shortest` keeps the ratio and cuts the middle out. uint8 stays uint8 (rounded once per axis, as PIL does; the
-    greatest difference measured is 2 of 255, the mean 0.003), float stays float 0..1. Frames of the right size pass unchanged.
+    greatest difference measured is 2 of 255, the mean 0.003), float stays float 0..1. Frames of
+    the right size pass unchanged.
     """
 
     size: tuple[int, int]

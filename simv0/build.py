@@ -1,0 +1,95 @@
+"""From a config to the things that train: device, model, stats, optimizer, learning rate."""
+
+import math
+
+import torch
+
+from simv0.config import Config, TrainingConfig
+from simv0.encoder import Encoder
+from simv0.errors import ConfigError
+from simv0.llm import load_llm
+from simv0.model import TRAINABLE, SimV0Model
+from simv0.splits import Split, feature_stats, telemetry_stats
+from simv0.trainer import to_device
+
+
+def pick_device(config: Config) -> torch.device:
+    """CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: fp16 without CUDA.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if compute_dtype(config) is torch.float16 and device.type != "cuda":
+        raise ConfigError("training.amp_dtype: fp16 needs CUDA; write bf16 here, or training.amp: false")
+    return device
+
+
+def compute_dtype(config: Config) -> torch.dtype:
+    """Type of the frozen LLM's weights and of its matrix products."""
+    if not config.training.amp:
+        return torch.float32
+    return torch.bfloat16 if config.training.amp_dtype == "bf16" else torch.float16
+
+
+def build_model(config: Config, dv: int, encoder: Encoder | None, device: torch.device) -> SimV0Model:
+    """Load the frozen LLM and put freshly seeded trainable modules around it.
+
+    Raises:
+        ModelError: an LLM that cannot be loaded, or whose width is not `model.d`.
+    """
+    wanted = config.model
+    llm = load_llm(
+        wanted.llm_name_or_path,
+        wanted.llm_revision,
+        dtype=compute_dtype(config),
+        device=device,
+        trust_remote_code=wanted.trust_remote_code,
+    )
+    if wanted.d is not None and wanted.d != llm.d:
+        raise ConfigError(f"model.d: the config says {wanted.d}, but {wanted.llm_name_or_path} has width {llm.d}")
+    torch.manual_seed(config.training.seed)
+    model = SimV0Model(
+        llm,
+        dv=dv,
+        F=wanted.F,
+        K=wanted.K,
+        confidence_head=wanted.confidence_head,
+        encoder=encoder,
+        visual_dropout=config.training.visual_dropout,
+    )
+    return model.to(device)
+
+
+def set_stats(model: SimV0Model, train: Split, config: Config) -> None:
+    """Give the model the train split's telemetry and feature stats."""
+    device = model.task_token.device
+    telemetry = telemetry_stats(train.labels.telemetry) if config.data.telemetry_norm == "train" else None
+    with torch.no_grad():
+        feats = feature_stats(train, lambda batch: model.encode(to_device(batch, device)), model.encoder is not None)
+    model.set_stats(telemetry, feats)
+
+
+def make_optimizer(model: SimV0Model, training: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW with one learning rate a module; only weight matrices are decayed, not biases and tokens."""
+    groups = []
+    for module in TRAINABLE:
+        peak = training.lr * training.lr_scale.get(module, 1.0)  # type: ignore[call-overload]
+        named = [(name, p) for name, p in model.named_parameters() if name.split(".")[0] == module]
+        for decayed in (True, False):
+            parameters = [p for _, p in named if (p.ndim > 1) == decayed]
+            decay = training.weight_decay if decayed else 0.0
+            if parameters:
+                groups.append({"params": parameters, "lr": peak, "peak_lr": peak, "weight_decay": decay})
+    return torch.optim.AdamW(groups)
+
+
+def lr_factor(schedule: str, step: int, total: int) -> float:
+    """Factor on the peak learning rate before step `step` of `total` (one-cycle: Smith & Topin 2018)."""
+    if schedule == "constant":
+        return 1.0
+    warm = 0.3 * total
+    at = step + 0.5
+    if at < warm:
+        return 0.5 - 0.5 * math.cos(math.pi * at / warm)
+    return 0.5 + 0.5 * math.cos(math.pi * (at - warm) / (total - warm))

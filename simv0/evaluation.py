@@ -1,0 +1,114 @@
+"""`simv0 evaluate` and `simv0 predict`: what a checkpoint says about a split, or about windows without labels."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from simv0.cached import CachedDataset
+from simv0.checkpoint import Checkpoint, check_frozen, load_checkpoint
+from simv0.config import Config, load_config
+from simv0.datasets import ManifestDataset
+from simv0.errors import CheckpointError, ConfigError
+from simv0.files import told_plainly, write_atomically
+from simv0.metrics import Metrics
+from simv0.model import predictions
+from simv0.predict import Predictor, config_of, load_model, load_trained_encoder
+from simv0.samples import Batch, CheckedDataset, collate
+from simv0.splits import Split, eval_loader, open_split
+from simv0.trainer import evaluate
+
+log = logging.getLogger("simv0")
+
+
+def evaluate_checkpoint(
+    ckpt: str | Path, config: Config | None = None, data: str | None = None, split: str = "val"
+) -> tuple[Metrics, Path]:
+    """Evaluate a checkpoint; writes `metrics.json` and `predictions.jsonl` into the run's `evaluation/`.
+
+    Args:
+        ckpt: a checkpoint; inside a run, the config comes from the run's `config_resolved.yaml`.
+        config: overrides that; needed for a checkpoint outside a run.
+        data: instead of the config's split: a feature file (`.h5`) or another split path for its dataset class.
+        split: "val" or "train".
+
+    Returns:
+        The metrics, and the folder that they were written to.
+
+    Raises:
+        SimError: what the user can mend.
+    """
+    ckpt = Path(ckpt)
+    checkpoint = load_checkpoint(ckpt)
+    run = run_of(ckpt)
+    if config is None:
+        if run is None:
+            raise ConfigError(f"{ckpt}: lies outside a run, so its data is unknown; give --config")
+        config = load_config(run / "config_resolved.yaml")
+    source, encodes = _open(checkpoint, ckpt, config, data, split)
+    model = load_model(checkpoint, ckpt, config, with_encoder=encodes)
+    rows: list[dict[str, Any]] = []
+
+    def keep(batch: Batch, logits: dict[str, Tensor]) -> None:
+        rows.extend(predictions(logits, batch["sample_id"]))
+
+    batches = eval_loader(source, config.evaluation.batch_size, config.data.num_workers)
+    metrics = evaluate(model, batches, model.task_token.device, on_batch=keep)
+    folder = (run or ckpt.parent) / "evaluation"
+    with told_plainly(folder):
+        folder.mkdir(exist_ok=True)
+    about = {"checkpoint": ckpt.name, "epoch": checkpoint.meta.epoch, "data": data or split, "windows": len(rows)}
+    write_atomically(folder / "metrics.json", (json.dumps({**about, **metrics}, indent=2) + "\n").encode())
+    write_atomically(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    return metrics, folder
+
+
+def _open(checkpoint: Checkpoint, ckpt: Path, config: Config, data: str | None, split: str) -> tuple[Split, bool]:
+    """The split to evaluate, and whether its frames must be encoded."""
+    if data is not None and data.endswith(".h5"):
+        cached = CachedDataset(data, config.cache.in_memory)
+        source = Split(split, cached, cached.labels, cached.class_weights, cached.dv, cached.identity)
+    else:
+        if data is not None:
+            override = {"train_split_path": data, "val_split_path": data}
+            config = config.model_copy(update={"data": config.data.model_copy(update=override)})
+        encodes = checkpoint.meta.encoder is not None and (data is not None or not config.model.use_cached_vis_feats)
+        encoder = load_trained_encoder(checkpoint, ckpt, config, "cpu") if encodes else None
+        source = open_split(config, split, encoder)
+        if encodes:
+            return source, True
+    trained = checkpoint.meta.encoder
+    if source.identity is not None:
+        present = {key: value for key, value in source.identity.items() if key.startswith("vision_")}
+        check_frozen("vision encoder", trained, present, ckpt)
+    if source.dv != checkpoint.meta.dv:
+        raise CheckpointError(f"{ckpt}: was trained on features of width {checkpoint.meta.dv}, found {source.dv}")
+    return source, False
+
+
+def predict_manifest(ckpt: str | Path, manifest: str | Path, config: Config | None = None) -> Iterator[dict[str, Any]]:
+    """Predictions for the windows of a manifest, labels not needed, in its order.
+
+    Raises:
+        SimError: what the user can mend.
+    """
+    dataset = ManifestDataset(manifest)
+    predictor = Predictor.load(ckpt, config)
+    config = config or config_of(load_checkpoint(ckpt), ckpt)
+    assert predictor.model.encoder is not None
+    checked = CheckedDataset(
+        dataset, Path(manifest).name, F=predictor.meta.F, labels=False, resize=predictor.model.encoder.resize
+    )
+    loader = DataLoader(checked, batch_size=8, collate_fn=collate, num_workers=config.data.num_workers)
+    for batch in loader:
+        yield from predictor.predict_batch(batch)
+
+
+def run_of(ckpt: Path) -> Path | None:
+    """The run that a checkpoint lies in (`RUN/checkpoints/x.pt` beside `RUN/config_resolved.yaml`)."""
+    run = ckpt.resolve().parent.parent
+    return run if (run / "config_resolved.yaml").is_file() else None

@@ -1,0 +1,242 @@
+"""`fit`: a config in, a finished run out; killed at any moment, `resume` goes on to the same end."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simv0.build import build_model, compute_dtype, lr_factor, make_optimizer, pick_device, set_stats
+from simv0.checkpoint import Checkpoint, Meta, save_checkpoint
+from simv0.config import Config
+from simv0.encoder import load_encoder
+from simv0.errors import TrainingError
+from simv0.labels import HEADS, HIGH
+from simv0.metrics import Metrics, Tally, ranking
+from simv0.model import SimV0Model
+from simv0.resume import Position, find_checkpoint, restore
+from simv0.rundir import RunDir, append_line, provenance
+from simv0.samples import warn_of_leakage
+from simv0.splits import BatchOrder, Split, eval_loader, open_split, split_digest, train_loader
+from simv0.stopping import Stopped, stop_request
+from simv0.trainer import evaluate, train_one_epoch
+
+log = logging.getLogger("simv0")
+
+
+def fit(config: Config, *, overwrite: bool = False, resume: bool = False) -> RunDir:
+    """Train as the config says; everything lands in `output.output_dir`.
+
+    Args:
+        config: a checked config.
+        overwrite: replace the run that is there.
+        resume: go on with the run that is there, or begin one.
+
+    Raises:
+        SimError: what the user can mend; found before training starts wherever it can be.
+    """
+    run = RunDir(config.output.output_dir)
+    run.claim()
+    try:
+        if run.holds_a_run and not (overwrite or resume):
+            raise TrainingError(
+                f"{run.root}: holds a run already; use --resume to go on with it, --overwrite to replace it, "
+                "or another output.output_dir"
+            )
+        checkpoint = find_checkpoint(run, config) if resume else None
+        if checkpoint is not None and checkpoint.meta.epoch == config.training.epochs:
+            log.info(f"{run.root}: this run is finished ({config.training.epochs} epochs); nothing to do")
+            return run
+        _train(config, run, checkpoint)
+    finally:
+        run.release()
+    return run
+
+
+def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None) -> None:
+    device = pick_device(config)
+    encoder = None if config.model.use_cached_vis_feats else load_encoder(config.model, config.cache.precision, device)
+    train, val = (open_split(config, name, encoder) for name in ("train", "val"))
+    model = build_model(config, train.dv, encoder, device)
+    digests = {"train": split_digest(train), "val": split_digest(val)}
+    optimizer = make_optimizer(model, config.training)
+    scaler = torch.amp.GradScaler(device.type) if compute_dtype(config) is torch.float16 else None
+    position = Position()
+    if checkpoint is None:
+        set_stats(model, train, config)
+        run.begin(config)
+    else:
+        position = restore(checkpoint, run, model, optimizer, scaler, digests)
+    handler = run.log_to_file()
+    try:
+        _introduce(config, model, train, val, device, position)
+        _epochs(config, run, position, model, optimizer, scaler, train, val, digests)
+    finally:
+        logging.getLogger("simv0").removeHandler(handler)
+        handler.close()
+
+
+def _epochs(
+    config: Config,
+    run: RunDir,
+    position: Position,
+    model: SimV0Model,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None,
+    train: Split,
+    val: Split,
+    digests: dict[str, str],
+) -> None:
+    """The epochs from `position` on."""
+    training, device = config.training, model.task_token.device
+    order = BatchOrder(len(train.labels), config.batch_size, training.seed)
+    steps = len(order)
+    batches = train_loader(train, order, config.data.num_workers)
+    val_batches = eval_loader(val, config.evaluation.batch_size, config.data.num_workers)
+    class_weights = _class_weights(train, device)
+    meta: dict[str, Any] = describe(config, model, train)
+
+    def save_last(metrics: Metrics) -> None:
+        state = {
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "epoch": position.epoch,
+            "step": position.step,
+            "tally": position.tally.state(),
+            "best": list(position.best),
+            "digests": digests,
+        }
+        content = Checkpoint(
+            meta=Meta(**meta, epoch=position.epoch, metrics=metrics), state=model.trainable_state(), training=state
+        )
+        save_checkpoint(run.last, content, previous=run.previous)
+
+    def before_step() -> None:
+        step = position.epoch * steps + position.step
+        torch.manual_seed(training.seed * 1_000_003 + step)  # every random draw is a function of (seed, step)
+        factor = lr_factor(training.schedule, step, training.epochs * steps)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+    def after_step() -> None:
+        position.step += 1
+        every = training.checkpoint_every_steps
+        if stop.asked or (every and position.step % every == 0):
+            save_last({})
+        if stop.asked:
+            raise Stopped(
+                f"{run.root}: stopped by {stop.asked} in epoch {position.epoch + 1} after step {position.step} of "
+                f"{steps}; the checkpoint is written: go on with --resume"
+            )
+
+    log.info(table_head())
+    with stop_request() as stop:
+        while position.epoch < training.epochs:
+            order.epoch, order.start = position.epoch, position.step
+            learnt = train_one_epoch(
+                model,
+                batches,
+                optimizer,
+                scaler,
+                device,
+                class_weights=class_weights,
+                label_smoothing=training.label_smoothing,
+                confidence_weight=training.confidence_weight,
+                grad_clip=training.grad_clip,
+                tally=position.tally,
+                before_step=before_step,
+                after_step=after_step,
+            )
+            measured = evaluate(model, val_batches, device, class_weights=class_weights)
+            position.epoch, position.step, position.tally = position.epoch + 1, 0, Tally()
+            append_line(run.train_metrics, {"epoch": position.epoch, **learnt})
+            append_line(run.val_metrics, {"epoch": position.epoch, **measured})
+            rates = {key: value for key, value in measured.items() if key not in ("seconds", "data_wait_share")}
+            better = ranking(measured, training.best_metric) > position.best
+            if better:
+                position.best = ranking(measured, training.best_metric)
+                content = Checkpoint(
+                    meta=Meta(**meta, epoch=position.epoch, metrics=rates), state=model.trainable_state()
+                )
+                save_checkpoint(run.best, content)
+            save_last(rates)
+            log.info(table_row(position.epoch, learnt, measured, better))
+
+
+def _class_weights(train: Split, device: torch.device) -> dict[str, Tensor] | None:
+    if train.class_weights is None:
+        return None
+    return {head: torch.tensor(weights, device=device) for head, weights in train.class_weights.items()}
+
+
+def describe(config: Config, model: SimV0Model, train: Split) -> dict[str, Any]:
+    """The fields of `Meta` that stay the same throughout a run."""
+    encoder = model.encoder.identity if model.encoder is not None else None
+    if train.identity is not None:
+        encoder = {key: value for key, value in train.identity.items() if key.startswith("vision_")}
+    return {
+        "dv": model.dv,
+        "d": model.llm.d,
+        "F": model.F,
+        "K": model.K,
+        "confidence_head": "confidence" in model.heads,
+        "labels": {head: list(names) for head, names in HEADS.items()},
+        "llm": model.llm.identity,
+        "encoder": encoder,
+        "alarm": None,
+        "config": config.model_dump(),
+        "provenance": provenance(),
+    }
+
+
+def _introduce(
+    config: Config, model: SimV0Model, train: Split, val: Split, device: torch.device, position: Position
+) -> None:
+    """Say what is about to happen; refuse a model that would train the wrong weights."""
+    counts = model.trainable_parameters()
+    frozen = sum(p.numel() for p in model.llm.parameters()) + sum(b.numel() for b in model.llm.buffers())
+    trained = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    log.info(
+        f"device {device}, LLM {model.llm.identity['llm_name']} ({frozen:,} frozen weights, {compute_dtype(config)})"
+    )
+    log.info(f"training {sum(counts.values()):,} weights: {trained}")
+    log.info(f"train {len(train.labels)} windows, val {len(val.labels)}; F={model.F} K={model.K} dv={model.dv}")
+    if not (val.labels.ids["risk"] == HIGH).any():
+        log.warning('val has no window of risk "high": best.pt follows macro_f1, and no alarm can be judged')
+    warn_of_leakage(
+        getattr(train.dataset, "dataset", None),
+        getattr(val.dataset, "dataset", None),
+        train.labels.group,
+        val.labels.group,
+    )
+    if (position.epoch, position.step) != (0, 0):
+        log.info(f"resuming in epoch {position.epoch + 1} after step {position.step}")
+
+
+COLUMNS = (
+    ("val loss", "loss"),
+    ("high recall", "risk_high_recall"),
+    ("false alarms", "risk_high_false_alarm_rate"),
+    ("risk F1", "risk_macro_f1"),
+    ("action F1", "action_macro_f1"),
+    ("reason F1", "reason_macro_f1"),
+    ("composite", "composite"),
+)
+
+
+def table_head() -> str:
+    """The header of the table of epochs."""
+    return "epoch  train loss  " + "  ".join(f"{title:>9}" for title, _ in COLUMNS) + "  data wait  seconds"
+
+
+def table_row(epoch: int, learnt: Metrics, measured: Metrics, better: bool) -> str:
+    """One epoch; a star marks a new best."""
+    cells = "  ".join(f"{show(measured[key]):>{max(9, len(title))}}" for title, key in COLUMNS)
+    wait = f"{learnt['data_wait_share'] or 0:.1%}"
+    star = " *" if better else ""
+    return f"{epoch:>5}  {show(learnt['loss']):>10}  {cells}  {wait:>9}  {learnt['seconds'] or 0:>7.1f}{star}"
+
+
+def show(value: float | None) -> str:
+    """A metric as people read it."""
+    return "-" if value is None else f"{value:.3f}"

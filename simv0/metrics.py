@@ -1,0 +1,102 @@
+"""What a split's predictions are worth: from counts that add up exactly, over batches and over machines."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from simv0.labels import HEADS, HIGH
+from simv0.losses import HEAD_WEIGHTS
+from simv0.samples import Batch
+
+Metrics = dict[str, float | None]
+
+
+class Tally:
+    """Counts over a split; `metrics` reads them off. Samples count alike in the rates; losses are weighted."""
+
+    def __init__(self) -> None:
+        self.confusion = {head: torch.zeros(len(names), len(names), dtype=torch.int64) for head, names in HEADS.items()}
+        self.losses = {head: torch.zeros(2, dtype=torch.float64) for head in HEADS}
+
+    def add(self, logits: Mapping[str, Tensor], batch: Batch, loss_sums: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Count one batch: confusion[label, prediction], and the sums of the losses."""
+        for head, counts in self.confusion.items():
+            n = len(counts)
+            labels = batch[f"{head}_id"].cpu()  # type: ignore[literal-required]
+            predicted = logits[f"{head}_logits"].argmax(-1).cpu()
+            counts += torch.bincount(labels * n + predicted, minlength=n * n).view(n, n)
+            self.losses[head] += torch.stack([value.detach().double().cpu() for value in loss_sums[head]])
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """The counts, as a checkpoint holds them."""
+        return {"confusion": dict(self.confusion), "losses": dict(self.losses)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, dict[str, Tensor]]) -> "Tally":
+        """A tally that counts on from `state`."""
+        tally = cls()
+        for head in HEADS:
+            tally.confusion[head] = state["confusion"][head].clone()
+            tally.losses[head] = state["losses"][head].clone()
+        return tally
+
+    def metrics(self) -> Metrics:
+        """Every rate and loss of the tally; None where there was no sample to stand on."""
+        result: Metrics = {"loss": None}
+        for head, (total, weight) in ((head, sums.tolist()) for head, sums in self.losses.items()):
+            result[f"{head}_loss"] = total / weight if weight > 0 else None
+        parts = [(HEAD_WEIGHTS[head], result[f"{head}_loss"]) for head in HEADS]
+        if any(part is not None for _, part in parts):
+            result["loss"] = sum(weight * (part or 0.0) for weight, part in parts)
+        risk = self.confusion["risk"]
+        recall = _ratio(risk[HIGH, HIGH], risk[HIGH].sum())
+        result["risk_high_recall"] = recall
+        result["risk_high_fn_rate"] = None if recall is None else 1 - recall
+        not_high = risk.sum() - risk[HIGH].sum()
+        result["risk_high_false_alarm_rate"] = _ratio(risk[:, HIGH].sum() - risk[HIGH, HIGH], not_high)
+        for head in ("risk", "action"):
+            counts = self.confusion[head]
+            result[f"{head}_accuracy"] = _ratio(counts.diagonal().sum(), counts.sum())
+        for head in ("risk", "action", "reason"):
+            result[f"{head}_macro_f1"] = macro_f1(self.confusion[head])
+        result["macro_f1"] = _mean(result["risk_macro_f1"], result["action_macro_f1"])
+        result["composite"] = _harmonic_mean(recall, result["risk_macro_f1"], result["action_macro_f1"])
+        return result
+
+
+def macro_f1(confusion: Tensor) -> float | None:
+    """Mean F1 of the classes that occur among labels or predictions; None if nothing was counted.
+
+    F1 = 2 TP / (labels + predictions), so a class that is only predicted, or only missed, counts as 0.
+    """
+    support = confusion.sum(1) + confusion.sum(0)
+    occurs = support > 0
+    if not occurs.any():
+        return None
+    return float((2 * confusion.diagonal()[occurs] / support[occurs]).double().mean())
+
+
+def ranking(metrics: Metrics, best_metric: str) -> tuple[float, float]:
+    """What makes an epoch better than another: `best_metric`, a tie going to macro_f1.
+
+    A metric that is None ranks below every number, so that a val split without "high" is ranked by macro_f1.
+    """
+    first, second = metrics[best_metric], metrics["macro_f1"]
+    return (-1.0 if first is None else first, -1.0 if second is None else second)
+
+
+def _ratio(part: Tensor, whole: Tensor) -> float | None:
+    return int(part) / int(whole) if int(whole) else None
+
+
+def _mean(*values: float | None) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if len(present) == len(values) else None
+
+
+def _harmonic_mean(*values: float | None) -> float | None:
+    present = [value for value in values if value is not None]
+    if len(present) < len(values):
+        return None
+    return len(present) / sum(1 / value for value in present) if all(present) else 0.0

@@ -1,0 +1,118 @@
+"""From a checkpoint to predictions: `Predictor` for frames in memory, `load_model` for everything that holds a .pt."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor
+
+from simv0.build import build_model, pick_device
+from simv0.checkpoint import Checkpoint, check_frozen, load_checkpoint, load_state
+from simv0.config import Config, build_config
+from simv0.encoder import Encoder, load_encoder
+from simv0.errors import CheckpointError
+from simv0.model import SimV0Model
+from simv0.samples import Batch, check_sample, collate
+from simv0.trainer import to_device
+
+
+class Predictor:
+    """A checkpoint with its frozen networks, ready to judge windows.
+
+    >>> predictor = Predictor.load("runs/sim_v0/checkpoints/best.pt")
+    >>> predictor.predict(frames, telemetry)["risk"]
+    'none'
+    """
+
+    def __init__(self, model: SimV0Model, checkpoint: Checkpoint) -> None:
+        self.model, self.meta = model.eval(), checkpoint.meta
+
+    @classmethod
+    def load(cls, ckpt: str | Path, config: Config | None = None) -> "Predictor":
+        """Load a checkpoint, and the LLM and the encoder that it was trained with.
+
+        Args:
+            ckpt: path of `best.pt` or another checkpoint.
+            config: where to find the frozen networks, if not where the checkpoint's own config says.
+
+        Raises:
+            CheckpointError: damaged, or beside another LLM or encoder than the one trained with.
+            ModelError: the LLM or the encoder cannot be loaded.
+        """
+        checkpoint = load_checkpoint(ckpt)
+        config = config or config_of(checkpoint, ckpt)
+        if checkpoint.meta.encoder is None:
+            raise CheckpointError(
+                f"{ckpt}: was trained on a dataset's own vis_feats; without an encoder it takes no frames"
+            )
+        return cls(load_model(checkpoint, ckpt, config, with_encoder=True), checkpoint)
+
+    def predict(
+        self, frames: Num[Tensor, "F 3 H W"], telemetry: Float[Tensor, "8"], sample_id: str = "0"
+    ) -> dict[str, Any]:
+        """Judge one window: frames uint8 0..255 or float 0..1 of any size, raw telemetry.
+
+        Returns:
+            The JSON of `SimV0Model.predict_json`.
+
+        Raises:
+            DataError: frames or telemetry that break the sample contract.
+        """
+        sample = {"frames": frames, "telemetry": telemetry, "sample_id": sample_id}
+        checked = check_sample(sample, "window", 0, F=self.meta.F, labels=False)
+        return self.predict_batch(collate([checked]))[0]
+
+    def predict_batch(self, batch: Batch) -> list[dict[str, Any]]:
+        """Judge a collated batch of checked samples."""
+        return self.model.predict_json(to_device(batch, self.model.task_token.device))
+
+
+def load_model(checkpoint: Checkpoint, path: str | Path, config: Config, *, with_encoder: bool) -> SimV0Model:
+    """The model of a checkpoint, its frozen networks loaded and compared with those trained with.
+
+    Raises:
+        CheckpointError: another LLM or encoder, or weights that do not fit.
+        ModelError: the LLM or the encoder cannot be loaded.
+    """
+    meta, device = checkpoint.meta, pick_device(config)
+    encoder = load_trained_encoder(checkpoint, path, config, device) if with_encoder else None
+    wanted = config.model.model_copy(
+        update={"F": meta.F, "K": meta.K, "confidence_head": meta.confidence_head, "d": None, "dv": None}
+    )
+    model = build_model(config.model_copy(update={"model": wanted}), meta.dv, encoder, device)
+    check_frozen("LLM", meta.llm, model.llm.identity, path)
+    load_state(model, checkpoint.state, path)
+    return model.eval()
+
+
+def load_trained_encoder(
+    checkpoint: Checkpoint, path: str | Path, config: Config, device: torch.device | str
+) -> Encoder:
+    """The encoder at the precision and with the preprocessing that the checkpoint was trained with.
+
+    Raises:
+        CheckpointError: it is another one.
+    """
+    trained = checkpoint.meta.encoder
+    if trained is None:
+        raise CheckpointError(f"{path}: was trained on a dataset's own vis_feats; it has no encoder")
+    encoder = load_encoder(config.model, str(trained["vision_precision"]), device)
+    check_frozen("vision encoder", trained, encoder.identity, path)
+    return encoder
+
+
+def config_of(checkpoint: Checkpoint, path: str | Path) -> Config:
+    """The config inside a checkpoint, for its paths and names only: what it would import or run is reset.
+
+    Raises:
+        ConfigError: it is not a config that this simv0 reads.
+    """
+    tree: dict[str, Any] = {section: dict(values) for section, values in checkpoint.meta.config.items()}  # type: ignore
+    tree["model"] = {**tree.get("model", {}), "trust_remote_code": False}
+    tree["data"] = {
+        **tree.get("data", {}),
+        "dataset_class_path": "simv0.datasets.ManifestDataset",
+        "dataset_kwargs": {},
+    }
+    return build_config(tree, f"{path} (the config inside)")

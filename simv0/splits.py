@@ -1,0 +1,172 @@
+"""The two splits as training reads them: where the features come from, their labels, their stats, their order."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from simv0.cached import CachedDataset
+from simv0.config import Config
+from simv0.datasets import class_weights_of, load_dataset
+from simv0.encoder import Encoder
+from simv0.errors import CacheError, DataError
+from simv0.identity import compare_identity, wanted_identity
+from simv0.labels import HEADS
+from simv0.samples import Batch, CheckedDataset, Labels, collate, read_labels
+
+log = logging.getLogger("simv0")
+
+STATS_WINDOWS = 65_536
+"""Features of at most so many windows, evenly spaced, give the feature stats."""
+STATS_WINDOWS_RAW = 256
+"""The same where every window must first be encoded."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split, ready to be loaded in batches."""
+
+    name: str
+    dataset: Dataset[Any]
+    labels: Labels
+    class_weights: dict[str, list[float]] | None
+    dv: int
+    identity: dict[str, Any] | None
+    """Of the feature file; None where the dataset itself yields features or frames."""
+
+
+def open_split(config: Config, name: str, encoder: Encoder | None = None) -> Split:
+    """Open "train" or "val" as the config says: with an encoder the dataset's frames; else the feature file; else a
+    dataset that yields `vis_feats` itself.
+
+    Raises:
+        CacheError: no feature file, or one of other data or another encoder.
+        DataError: what breaks the sample contract.
+    """
+    F = config.model.F
+    path = Path(config.cache.dir) / f"{name}.h5"
+    if encoder is None and (path.exists() or path.with_name(path.name + ".parts").exists()):
+        cached = CachedDataset(path, config.cache.in_memory)
+        compare_identity(cached.identity, wanted_identity(config), path)
+        _check_dv(config, cached.dv, str(path))
+        return Split(name, cached, cached.labels, cached.class_weights, cached.dv, cached.identity)
+    dataset = load_dataset(config.data, name)
+    if len(dataset) == 0:
+        raise DataError(f"{name}: the split is empty")
+    if encoder is not None:
+        checked = CheckedDataset(dataset, name, F=F, resize=encoder.resize)
+        dv = encoder.dv
+    else:
+        checked = CheckedDataset(dataset, name, F=F)
+        if "vis_feats" not in checked[0]:
+            raise CacheError(
+                f"{path}: there is no feature file for split {name}; run `simv0 cache-vis` with this config first "
+                "(or set model.use_cached_vis_feats=false to encode the frames in every epoch)"
+            )
+        dv = checked[0]["vis_feats"].shape[-1]
+        _check_dv(config, dv, f"{name}[0]: vis_feats")
+    labels = read_labels(dataset, name, F)
+    return Split(name, checked, labels, class_weights_of(dataset, HEADS), dv, None)
+
+
+def _check_dv(config: Config, dv: int, where: str) -> None:
+    if config.model.dv is not None and config.model.dv != dv:
+        raise DataError(f"{where}: features of width {dv}, but model.dv is {config.model.dv}; mend or drop model.dv")
+
+
+def split_digest(split: Split) -> str:
+    """sha256 over a split's labels, telemetry, ids and weights, and its feature file's identity."""
+    labels = split.labels
+    facts = [labels.sample_id, labels.group, split.class_weights, split.identity]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for array in (labels.telemetry, labels.weight, *labels.ids.values()):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+class BatchOrder(Sampler[list[int]]):
+    """Shuffled batches whose order is a function of (seed, epoch) alone, from any step on.
+
+    So a resumed run, or one with another number of workers, sees the same batches.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int) -> None:
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.epoch, self.start = 0, 0
+
+    def __len__(self) -> int:
+        return -(-self.n // self.batch_size) - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n).tolist()
+        for at in range(self.start * self.batch_size, self.n, self.batch_size):
+            yield order[at : at + self.batch_size]
+
+
+def train_loader(split: Split, order: BatchOrder, num_workers: int) -> DataLoader[Batch]:
+    """Batches in `order`; the caller moves `order.epoch` and `order.start`."""
+    return DataLoader(
+        split.dataset,
+        batch_sampler=order,
+        collate_fn=collate,
+        **_workers(split, num_workers),
+    )
+
+
+def eval_loader(split: Split, batch_size: int, num_workers: int) -> DataLoader[Batch]:
+    """The whole split in its own order."""
+    return DataLoader(split.dataset, batch_size=batch_size, collate_fn=collate, **_workers(split, num_workers))
+
+
+def _workers(split: Split, num_workers: int) -> dict[str, Any]:
+    if split.identity is not None:  # features are gathered from memory faster than a worker could send them
+        num_workers = 0
+    return {"num_workers": num_workers, "persistent_workers": num_workers > 0}
+
+
+def telemetry_stats(telemetry: Float[np.ndarray, "N 8"]) -> tuple[Float[Tensor, "8"], Float[Tensor, "8"]]:
+    """Mean and std of each channel; a channel that does not vary gets std 1."""
+    values = telemetry.astype(np.float64)
+    return _finish(values.mean(0), values.std(0))
+
+
+def feature_stats(
+    split: Split, encode: Callable[[Batch], Float[Tensor, "B F dv"]], raw: bool
+) -> tuple[Float[Tensor, " dv"], Float[Tensor, " dv"]]:
+    """Mean and std of each feature over a split's frames (of evenly spaced windows); std 1 where it does not vary."""
+    n = len(split.labels)
+    windows = min(n, STATS_WINDOWS_RAW if raw else STATS_WINDOWS)
+    indices = np.unique(np.linspace(0, n - 1, windows).round().astype(int)).tolist()
+    step = 16 if raw else 1024
+    count, total, squares = 0, torch.zeros(split.dv).double(), torch.zeros(split.dv).double()
+    shift: Tensor | None = None
+    for at in range(0, len(indices), step):
+        feats = encode(_fetch(split.dataset, indices[at : at + step])).flatten(0, 1).double().cpu()
+        shift = feats.mean(0) if shift is None else shift  # sums of squares about a near mean do not cancel
+        count += len(feats)
+        total += (feats - shift).sum(0)
+        squares += (feats - shift).square().sum(0)
+    assert shift is not None
+    mean = total / count
+    variance = (squares / count - mean.square()).clamp(min=0)
+    return _finish((mean + shift).numpy(), variance.sqrt().numpy())
+
+
+def _fetch(dataset: Any, indices: list[int]) -> Batch:
+    if hasattr(dataset, "__getitems__"):
+        return collate(dataset.__getitems__(indices))
+    return collate([dataset[i] for i in indices])
+
+
+def _finish(mean: np.ndarray, std: np.ndarray) -> tuple[Tensor, Tensor]:
+    std = np.where(std <= 1e-6 * np.maximum(np.abs(mean), 1e-6), 1.0, std)
+    return torch.from_numpy(mean).float(), torch.from_numpy(std).float()

@@ -1,0 +1,43 @@
+"""Ctrl-C and SIGTERM as a request: training stops at a batch border, with a checkpoint."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from simv0.errors import TrainingError
+
+
+class Stopped(TrainingError):
+    """Training was asked to stop, and did so with a checkpoint."""
+
+    exit_code = 130
+
+
+class StopRequest:
+    """Set by a signal, looked at after each step."""
+
+    asked: str | None = None
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Turn Ctrl-C and SIGTERM into a request; a second Ctrl-C interrupts at once."""
+    request = StopRequest()
+    previous: dict[signal.Signals, Any] = {}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        request.asked = signal.Signals(number).name
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, ask)
+    except ValueError:  # not the main thread: signals are its business
+        pass
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,147 @@
+"""One epoch of training, one evaluation; `fit.py` stands above them."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simv0.errors import TrainingError
+from simv0.losses import loss_sums, objective
+from simv0.metrics import Metrics, Tally
+from simv0.model import SimV0Model
+from simv0.samples import Batch
+
+log = logging.getLogger("simv0")
+
+
+def train_one_epoch(
+    model: SimV0Model,
+    loader: Iterable[Batch],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None,
+    device: torch.device | str,
+    *,
+    class_weights: Mapping[str, Tensor] | None = None,
+    label_smoothing: float = 0.0,
+    confidence_weight: float = 0.1,
+    grad_clip: float = 1.0,
+    tally: Tally | None = None,
+    before_step: Callable[[], None] | None = None,
+    after_step: Callable[[], None] | None = None,
+) -> Metrics:
+    """Train on every batch of `loader` once.
+
+    Args:
+        model: its trainable modules are updated.
+        loader: batches as `samples.collate` makes them.
+        optimizer: over `model`'s trainable parameters.
+        scaler: loss scaling for fp16; None otherwise.
+        device: where the model is.
+        class_weights: head -> weight of each class.
+        label_smoothing: share of the target spread over all classes.
+        confidence_weight: weight of the confidence head's loss.
+        grad_clip: largest norm of the gradient of all trained weights together.
+        tally: counts to go on from, when the epoch was begun earlier.
+        before_step: called before each forward pass (learning rate, seed).
+        after_step: called after each step (checkpoint, stop).
+
+    Returns:
+        The metrics of the training batches as they came, with `seconds` and `data_wait_share`.
+
+    Raises:
+        TrainingError: a non-finite loss, naming the batch's samples; the weights are those of before the step.
+    """
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    tally = Tally() if tally is None else tally
+    waiting = Stopwatch()
+    for batch in waiting.over(loader):
+        batch = to_device(batch, device)
+        if before_step is not None:
+            before_step()
+        logits = model(batch)
+        sums = loss_sums(logits, batch, class_weights, label_smoothing)
+        loss = objective(sums, confidence_weight)["loss"]
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} on the batch of {', '.join(batch['sample_id'][:8])}"
+                f"{', ...' if len(batch['sample_id']) > 8 else ''}; lower training.lr or look at these samples "
+                "(the last checkpoint is untouched)"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        if scaler is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(trained, grad_clip)
+            optimizer.step()
+        else:
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(trained, grad_clip)
+            scaler.step(optimizer)
+            scaler.update()
+        tally.add(logits, batch, sums)
+        if after_step is not None:
+            after_step()
+    return {**tally.metrics(), **waiting.report()}
+
+
+@torch.no_grad()
+def evaluate(
+    model: SimV0Model,
+    loader: Iterable[Batch],
+    device: torch.device | str,
+    *,
+    class_weights: Mapping[str, Tensor] | None = None,
+    on_batch: Callable[[Batch, dict[str, Tensor]], None] | None = None,
+) -> Metrics:
+    """Metrics of a split, with `seconds` and `data_wait_share`.
+
+    Args:
+        model: left in the mode it was in.
+        loader: batches as `samples.collate` makes them.
+        device: where the model is.
+        class_weights: head -> weight of each class in the losses.
+        on_batch: is given every batch and its logits.
+    """
+    training = model.training
+    model.eval()
+    tally, waiting = Tally(), Stopwatch()
+    for batch in waiting.over(loader):
+        batch = to_device(batch, device)
+        logits = model(batch)
+        tally.add(logits, batch, loss_sums(logits, batch, class_weights))
+        if on_batch is not None:
+            on_batch(batch, logits)
+    model.train(training)
+    return {**tally.metrics(), **waiting.report()}
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch with its tensors on `device`."""
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}  # type: ignore
+
+
+class Stopwatch:
+    """How long a loop took, and which share of it waited for data."""
+
+    def __init__(self) -> None:
+        self.started, self.waited = time.perf_counter(), 0.0
+
+    def over(self, loader: Iterable[Batch]) -> Iterable[Batch]:
+        """The loader's batches, the waiting for each one timed."""
+        iterator, end = iter(loader), object()
+        while True:
+            asked = time.perf_counter()
+            batch: Any = next(iterator, end)
+            self.waited += time.perf_counter() - asked
+            if batch is end:
+                return
+            yield batch
+
+    def report(self) -> Metrics:
+        """`seconds` and `data_wait_share`."""
+        seconds = time.perf_counter() - self.started
+        return {"data_wait_share": self.waited / seconds, "seconds": seconds}
