@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
@@ -89,7 +89,7 @@ class ModelConfig(Section):
     """Also train a head that says how likely risk and action are both right."""
 
     @model_validator(mode="after")
-    def _segments_fit(self) -> Self:
+    def _segments_fit(self) -> "ModelConfig":
         if self.K > self.F:
             raise ValueError(f"model.K is {self.K} but a window has only model.F = {self.F} frames; make K <= F")
         if self.vision_pretrained and self.vision_encoder_name.startswith(("local-dir:", "hf-hub:")):
@@ -246,7 +246,7 @@ def _expand_environment(value: Any, where: str, mistakes: list[str]) -> Any:
 
 def _explain(error: dict[str, Any]) -> str:
     """One pydantic error as one line in the user's words."""
-    location = [str(part) for part in error["loc"]]
+    location = [_printable(str(part)) for part in error["loc"]]
     where = ".".join(location)
     found = repr(error.get("input"))
     found = found if len(found) <= 60 else found[:57] + "..."
@@ -265,6 +265,10 @@ def _explain(error: dict[str, Any]) -> str:
             return f"{where}: expected {error['ctx']['expected']}, found {found}"
         case _:
             return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, found {found}"
+
+
+def _printable(key: str) -> str:
+    return key if key.isprintable() else repr(key)
 
 
 def _nearest(location: list[str]) -> str:

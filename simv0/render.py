@@ -90,7 +90,9 @@ def render(
     for (ahead, left), thing in sorted(((seen(thing), thing) for thing in things), key=lambda pair: -pair[0][0]):
         if NEAR < ahead < FAR:
             _paint(draw, thing, ahead, left, size)
-    pixels = np.asarray(image, np.float32) * look.light + rng.normal(0, 3, size=(size[1], size[0], 1)).astype(np.float32)
+    pixels = np.asarray(image, np.float32) * look.light + rng.normal(0, 3, size=(size[1], size[0], 1)).astype(
+        np.float32
+    )
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 

@@ -189,7 +189,9 @@ def drive(scene: Scene, rng: np.random.Generator, frames: int) -> list[State]:
         clearance=float(rng.uniform(0.05, 0.4)),
         patience=int(rng.integers(3, 7)),
     )
-    state = State(0.0, float(rng.uniform(-0.2, 0.2)), float(rng.uniform(-0.1, 0.1)), driver.cruise, 0.0, 0.0, scene.things)
+    state = State(
+        0.0, float(rng.uniform(-0.2, 0.2)), float(rng.uniform(-0.1, 0.1)), driver.cruise, 0.0, 0.0, scene.things
+    )
     states, standing, backing = [state], 0, 0
     for i in range(1, frames):
         if i % 10 == 0:  # nobody keeps one pace, nor looks ahead all the time

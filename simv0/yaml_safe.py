@@ -99,7 +99,7 @@ def parse_yaml(text: str, source: str) -> Any:
 
 def dump_yaml(value: Any) -> str:
     """The inverse of `parse_yaml`, keys in the order given."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120)
 
 
 def _one_line(text: str) -> str:

@@ -1,0 +1,99 @@
+"""Tiny real models and data that the tests share."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from simv0.config import Config, build_config
+from simv0.tiny import save_tiny_llm, save_tiny_tower
+
+torch.set_num_threads(1)  # bit-exact whatever the machine, and faster at these sizes
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `llm/` and `vision/`: dv = 32, d = 64."""
+    folder = tmp_path_factory.mktemp("models")
+    save_tiny_llm(folder / "llm")
+    save_tiny_tower(folder / "vision")
+    return folder
+
+
+def write_manifest(path: Path, n: int, *, seed: int, F: int = 4, **extra: Any) -> Path:
+    """n windows of F frames, stride 1, in a folder of small images whose brightness tells the risk."""
+    rng = np.random.default_rng(seed)
+    images = path.parent / f"{path.stem}_images"
+    images.mkdir(parents=True, exist_ok=True)
+    for i in range(n + F - 1):
+        pixels = rng.integers(0, 60, (24, 40, 3)) + 60 * (i // 2 % 4)
+        Image.fromarray(pixels.astype(np.uint8)).save(images / f"{i:04d}.png")
+    rows = []
+    for i in range(n):
+        row = {
+            "sample_id": f"{path.stem}-{i}",
+            "frames": [f"{images.name}/{j:04d}.png" for j in range(i, i + F)],
+            "telemetry": [round(float(x), 4) for x in rng.normal(size=8)],
+            "risk_id": i // 2 % 4,
+            "reason_id": int(rng.integers(4)),
+            "action_id": i % 6,
+            "group": path.stem,
+        }
+        rows.append(json.dumps({**row, **extra}))
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.jsonl (40 windows) and val.jsonl (20)."""
+    folder = tmp_path_factory.mktemp("data")
+    write_manifest(folder / "train.jsonl", 40, seed=1)
+    write_manifest(folder / "val.jsonl", 20, seed=2)
+    return folder
+
+
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture
+def make_config(models: Path, manifests: Path, tmp_path: Path) -> MakeConfig:
+    """A config over the tiny models and manifests; sections are overridden by keyword."""
+
+    def make(**sections: dict[str, Any]) -> Config:
+        tree: dict[str, dict[str, Any]] = {
+            "data": {
+                "train_split_path": str(manifests / "train.jsonl"),
+                "val_split_path": str(manifests / "val.jsonl"),
+                "batch_size": 8,
+            },
+            "cache": {"dir": str(tmp_path / "cache"), "batch_size": 16, "shard_windows": 16, "precision": "fp32"},
+            "model": {
+                "llm_name_or_path": str(models / "llm"),
+                "vision_encoder_name": f"local-dir:{models / 'vision'}",
+                "vision_pretrained": None,
+                "F": 4,
+                "K": 2,
+            },
+            "training": {"epochs": 2, "amp": False},
+            "output": {"output_dir": str(tmp_path / "run")},
+        }
+        for section, values in sections.items():
+            tree.setdefault(section, {}).update(values)
+        return build_config(tree, "test")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """The real inputs."""
+    if "SIMV0_REAL" not in os.environ:
+        pytest.skip("SIMV0_REAL is not set: no real inputs on this machine")
+    return Path(os.environ["SIMV0_REAL"])

@@ -1,0 +1,196 @@
+"""Manifests on disk, hostile images, and the user's class by its import path."""
+
+import json
+import struct
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_manifest
+from PIL import Image
+
+from simv0.config import DataConfig
+from simv0.datasets import ManifestDataset, class_weights_of, load_dataset, load_image
+from simv0.errors import ConfigError, DataError
+from simv0.labels import HEADS
+
+
+def manifest(folder: Path, *rows: Any) -> Path:
+    path = folder / "m.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(DataError) as error:
+        ManifestDataset(path)
+    return str(error.value).replace(str(path.parent), "DIR")
+
+
+def test_manifest_problems_name_file_and_line(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    inside = tmp_path / "sub"
+    inside.mkdir()
+    Image.new("RGB", (4, 4)).save(inside / "b.png")
+    (inside / "link.png").symlink_to(tmp_path / "a.png")
+    assert refusal(tmp_path / "none.jsonl") == "DIR/none.jsonl: there is no such manifest"
+    assert refusal(manifest(tmp_path, {"frames": ["a.png"]}, "{oops")).startswith("DIR/m.jsonl:2: not JSON: ")
+    assert refusal(manifest(tmp_path, [1])) == "DIR/m.jsonl:1: expected a JSON object, found list"
+    no_list = "DIR/m.jsonl:1: frames: expected a list of image paths, found "
+    assert refusal(manifest(tmp_path, {"frames": "a.png"})) == no_list + "'a.png'"
+    assert refusal(manifest(tmp_path, {})) == no_list + "None"
+    missing = "DIR/m.jsonl:2: frames: there is no file 'c.png' beside the manifest"
+    assert refusal(manifest(tmp_path, {"frames": ["a.png"]}, {"frames": ["a.png", "c.png"]})) == missing
+    for name in ("../a.png", "link.png", str(tmp_path / "a.png")):
+        outside = f"DIR/m.jsonl:1: frames: {name!r} leads outside the manifest's folder"
+        assert refusal(manifest(inside, {"frames": [name]})) == outside.replace(str(inside), "DIR")
+
+
+def test_frames_labels_and_ids_come_as_written(manifests: Path) -> None:
+    dataset = ManifestDataset(manifests / "train.jsonl")
+    row = json.loads((manifests / "train.jsonl").read_text().splitlines()[3])
+    sample = dataset[3]
+    assert sample["frames"].shape == (4, 3, 24, 40)
+    assert (sample["frames"][1] == load_image(manifests / row["frames"][1])).all()
+    assert {key: sample[key] for key in ("telemetry", "risk_id", "sample_id")} == {
+        key: row[key] for key in ("telemetry", "risk_id", "sample_id")
+    }
+    assert dataset.frame_ids(3)[1:] == dataset.frame_ids(4)[:3]  # neighbours share frames by name
+
+
+def test_whole_numbers_are_telemetry_too(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    dataset = ManifestDataset(manifest(tmp_path, {"frames": ["a.png"], "telemetry": [0, 1, 2.5, 0, 0, 0, 0, 0]}))
+    assert dataset.labels_of(0)["telemetry"] == [0.0, 1.0, 2.5, 0.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_two_sizes_in_one_window(tmp_path: Path) -> None:
+    for i in (4, 5):
+        Image.new("RGB", (i, 4)).save(tmp_path / f"{i}.png")
+    dataset = ManifestDataset(manifest(tmp_path, {"frames": ["4.png", "5.png"]}))
+    with pytest.raises(
+        DataError, match=r"m.jsonl:1: frames: one window needs one size, found \[\(3, 4, 4\), \(3, 4, 5\)\]"
+    ):
+        dataset[0]
+
+
+def test_content_digest_follows_every_byte(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path / "a.jsonl", 3, seed=0)
+    before = ManifestDataset(path).content_digest()
+    assert ManifestDataset(path).content_digest() == before
+    image = next((tmp_path / "a_images").iterdir())
+    image.write_bytes(image.read_bytes() + b"\0")
+    changed = ManifestDataset(path).content_digest()
+    path.write_text(path.read_text().replace('"risk_id": 0', '"risk_id": 1', 1))
+    assert len({before, changed, ManifestDataset(path).content_digest()}) == 3
+
+
+def png_that_declares(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = zlib.compress(bytes(100))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def test_bombs_truncated_and_foreign_images_are_refused_by_name(tmp_path: Path) -> None:
+    good = tmp_path / "good.jpg"
+    Image.effect_noise((64, 64), 50).convert("RGB").save(good)
+    bytes_ = good.read_bytes()
+    path = tmp_path / "bad.jpg"
+    for data, reason in [
+        (png_that_declares(12000, 9000), "12000x9000 pixels; the largest image read is 64000000"),
+        (png_that_declares(60000, 60000), "cannot be read as an image: "),
+        (bytes_[: len(bytes_) // 2], "cannot be read as an image: image file is truncated"),
+        (b"hello", "cannot be read as an image: cannot identify image file"),
+        (b"", "cannot be read as an image: cannot identify image file"),
+    ]:
+        path.write_bytes(data)
+        with pytest.raises(DataError) as error:
+            load_image(path)
+        assert str(error.value).startswith(f"{path}: {reason}")
+        assert "\n" not in str(error.value)
+
+
+USER_MODULE = """
+class Windows:
+    def __init__(self, split_path, size=1):
+        self.split_path, self.size = split_path, size
+    def __len__(self):
+        return self.size
+    def __getitem__(self, i):
+        return {}
+class NoLength:
+    def __init__(self, split_path): pass
+class Broken:
+    def __init__(self, split_path):
+        len(5)
+"""
+
+
+@pytest.fixture
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "robot_windows.py").write_text(USER_MODULE)
+    (tmp_path / "needs_more.py").write_text("import a_module_that_is_not_there\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("robot_windows", "needs_more"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return "robot_windows"
+
+
+def data(path: str, **kwargs: Any) -> DataConfig:
+    return DataConfig(dataset_class_path=path, dataset_kwargs=kwargs, train_split_path="/t", val_split_path="/v")
+
+
+def test_the_users_class_is_built_with_its_split_and_arguments(user_module: str) -> None:
+    dataset = load_dataset(data("robot_windows.Windows", size=3), "val")
+    assert (dataset.split_path, len(dataset)) == ("/v", 3)
+
+
+@pytest.mark.parametrize(
+    ("path", "kwargs", "message"),
+    [
+        ("Windows", {}, "data.dataset_class_path: expected package.module.Class, found 'Windows'"),
+        (
+            "robot_windowz.Windows",
+            {},
+            "data.dataset_class_path: there is no module 'robot_windowz'; it must be installed",
+        ),
+        ("robot_windows.Window", {}, "data.dataset_class_path: robot_windows has no 'Window'"),
+        ("robot_windows.Windows", {"sise": 1}, "data.dataset_kwargs: robot_windows.Windows: Windows.__init__() got an"),
+    ],
+)
+def test_wrong_class_paths(user_module: str, path: str, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_dataset(data(path, **kwargs), "train")
+    assert str(error.value).startswith(message)
+
+
+def test_bugs_in_the_users_code_keep_their_traceback(user_module: str) -> None:
+    with pytest.raises(TypeError, match="object of type 'int' has no len"):
+        load_dataset(data("robot_windows.Broken"), "train")
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
+        load_dataset(data("needs_more.Windows"), "train")
+    with pytest.raises(DataError, match=r"robot_windows.NoLength: a map-style dataset needs __len__"):
+        load_dataset(data("robot_windows.NoLength"), "train")
+
+
+def test_class_weights_are_checked() -> None:
+    class Weighted:
+        class_weights: Any = {"risk": [1, 1, 2, 4]}
+
+    dataset = Weighted()
+    assert class_weights_of(dataset, HEADS) == {"risk": [1.0, 1.0, 2.0, 4.0]}
+    assert class_weights_of(object(), HEADS) is None
+    for weights, message in [
+        ({"risc": [1]}, "class_weights: unknown head 'risc'; the heads are risk, reason, action"),
+        ({"risk": [1, 2]}, "class_weights: risk: expected 4 floats, found 2"),
+        ({"risk": [1, 2, 3, -1]}, "class_weights: risk: expected finite floats >= 0, found [1.0, 2.0, 3.0, -1.0]"),
+    ]:
+        dataset.class_weights = weights
+        with pytest.raises(DataError) as error:
+            class_weights_of(dataset, HEADS)
+        assert str(error.value) == message

@@ -1,0 +1,169 @@
+"""The frozen encoder: agrees with open_clip's own transform, never trains, knows itself."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from simv0.config import ModelConfig
+from simv0.datasets import load_image
+from simv0.encoder import Encoder, Resize, load_encoder, weights_digest
+from simv0.errors import ModelError
+from simv0.tiny import save_tiny_tower
+
+
+def config(folder: Path, **changes: Any) -> ModelConfig:
+    return ModelConfig(vision_encoder_name=f"local-dir:{folder}", vision_pretrained=None, **changes)
+
+
+def pictures(folder: Path) -> list[Path]:
+    """Smooth waves, as photographs are: a wide, a tall and a small one."""
+    paths = []
+    for width, height in ((160, 80), (50, 90), (20, 16)):
+        x, y = torch.arange(width) / 9, torch.arange(height)[:, None] / 7
+        wave = (torch.sin(x + y) + torch.cos(x - 2 * y)) * 60 + 128
+        image = torch.stack([wave, wave.flip(0), wave.flip(1)], -1).to(torch.uint8)
+        paths.append(folder / f"{width}.png")
+        Image.fromarray(image.numpy()).save(paths[-1])
+    return paths
+
+
+@pytest.mark.parametrize("mode", ["squash", "longest", "shortest"])
+def test_preprocessing_agrees_with_open_clips_own(models: Path, tmp_path: Path, mode: Any) -> None:
+    """Within 2 of 255 a pixel, 0.1 on average (PIL rounds between its two passes)."""
+    encoder = load_encoder(config(models / "vision", vision_resize_mode=mode))
+    _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{models / 'vision'}", image_resize_mode=mode)
+    for path in pictures(tmp_path):
+        wanted = transform(Image.open(path)) * encoder.std[0] + encoder.mean[0]
+        found = encoder.resize(load_image(path)[None])[0] / 255
+        difference = (found - wanted).abs() * 255
+        assert difference.max() <= 2.01, path
+        assert difference.mean() <= 0.1, path
+
+
+def test_preprocessing_agrees_on_real_frames(real: Path) -> None:
+    folder = real / "vision" / "mobilenetv2_100"
+    encoder = load_encoder(config(folder))
+    _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}", image_resize_mode="squash")
+    for path in sorted((real / "data" / "rover" / "images").iterdir())[::800]:
+        wanted = transform(Image.open(path))[None]
+        frame = load_image(path)[None]
+        pixels = (encoder.resize(frame) / 255 - encoder.mean) / encoder.std
+        assert (pixels - wanted).abs().max() <= 2.01 * 2 / 255
+        similarity = torch.cosine_similarity(encoder(frame), encoder.visual(wanted))
+        assert similarity.item() > 0.9999
+
+
+def test_squash_keeps_the_whole_view_and_shortest_does_not() -> None:
+    frame = torch.zeros(1, 3, 16, 48, dtype=torch.uint8)
+    frame[..., :6] = 255  # something at the left border
+    bright = {
+        mode: Resize((16, 16), mode, "bilinear")(frame)[..., 0].float().mean().item() for mode in ("squash", "shortest")
+    }  # type: ignore[arg-type]
+    assert bright == {"squash": 255, "shortest": 0}
+    padded = Resize((16, 16), "longest", "bilinear", fill=7)(frame)
+    assert padded.shape == (1, 3, 16, 16)
+    assert (padded[..., :5, :] == 7).all()
+
+
+@pytest.mark.parametrize("mode", ["squash", "longest", "shortest"])
+@pytest.mark.parametrize("size", [(16, 16), (12, 20)])
+def test_resizing_twice_changes_nothing(mode: Any, size: tuple[int, int]) -> None:
+    resize = Resize(size, mode, "bicubic")
+    once = resize(torch.randint(0, 256, (2, 3, 37, 51), dtype=torch.uint8))
+    assert once.shape[-2:] == size
+    assert torch.equal(resize(once), once)
+
+
+def test_bytes_and_floats_give_the_same_features(models: Path) -> None:
+    encoder = load_encoder(config(models / "vision"))
+    frames = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    assert torch.allclose(encoder(frames), encoder(frames / 255), atol=1e-5)
+    assert encoder(frames).shape == (3, encoder.dv) == (3, 32)
+
+
+def test_features_are_the_towers_on_normalised_pixels(models: Path) -> None:
+    """A second way: open_clip's model and the normalisation written out."""
+    clip = open_clip.create_model(f"local-dir:{models / 'vision'}").eval()
+    frames = torch.rand(2, 3, 32, 32)
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+    with torch.no_grad():
+        wanted = clip.encode_image((frames - mean) / std)
+    assert torch.allclose(load_encoder(config(models / "vision"))(frames), wanted, atol=1e-5)
+
+
+def test_frozen_whatever_train_says(models: Path) -> None:
+    encoder = load_encoder(config(models / "vision"))
+    encoder.train()
+    assert not any(module.training for module in encoder.modules())
+    assert not any(p.requires_grad for p in encoder.parameters())
+    assert not encoder(torch.rand(1, 3, 32, 32, requires_grad=True)).requires_grad
+
+
+def test_bf16_is_close_to_fp32(models: Path) -> None:
+    fp32, bf16 = (load_encoder(config(models / "vision"), precision) for precision in ("fp32", "bf16"))
+    frames = torch.rand(4, 3, 32, 32)
+    assert bf16(frames).dtype == torch.float32
+    assert torch.cosine_similarity(fp32(frames), bf16(frames)).min() > 0.999
+    assert (fp32.identity["vision_precision"], bf16.identity["vision_precision"]) == ("fp32", "bf16")
+    assert fp32.identity["vision_weights"] == bf16.identity["vision_weights"]
+
+
+def identity(folder: Path, **changes: Any) -> dict[str, Any]:
+    return load_encoder(config(folder, **changes)).identity
+
+
+def test_identity_follows_weights_and_preprocessing_not_the_place(models: Path, tmp_path: Path) -> None:
+    here = identity(models / "vision")
+    moved = tmp_path / "vision"
+    save_tiny_tower(moved)
+    assert identity(moved) == here
+    assert str(models) not in str(here)
+    assert identity(moved, vision_resize_mode="longest") != here
+    weights = load_file(moved / "open_clip_model.safetensors")
+    weights["visual.proj"][0, 0] += 1e-6
+    save_file(weights, moved / "open_clip_model.safetensors")
+    assert {key for key, value in identity(moved).items() if value != here[key]} == {"vision_weights"}
+
+
+def test_digest_sees_names_types_and_shapes() -> None:
+    zeros = torch.zeros(4)
+    states = [{"a": zeros}, {"b": zeros}, {"a": zeros.view(2, 2)}, {"a": zeros.int()}, {"a": zeros.bfloat16()}]
+    assert len({weights_digest(state) for state in states}) == len(states)
+
+
+def test_refusals_name_the_key_and_the_way_out(models: Path, tmp_path: Path) -> None:
+    def refusal(model: ModelConfig) -> str:
+        with pytest.raises(ModelError) as error:
+            load_encoder(model)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    random_weights = refusal(ModelConfig(vision_encoder_name="ViT-B-32", vision_pretrained=None))
+    assert random_weights.startswith(
+        "model.vision_pretrained: ViT-B-32 without a pretrained tag would have random weights;"
+    )
+    assert "laion2b_s34b_b79k" in random_weights
+    assert "cannot be loaded" in refusal(ModelConfig(vision_encoder_name="ViT-Z-1", vision_pretrained="x"))
+    assert "config file missing" in refusal(config(tmp_path))
+    wrong = "model.dv: the config says 99, but local-dir:"
+    assert refusal(config(models / "vision", dv=99)).startswith(wrong)
+    save_tiny_tower(tmp_path / "t")
+    weights = load_file(tmp_path / "t/open_clip_model.safetensors")
+    del weights["visual.proj"]
+    save_file(weights, tmp_path / "t/open_clip_model.safetensors")
+    assert "visual.proj" in refusal(config(tmp_path / "t"))
+    (tmp_path / "t/open_clip_model.safetensors").unlink()
+    assert "cannot be loaded" in refusal(config(tmp_path / "t"))
+
+
+def test_the_image_size_comes_from_the_model(models: Path) -> None:
+    encoder: Encoder = load_encoder(config(models / "vision"))
+    assert encoder.image_size == (32, 32)
+    assert math.prod(encoder.resize(torch.zeros(1, 3, 9, 99)).shape) == 3 * 32 * 32
