@@ -35,7 +35,7 @@ def pictures(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("mode", ["squash", "longest", "shortest"])
 def test_preprocessing_agrees_with_open_clips_own(models: Path, tmp_path: Path, mode: Any) -> None:
-    """Within 2 of 255 a pixel, 0.1 on average (PIL rounds between its two passes)."""
+    """Within 2 of 255 a pixel, 0.2 on average (PIL rounds between its two passes)."""
     encoder = load_encoder(config(models / "vision", vision_resize_mode=mode))
     _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{models / 'vision'}", image_resize_mode=mode)
     for path in pictures(tmp_path):
@@ -43,7 +43,7 @@ def test_preprocessing_agrees_with_open_clips_own(models: Path, tmp_path: Path, 
         found = encoder.resize(load_image(path)[None])[0] / 255
         difference = (found - wanted).abs() * 255
         assert difference.max() <= 2.01, path
-        assert difference.mean() <= 0.1, path
+        assert difference.mean() <= 0.2, path
 
 
 def test_preprocessing_agrees_on_real_frames(real: Path) -> None:
