@@ -95,7 +95,7 @@ class Encoder(nn.Module):
         )
         self.precision = precision
         self.identity: dict[str, Any] = {
-            "vision_encoder_name": _portable_name(name),
+            "vision_encoder_name": portable_name(name),
             "vision_pretrained": tag,
             "vision_weights": weights_digest(visual.state_dict()),
             "vision_precision": precision,
@@ -195,7 +195,7 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _portable_name(name: str) -> str:
+def portable_name(name: str) -> str:
     """`local-dir:` names keep their last component only: a folder may move, its weights have a digest."""
     prefix = "local-dir:"
     return prefix + Path(name.removeprefix(prefix)).name if name.startswith(prefix) else name

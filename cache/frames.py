@@ -1,0 +1,131 @@
+"""Which frames a shard needs, each once, and reading them in workers."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Num
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cache.locks import close_inherited
+from simv0.errors import DataError, SimError
+from simv0.samples import SharesFrames, check_frames, check_sample
+
+CARRIED_FRAMES = 65_536
+"""Frames whose features are kept for the shards to come: 64 MiB of float16 at dv = 512."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some frames of one shard to be read; `last` ends the shard."""
+
+    shard: int
+    units: list[Hashable]
+    last: bool
+
+
+class FrameSource(Dataset[Any]):
+    """A dataset seen as frames with names.
+
+    Windows that share frames (`samples.SharesFrames`) are read frame by frame; others window by window, and their
+    frames are all different.
+    """
+
+    def __init__(self, dataset: Any, split: str, F: int, resize: Callable[[Tensor], Tensor]) -> None:
+        self.dataset, self.split, self.F, self.resize = dataset, split, F, resize
+        self.shares = isinstance(dataset, SharesFrames)
+
+    def frames_of(self, window: int) -> list[Hashable]:
+        """Names of the F frames of one window.
+
+        Raises:
+            DataError: not F of them.
+        """
+        if not self.shares:
+            return list(range(window * self.F, (window + 1) * self.F))
+        names = list(self.dataset.frame_ids(window))
+        if len(names) != self.F:
+            raise DataError(f"{self.split}[{window}]: frame_ids: expected {self.F} (model.F), found {len(names)}")
+        return names
+
+    def units(self, frames: Iterable[Hashable]) -> list[Hashable]:
+        """What must be read to get these frames: themselves, or their windows."""
+        if self.shares:
+            return list(frames)
+        return list(dict.fromkeys(frame // self.F for frame in frames))  # type: ignore[operator]
+
+    def read(self, units: Iterable[Hashable]) -> Num[Tensor, "n 3 h w"]:
+        """Read frames and bring them to the encoder's size.
+
+        Raises:
+            DataError: a frame that breaks the sample contract, or frames of two types.
+        """
+        frames = [self.resize(self._read_unit(unit)) for unit in units]
+        types = {frame.dtype for frame in frames}
+        if len(types) > 1:
+            raise DataError(f"{self.split}: some frames are uint8, others float; give one type")
+        return torch.cat(frames) if frames else torch.empty(0, 3, 0, 0)
+
+    def _read_unit(self, unit: Any) -> Num[Tensor, "n 3 H W"]:
+        if self.shares:
+            return check_frames(self.dataset.load_frame(unit), f"{self.split}: frame {unit!r}")[None]
+        frames: Tensor = check_sample(self.dataset[unit], self.split, unit, F=self.F)["frames"]
+        return frames
+
+    def __getitems__(self, job: Job) -> tuple[Job, Tensor | SimError]:
+        """Read a job; what the user can mend comes back as a value, since loaders rewrite exceptions of workers."""
+        try:
+            return job, self.read(job.units)
+        except SimError as error:
+            return job, error
+
+
+def read_jobs(
+    source: FrameSource, jobs: Iterator[Job], workers: int, pin_memory: bool
+) -> Iterator[tuple[Job, Num[Tensor, "n 3 h w"]]]:
+    """Read jobs in order, ahead of their use where there are workers.
+
+    Raises:
+        DataError: as `FrameSource.read`.
+    """
+    loader: Any = DataLoader(
+        source,
+        batch_sampler=jobs,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=pin_memory,
+        worker_init_fn=close_inherited,
+    )
+    for job, frames in loader:
+        if isinstance(frames, SimError):
+            raise frames
+        yield job, frames
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class Carry:
+    """Which frames need no encoding since a shard before had them: the most recently used ones, up to a limit.
+
+    Shards are planned ahead of their encoding, so this keeps names only; whoever encodes keeps the features, and
+    drops those that `plan` says, after the shard in question.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._recent: OrderedDict[Hashable, None] = OrderedDict()
+
+    def plan(self, frames: Iterable[Hashable]) -> tuple[list[Hashable], list[Hashable]]:
+        """The frames to encode, in order of first use, and those to drop after this shard."""
+        unique = list(dict.fromkeys(frames))
+        new = [frame for frame in unique if frame not in self._recent]
+        for frame in unique:
+            self._recent[frame] = None
+            self._recent.move_to_end(frame)
+        surplus = max(0, len(self._recent) - self.limit)
+        return new, [self._recent.popitem(last=False)[0] for _ in range(surplus)]

@@ -1,0 +1,83 @@
+"""Locks between processes that die with their holder: `flock` on a file of their own."""
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from simv0.errors import CacheError
+
+_held: set[int] = set()
+
+
+class FileLock:
+    """An advisory lock named by a path; shared or exclusive. The kernel releases it when its holder dies."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def acquire(self, *, shared: bool = False, wait: bool = True) -> bool:
+        """Take the lock; False if it is held elsewhere and `wait` is false.
+
+        Raises:
+            CacheError: the file system has no such locks, or the folder is not writable.
+        """
+        kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        while True:
+            try:
+                descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                raise CacheError(f"{self.path}: cannot be made: {error.strerror}") from None
+            try:
+                fcntl.flock(descriptor, kind)
+                if self._still_named(descriptor):
+                    self._descriptor = descriptor
+                    _held.add(descriptor)
+                    return True
+            except BlockingIOError:
+                os.close(descriptor)
+                return False
+            except OSError as error:
+                os.close(descriptor)
+                if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                    raise CacheError(
+                        f"{self.path}: this file system has no flock; choose a cache.dir on another one"
+                    ) from None
+                raise
+            os.close(descriptor)  # the last holder removed the file meanwhile: lock the new one
+
+    def release(self, *, remove: bool = False) -> None:
+        """Give the lock back; `remove` takes its file away too (only what is held exclusively)."""
+        if self._descriptor is None:
+            return
+        if remove:
+            self.path.unlink(missing_ok=True)
+        _held.discard(self._descriptor)
+        os.close(self._descriptor)
+        self._descriptor = None
+
+    @contextmanager
+    def held(self, *, shared: bool = False) -> Iterator[None]:
+        """Hold the lock for a `with` block, waiting for it."""
+        self.acquire(shared=shared)
+        try:
+            yield
+        finally:
+            self.release()
+
+    def _still_named(self, descriptor: int) -> bool:
+        try:
+            named, locked = os.stat(self.path), os.fstat(descriptor)
+        except FileNotFoundError:
+            return False
+        return (named.st_ino, named.st_dev) == (locked.st_ino, locked.st_dev)
+
+
+def close_inherited(_worker: int = 0) -> None:
+    """In a forked worker: let go of the parent's locks, so that they end with the parent."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()

@@ -1,0 +1,215 @@
+"""`simv0 cache-vis`: dataset + encoder -> feature files. Resumes by itself; several processes may share the work."""
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from cache.frames import FrameSource
+from cache.locks import FileLock
+from cache.progress import show_progress
+from cache.publish import mendable_write, publish, room_for_both
+from cache.shards import Counts, ShardWork, check_unchanged
+from simv0.atomic import sync_folder
+from simv0.config import Config
+from simv0.datasets import class_weights_of, load_dataset
+from simv0.encoder import Encoder, load_encoder
+from simv0.errors import CacheError, DataError
+from simv0.features import read_features
+from simv0.identity import compare_identity, full_identity
+from simv0.labels import HEADS
+from simv0.parts import Parts, Plan, parts_of
+from simv0.samples import Labels, read_labels, warn_of_leakage
+
+log = logging.getLogger("simv0")
+
+SPLITS = ("train", "val")
+Outcome = Literal["skipped", "written", "shards"]
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """What became of one split.
+
+    Attributes:
+        path: the feature file, or the folder of shards where the disk had no room for a copy.
+        outcome: `skipped` (was complete), `written`, or `shards` (complete, but left as shards).
+        windows: in the split.
+        counts: what this process did.
+    """
+
+    split: str
+    path: Path
+    outcome: Outcome
+    windows: int
+    counts: Counts
+
+    def __str__(self) -> str:
+        """One line for people."""
+        if self.outcome == "skipped":
+            return f"{self.split}: {self.path} is complete ({self.windows} windows); nothing to do"
+        done = self.counts
+        kept = "; no room for one file: left as shards, train reads them" if self.outcome == "shards" else ""
+        return (
+            f"{self.split}: {self.path}: {self.windows} windows; encoded here: {done.windows} windows, "
+            f"{done.frames} frames seen, {done.encoded} encoded, {done.frames - done.encoded} reused; "
+            f"{done.windows / max(done.seconds, 1e-9):.1f} windows/s, "
+            f"{done.waited / max(done.seconds, 1e-9):.0%} waiting for data{kept}"
+        )
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split on its way: where it goes and what it is made of."""
+
+    name: str
+    final: Path
+    dataset: Any
+    labels: Labels
+    class_weights: dict[str, list[float]] | None
+
+    @property
+    def parts(self) -> Parts:
+        """Its folder of shards."""
+        return parts_of(self.final)
+
+    @property
+    def gate(self) -> FileLock:
+        """Held shared by all who work on the split, exclusively by the one who finishes or starts over."""
+        return FileLock(self.final.with_name(self.final.name + ".lock"))
+
+
+def cache_vis(config: Config, *, overwrite: bool = False) -> list[CacheReport]:
+    """Make the feature files of both splits.
+
+    A complete file is skipped, an unfinished one is gone on with. Under torchrun LOCAL_RANK chooses the GPU and rank 0
+    shows the progress; otherwise processes know of each other only by locks on the shards.
+
+    Args:
+        config: `data`, `cache` and `model`.
+        overwrite: begin anew, whatever is there. Joins processes that have begun already.
+
+    Raises:
+        DataError: a sample that breaks the contract; found before the encoder is loaded, except for wrong pixels.
+        CacheError: what is there was made of something else, no space, features that cannot be stored.
+        ModelError: no such encoder.
+    """
+    splits = [_open_split(config, name) for name in SPLITS]
+    train, val = splits
+    warn_of_leakage(train.dataset, val.dataset, train.labels.group, val.labels.group)
+    encoder = load_encoder(config.model, config.cache.precision, choose_device())
+    return [cache_split(config, split, encoder, overwrite) for split in splits]
+
+
+def choose_device() -> torch.device:
+    """The GPU of this local rank, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def _open_split(config: Config, name: str) -> Split:
+    """Load one split and check all that can be checked without an encoder."""
+    dataset = load_dataset(config.data, name)
+    if len(dataset) and not hasattr(dataset, "labels_of") and "vis_feats" in dataset[0]:
+        raise DataError(
+            f"{name}: {config.data.dataset_class_path} yields vis_feats itself; it needs no cache-vis: "
+            "`simv0 train` reads it directly"
+        )
+    labels = read_labels(dataset, name, config.model.F)
+    source = FrameSource(dataset, name, config.model.F, _unchanged)
+    for window in range(len(labels)):
+        source.frames_of(window)
+    return Split(name, Path(config.cache.dir) / f"{name}.h5", dataset, labels, class_weights_of(dataset, HEADS))
+
+
+def _unchanged(frames: torch.Tensor) -> torch.Tensor:
+    return frames
+
+
+def cache_split(config: Config, split: Split, encoder: Encoder, overwrite: bool = False) -> CacheReport:
+    """Make one feature file, or go on making it.
+
+    Raises:
+        CacheError, DataError: as `cache_vis`.
+    """
+    content = split.dataset.content_digest() if hasattr(split.dataset, "content_digest") else None
+    identity = full_identity(config, encoder, split.labels, split.class_weights, content)
+    plan = Plan(identity, config.cache.shard_windows, config.cache.batch_size)
+    source = FrameSource(split.dataset, split.name, config.model.F, encoder.resize)
+    try:
+        split.final.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CacheError(f"cache.dir: {split.final.parent} cannot be made: {error.strerror}") from None
+
+    if overwrite:
+        _start_over(split)
+    work = ShardWork(split.parts, plan, source, split.labels, split.class_weights, encoder, config.data.num_workers)
+    outcome: Outcome | None = None
+    while outcome is None:
+        with split.gate.held(shared=True):
+            if split.final.exists():
+                _check_complete(split, work)
+                outcome = "written" if work.counts.windows else "skipped"
+                break
+            _agree_on(plan, split.parts)
+            room = room_for_both(split.parts, plan)
+            if not room:
+                log.warning("%s: no room for the final file beside its shards: they will stay shards", split.final)
+            work.probe()
+            with show_progress(work):
+                work.run()
+        with split.gate.held():  # the others have finished, or died
+            if not room:
+                outcome = "shards"
+            elif not split.final.exists() and publish(
+                split.final, split.parts, plan, split.labels, split.class_weights
+            ):
+                outcome = "written"
+    _tidy(split)
+    path = split.parts.folder if outcome == "shards" else split.final
+    return CacheReport(split.name, path, outcome, len(split.labels), work.counts)
+
+
+def _start_over(split: Split) -> None:
+    """Remove what is there, unless another process works on it: then it has started over already."""
+    gate = split.gate
+    if gate.acquire(wait=False):
+        split.final.unlink(missing_ok=True)
+        shutil.rmtree(split.parts.folder, ignore_errors=True)
+        gate.release()
+
+
+def _check_complete(split: Split, work: ShardWork) -> None:
+    """Refuse a complete file that is not the one wanted."""
+    file = read_features(split.final)
+    compare_identity(file.info.identity, work.plan.identity, split.final)
+    check_unchanged(file.map(), range(len(split.labels)), work, str(split.final))
+
+
+def _agree_on(plan: Plan, parts: Parts) -> None:
+    """Make the folder of shards with its plan, or check that the plan in it is ours."""
+    parts.folder.mkdir(exist_ok=True)
+    with mendable_write(parts.folder), FileLock(parts.folder / "plan.lock").held():
+        there = parts.read_plan()
+        if there is None:
+            parts.write_plan(plan)
+            sync_folder(parts.folder.parent)
+            return
+    compare_identity(there.identity, plan.identity, parts.folder)
+    ours = {"cache.shard_windows": plan.shard_windows, "cache.batch_size": plan.batch_size}
+    theirs = {"cache.shard_windows": there.shard_windows, "cache.batch_size": there.batch_size}
+    compare_identity(theirs, ours, parts.folder)
+
+
+def _tidy(split: Split) -> None:
+    """Remove shards that have become a file, unless somebody still looks at them: then they do it."""
+    gate = split.gate
+    if gate.acquire(wait=False):
+        if split.final.exists():
+            shutil.rmtree(split.parts.folder, ignore_errors=True)
+        gate.release(remove=True)

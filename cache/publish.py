@@ -1,0 +1,82 @@
+"""From finished shards to the final file, and whether the disk has room for both."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from simv0.errors import CacheError
+from simv0.features import FeatureInfo
+from simv0.parts import Parts, Plan
+from simv0.samples import Labels
+from simv0.store import write_features
+
+
+@contextmanager
+def mendable_write(path: Path) -> Iterator[None]:
+    """Turn a failed write into one line; what is finished stays."""
+    try:
+        yield
+    except OSError as error:
+        raise CacheError(
+            f"{path}: cannot be written: {error.strerror or error}; finished shards are kept: mend that and run again"
+        ) from None
+
+
+def bytes_of(plan: Plan, windows: int) -> int:
+    """About what this many windows take on disk, labels included."""
+    F, dv, itemsize = plan.identity["F"], plan.identity["dv"], np.dtype(plan.identity["dtype"]).itemsize
+    return windows * int(F * dv * itemsize + 256) + (1 << 14)
+
+
+def room_for_both(parts: Parts, plan: Plan) -> bool:
+    """Whether the disk has room for the missing shards and for the final file beside them.
+
+    Raises:
+        CacheError: not even for the shards.
+    """
+    missing = sum(len(plan.windows(shard)) for shard in parts.missing(plan))
+    free = shutil.disk_usage(parts.folder).free
+    shards = bytes_of(plan, missing) if missing else 0
+    if shards > free:
+        raise CacheError(
+            f"{parts.folder}: the features need {shards / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; "
+            "free some space, or choose another cache.dir"
+        )
+    return shards + bytes_of(plan, plan.identity["N"]) <= free
+
+
+class _DamagedShard(Exception):
+    """Found while copying; it has been declared undone."""
+
+
+def publish(
+    final: Path, parts: Parts, plan: Plan, labels: Labels, class_weights: dict[str, list[float]] | None
+) -> bool:
+    """Copy the finished shards into the final file; False if some were damaged: they must be encoded again.
+
+    Raises:
+        CacheError: disk full or failing.
+    """
+    records = [parts.record(shard) for shard in range(len(plan))]
+    digests = [record.sha256 for record in records if record is not None]
+    if len(digests) < len(plan):
+        return False
+    info = FeatureInfo(plan.identity, labels, class_weights, plan.shard_windows, digests)
+    try:
+        with mendable_write(final):
+            write_features(final, info, _checked_blocks(parts, plan), parts.folder / "final.tmp")
+    except _DamagedShard:
+        return False
+    return True
+
+
+def _checked_blocks(parts: Parts, plan: Plan) -> Iterator[np.ndarray]:
+    for shard in range(len(plan)):
+        try:
+            yield from parts.read_shard(shard, plan).blocks()
+        except CacheError as error:
+            parts.forget(shard, str(error))
+            raise _DamagedShard from None

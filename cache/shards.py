@@ -1,0 +1,248 @@
+"""Work on the shards of one split: claim one, encode its frames, write it, record it. Any number of processes may."""
+
+import logging
+import time
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor
+
+from cache.frames import CARRIED_FRAMES, Carry, FrameSource, Job, read_jobs
+from cache.locks import FileLock
+from cache.publish import mendable_write
+from simv0.encoder import Encoder
+from simv0.errors import CacheError
+from simv0.features import FeatureInfo, sha256
+from simv0.parts import Parts, Plan, Record
+from simv0.samples import Labels
+from simv0.store import write_features
+
+log = logging.getLogger("simv0")
+
+TOLERANCE = {"fp32": 0.01, "bf16": 0.05}
+"""Relative difference of features that another machine or thread count may bring; a changed encoder brings more."""
+
+
+@dataclass
+class Counts:
+    """What one process did: frames its windows asked for, frames encoded, windows written, seconds, waiting."""
+
+    windows: int = 0
+    frames: int = 0
+    encoded: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+
+@dataclass
+class _Task:
+    """A claimed shard on its way: its lock, the frames to encode, those to forget afterwards."""
+
+    lock: FileLock
+    new: list[Hashable]
+    drop: list[Hashable]
+    feats: list[Tensor] = field(default_factory=list)
+
+
+class ShardWork:
+    """Encodes the missing shards of one split.
+
+    Args:
+        parts: the folder of shards.
+        plan: what is to be made.
+        source: the frames.
+        labels: of the whole split.
+        class_weights: the dataset's own.
+        encoder: frames to features.
+        workers: processes that read frames.
+        on_progress: called with the counts after each encoder call.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        plan: Plan,
+        source: FrameSource,
+        labels: Labels,
+        class_weights: dict[str, list[float]] | None,
+        encoder: Encoder,
+        workers: int,
+        on_progress: Callable[[Counts], None] = lambda _: None,
+    ) -> None:
+        self.parts, self.plan, self.source, self.labels = parts, plan, source, labels
+        self.class_weights, self.encoder, self.workers, self.on_progress = class_weights, encoder, workers, on_progress
+        self.device = next(encoder.buffers()).device
+        self.dtype = getattr(torch, plan.identity["dtype"])
+        self.counts = Counts()
+        self.tasks: dict[int, _Task] = {}
+
+    def run(self) -> None:
+        """Encode every missing shard, and wait for those that other processes have claimed.
+
+        Raises:
+            CacheError: disk full, or features that are NaN, inf or too large for `cache.dtype`.
+            DataError: a frame that breaks the sample contract.
+        """
+        try:
+            while missing := self.parts.missing(self.plan):
+                before = self.counts.windows
+                self._encode(missing)
+                if self.counts.windows == before:  # all claimed by others: wait until the first lets go
+                    lock = self._lock(missing[0])
+                    lock.acquire()
+                    lock.release(remove=True)
+        finally:
+            for task in self.tasks.values():
+                task.lock.release(remove=True)
+            self.tasks.clear()
+
+    def probe(self) -> None:
+        """Encode a few windows of finished shards again and compare.
+
+        Raises:
+            CacheError: they differ by more than another machine explains: frames or encoder changed behind their names.
+        """
+        done = [shard for shard in range(len(self.plan)) if self.parts.record(shard)]
+        for shard in sorted({done[0], done[-1]} if done else ()):
+            try:
+                stored = self.parts.read_shard(shard, self.plan).map()
+            except CacheError as error:
+                self.parts.forget(shard, str(error))
+            else:
+                check_unchanged(stored, self.plan.windows(shard), self, str(self.parts.shard_path(shard)))
+
+    def _lock(self, shard: int) -> FileLock:
+        return FileLock(self.parts.folder / f"shard-{shard:06d}.lock")
+
+    def _claim(self, shards: list[int]) -> Iterator[int]:
+        """Those of the shards that nobody else works on, claimed one by one as they are asked for."""
+        for shard in shards:
+            lock = self._lock(shard)
+            if self.parts.record(shard) or not lock.acquire(wait=False):
+                continue
+            if self.parts.record(shard):  # finished between the two looks
+                lock.release(remove=True)
+                continue
+            self.tasks[shard] = _Task(lock, [], [])
+            yield shard
+
+    def _jobs(self, shards: list[int]) -> Iterator[Job]:
+        """Jobs of about one encoder batch. Runs ahead of the encoding, as far as the loader prefetches."""
+        carry = Carry(CARRIED_FRAMES if self.source.shares else 0)
+        step = self.plan.batch_size if self.source.shares else max(1, self.plan.batch_size // self.source.F)
+        for shard in self._claim(shards):
+            task = self.tasks[shard]
+            task.new, task.drop = carry.plan(
+                frame for window in self.plan.windows(shard) for frame in self.source.frames_of(window)
+            )
+            units = self.source.units(task.new)
+            for start in range(0, max(len(units), 1), step):
+                yield Job(shard, units[start : start + step], last=start + step >= len(units))
+
+    def _encode(self, shards: list[int]) -> None:
+        known: dict[Hashable, Tensor] = {}
+        waiting: Tensor | None = None
+        clock = time.perf_counter()
+        started = clock
+        for job, frames in read_jobs(
+            self.source, self._jobs(shards), self.workers, pin_memory=self.device.type == "cuda"
+        ):
+            self.counts.waited += time.perf_counter() - clock
+            task = self.tasks[job.shard]
+            waiting = frames if waiting is None or not len(waiting) else torch.cat([waiting, frames])
+            while len(waiting) >= self.plan.batch_size or (job.last and len(waiting)):
+                task.feats.append(self.encode(waiting[: self.plan.batch_size]))
+                self.counts.encoded += len(task.feats[-1])
+                waiting = waiting[self.plan.batch_size :]
+            if job.last:
+                self._finish(job.shard, known)
+                waiting = None
+            clock = time.perf_counter()
+            self.counts.seconds += clock - started
+            started = clock
+            self.on_progress(self.counts)
+
+    def encode(self, frames: Num[Tensor, "n 3 h w"]) -> Float[Tensor, "n dv"]:
+        """Encode up to `batch_size` frames, padded to it: other sizes would give other last bits."""
+        padding = frames.new_zeros(self.plan.batch_size - len(frames), *frames.shape[1:])
+        batch = torch.cat([frames, padding]) if len(padding) else frames
+        feats: Tensor = self.encoder(batch.to(self.device, non_blocking=True))
+        return feats[: len(frames)]
+
+    def _finish(self, shard: int, known: dict[Hashable, Tensor]) -> None:
+        """Put the shard's windows together, write it, record it, let it go."""
+        task, windows = self.tasks[shard], self.plan.windows(shard)
+        if task.new:
+            feats = torch.cat(task.feats).cpu()
+            self._check_finite(feats, task.new, windows)
+            known.update(zip(task.new, feats.to(self.dtype), strict=True))
+        block = torch.stack([torch.stack([known[name] for name in self.source.frames_of(i)]) for i in windows]).numpy()
+        for name in task.drop:
+            del known[name]
+        info = FeatureInfo(
+            self.plan.identity,
+            _rows(self.labels, windows),
+            self.class_weights,
+            self.plan.shard_windows,
+            [sha256(block)],
+            windows.start,
+        )
+        path = self.parts.shard_path(shard)
+        with mendable_write(path):
+            write_features(path, info, [block], path.with_suffix(".h5.tmp"))
+            self.parts.write_record(shard, Record(path.stat().st_size, info.block_sha256[0]))
+        self.counts.windows += len(windows)
+        self.counts.frames += block.shape[0] * block.shape[1]
+        del self.tasks[shard]
+        task.lock.release(remove=True)
+
+    def _check_finite(self, feats: Float[Tensor, "n dv"], names: list[Hashable], windows: range) -> None:
+        good = torch.isfinite(feats.to(self.dtype)).all(dim=1)
+        if good.all():
+            return
+        bad = int((~good).nonzero()[0])
+        sample = next(i for i in windows if names[bad] in self.source.frames_of(i))
+        what = f"{self.source.split}[{sample}] ({self.labels.sample_id[sample]}), frame {names[bad]!r}"
+        if torch.isfinite(feats[bad]).all():
+            raise CacheError(f"{what}: a feature is {feats[bad].abs().max():.4g}; set cache.dtype: float32")
+        raise CacheError(f"{what}: the encoder gave NaN or inf; try cache.precision: fp32, or look at the frame")
+
+
+def check_unchanged(stored: np.ndarray, windows: range, work: ShardWork, path: str) -> None:
+    """Encode the first two windows again and compare them with the stored features [n,F,dv].
+
+    Raises:
+        CacheError: frames or encoder changed behind their names.
+    """
+    tolerance = TOLERANCE[work.plan.identity["vision_precision"]]
+    for row, window in enumerate(windows[:2]):
+        frames = work.source.read(work.source.units(work.source.frames_of(window)))
+        feats = (
+            torch.cat([work.encode(part) for part in torch.split(frames, work.plan.batch_size)]).cpu().to(work.dtype)
+        )
+        old = torch.from_numpy(stored[row].astype(np.float32))
+        difference = float(((feats.float() - old).norm(dim=1) / old.norm(dim=1).clamp_min(1e-12)).max())
+        if difference > tolerance:
+            raise CacheError(
+                f"{path}: window {window} ({work.labels.sample_id[window]}) encodes to other features now (relative "
+                f"difference {difference:.2g}): its frames or the encoder changed behind the same names. "
+                "Make it anew with `simv0 cache-vis --overwrite`, or choose another cache.dir"
+            )
+        if difference:
+            log.info(
+                "%s: features differ in their last bits (%.2g): other threads or another machine", path, difference
+            )
+
+
+def _rows(labels: Labels, windows: range) -> Labels:
+    rows = slice(windows.start, windows.stop)
+    return Labels(
+        labels.telemetry[rows],
+        {head: ids[rows] for head, ids in labels.ids.items()},
+        labels.weight[rows],
+        labels.sample_id[rows],
+        None if labels.group is None else labels.group[rows],
+    )

@@ -1,0 +1,140 @@
+"""The dataset that training reads: a feature file, or a folder of shards."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from simv0.labels import HEADS
+from simv0.parts import open_features
+from simv0.samples import Batch, Labels
+
+MAPPED_AT_ONCE = 256
+"""Shards mapped at a time: each costs a file descriptor, of which a process may have 1024."""
+
+
+class CachedDataset(Dataset[dict[str, Any]]):
+    """Features and labels of one split. Fetches a whole batch at once; works in forked and spawned workers.
+
+    Args:
+        path: `<split>.h5`, or a folder of shards.
+        in_memory: `always` reads the features into RAM and checks their digests; `never` maps the file and leaves the
+            digests to `simv0 inspect --verify`; `auto` reads when they take less than half of the free RAM.
+
+    Attributes:
+        identity: what the features were made of.
+        F: frames per window.
+        dv: feature width.
+        labels: of all windows.
+        class_weights: the dataset's own, or None.
+        split_name: `train` for `train.h5`.
+
+    Raises:
+        CacheError: missing, unfinished, damaged, foreign.
+    """
+
+    def __init__(self, path: str | Path, in_memory: Literal["auto", "always", "never"] = "auto") -> None:
+        self.path = Path(path)
+        self.in_memory = in_memory
+        self._files = open_features(self.path)
+        first = self._files[0].info
+        self.identity, self.class_weights = first.identity, first.class_weights
+        self.split_name = self.path.name.split(".")[0]
+        self.F: int = first.identity["F"]
+        self.dv: int = first.identity["dv"]
+        self.labels = _concatenate([file.info.labels for file in self._files])
+        self._per_file = len(first.labels)
+        self._maps: dict[int, np.ndarray] = {}
+        self._ram: np.ndarray | None = None
+        if in_memory == "always" or (in_memory == "auto" and self.nbytes < available_memory() / 2):
+            self._ram = np.empty((len(self), self.F, self.dv), first.dtype)
+            at = 0
+            for file in self._files:
+                for block in file.blocks():
+                    self._ram[at : at + len(block)] = block
+                    at += len(block)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the features."""
+        return len(self) * self.F * self.dv * self._files[0].info.dtype.itemsize
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        sample = {
+            "vis_feats": torch.from_numpy(self._gather(np.array([index]))[0]),
+            "telemetry": torch.from_numpy(self.labels.telemetry[index].copy()),
+            **{f"{head}_id": int(self.labels.ids[head][index]) for head in HEADS},
+            "weight": float(self.labels.weight[index]),
+            "sample_id": self.labels.sample_id[index],
+        }
+        if self.labels.group is not None:
+            sample["group"] = self.labels.group[index]
+        return sample
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """A whole batch by one gather; vis_feats in the stored type."""
+        rows = np.asarray(indices)
+        return Batch(
+            vis_feats=torch.from_numpy(self._gather(rows)),
+            telemetry=torch.from_numpy(self.labels.telemetry[rows]),
+            risk_id=torch.from_numpy(self.labels.ids["risk"][rows]),
+            reason_id=torch.from_numpy(self.labels.ids["reason"][rows]),
+            action_id=torch.from_numpy(self.labels.ids["action"][rows]),
+            weight=torch.from_numpy(self.labels.weight[rows]),
+            sample_id=[self.labels.sample_id[row] for row in rows],
+        )
+
+    def _gather(self, rows: np.ndarray) -> np.ndarray:
+        gathered: np.ndarray
+        if self._ram is not None or len(self._files) == 1:
+            gathered = (self._ram if self._ram is not None else self._map(0))[rows]
+            return gathered
+        gathered = np.empty((len(rows), self.F, self.dv), self._files[0].info.dtype)
+        number, within = np.divmod(rows, self._per_file)
+        for file in np.unique(number):
+            here = number == file
+            gathered[here] = self._map(int(file))[within[here]]
+        return gathered
+
+    def _map(self, number: int) -> np.ndarray:
+        if number not in self._maps:
+            if len(self._maps) >= MAPPED_AT_ONCE:
+                self._maps.pop(next(iter(self._maps)))
+            self._maps[number] = self._files[number].map()
+        return self._maps[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A spawned worker maps the file instead of being sent its contents."""
+        return {**self.__dict__, "_maps": {}, "_ram": None}
+
+
+def available_memory() -> int:
+    """Bytes of RAM that are free or can be freed; 0 where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
+
+
+def _concatenate(parts: list[Labels]) -> Labels:
+    if len(parts) == 1:
+        return parts[0]
+    return Labels(
+        telemetry=np.concatenate([part.telemetry for part in parts]),
+        ids={head: np.concatenate([part.ids[head] for part in parts]) for head in HEADS},
+        weight=np.concatenate([part.weight for part in parts]),
+        sample_id=[text for part in parts for text in part.sample_id],
+        group=None if parts[0].group is None else [text for part in parts for text in part.group or []],
+    )

@@ -1,0 +1,132 @@
+"""What a feature file was made of, and whether that is what is wanted."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from simv0.config import Config
+from simv0.encoder import Encoder, portable_name
+from simv0.errors import CacheError
+from simv0.samples import Labels
+
+OF_THE_SPLIT = ("N", "content_digest", "labels_digest")
+"""Fields in which train and val differ."""
+
+MISSING = "(missing)"
+
+
+def wanted_identity(config: Config) -> dict[str, Any]:
+    """The fields that the config alone tells: no encoder, no frames, no dataset needed."""
+    model, cache, data = config.model, config.cache, config.data
+    wanted: dict[str, Any] = {
+        "vision_encoder_name": portable_name(model.vision_encoder_name),
+        "vision_pretrained": model.vision_pretrained,
+        "vision_preprocess.resize_mode": model.vision_resize_mode,
+        "F": model.F,
+        "dtype": cache.dtype,
+        "dataset_class_path": data.dataset_class_path,
+        "dataset_kwargs": _without_folders(data.dataset_kwargs),
+    }
+    if cache.precision != "auto":
+        wanted["vision_precision"] = cache.precision
+    if model.dv is not None:
+        wanted["dv"] = model.dv
+    return wanted
+
+
+def full_identity(
+    config: Config,
+    encoder: Encoder,
+    labels: Labels,
+    class_weights: Mapping[str, list[float]] | None,
+    content: str | None,
+) -> dict[str, Any]:
+    """Every fact that changes what the feature file holds.
+
+    Args:
+        config: names of dataset and encoder, F, dtype.
+        encoder: brings its weights' digest, precision and preprocessing.
+        labels: of the split: a dataset that was relabelled needs a new file.
+        class_weights: the dataset's own.
+        content: the dataset's `content_digest()`, if it has one.
+    """
+    return {
+        **{key: value for key, value in wanted_identity(config).items() if "." not in key},
+        **encoder.identity,
+        "dv": encoder.dv,
+        "N": len(labels),
+        "content_digest": content,
+        "labels_digest": labels_digest(labels, class_weights),
+    }
+
+
+def compare_identity(stored: Mapping[str, Any], wanted: Mapping[str, Any], path: object) -> None:
+    """Refuse features that were made of something else.
+
+    Args:
+        stored: the identity in the file.
+        wanted: the fields that must agree; `a.b` means field b of a.
+        path: of the file, for the message.
+
+    Raises:
+        CacheError: naming each field that differs, with both values, and the two ways out.
+    """
+    differing = [
+        line for field, value in wanted.items() for line in _differences(field, _look_up(stored, field), value)
+    ]
+    if differing:
+        raise CacheError(
+            f"{path}: was made of something else: {'; '.join(differing)}. "
+            "Make it anew with `simv0 cache-vis --overwrite`, or choose another cache.dir"
+        )
+
+
+def compare_splits(train: Mapping[str, Any], val: Mapping[str, Any], val_path: object) -> None:
+    """Refuse a val file that was not made as the train file was.
+
+    Raises:
+        CacheError: as `compare_identity`.
+    """
+    compare_identity(val, {key: value for key, value in train.items() if key not in OF_THE_SPLIT}, val_path)
+
+
+def labels_digest(labels: Labels, class_weights: Mapping[str, list[float]] | None) -> str:
+    """sha256 over everything that is not a feature."""
+    digest = hashlib.sha256(json.dumps([labels.sample_id, labels.group, class_weights], sort_keys=True).encode())
+    for array in (labels.telemetry, labels.weight, *labels.ids.values()):
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _differences(field: str, stored: Any, wanted: Any) -> list[str]:
+    """One text a differing field, mappings taken apart."""
+    if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
+        return [
+            line
+            for key in sorted({*stored, *wanted})
+            for line in _differences(f"{field}.{key}", stored.get(key, MISSING), wanted.get(key, MISSING))
+        ]
+    return [] if stored == wanted else [f"{field} is {_short(stored)}, wanted is {_short(wanted)}"]
+
+
+def _look_up(identity: Mapping[str, Any], field: str) -> Any:
+    value: Any = identity
+    for key in field.split("."):
+        value = value.get(key, MISSING) if isinstance(value, Mapping) else MISSING
+    return value
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _without_folders(value: Any) -> Any:
+    """Reduce absolute paths to their last component: data may move."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_folders(item) for item in value]
+    return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value

@@ -1,0 +1,74 @@
+"""A tiny encoder and small datasets on disk, for the tests of the cache."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import simv0.torchvision_fix  # noqa: F401  before open_clip
+from simv0.config import Config, build_config
+
+CLIP = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 4, "vocab_size": 16, "width": 16, "heads": 1, "layers": 1},
+}
+DV = 24
+
+
+def write_encoder(folder: Path, seed: int = 0) -> str:
+    """An open_clip model with random weights; returns its config name."""
+    import open_clip
+
+    torch.manual_seed(seed)
+    model = open_clip.CLIP(CLIP["embed_dim"], CLIP["vision_cfg"], CLIP["text_cfg"])
+    folder.mkdir(parents=True)
+    preprocess = {"size": 16, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP, "preprocess_cfg": preprocess}))
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+def write_manifest(folder: Path, name: str, windows: int, F: int = 4, stride: int = 1, seed: int = 0) -> Path:
+    """Windows over one film of PNG frames, `stride` frames apart."""
+    draw = np.random.default_rng(seed)
+    (folder / name).mkdir(parents=True)
+    for i in range((windows - 1) * stride + F):
+        Image.fromarray(draw.integers(0, 256, (18, 24, 3), np.uint8)).save(folder / name / f"{i}.png")
+    rows = [
+        {
+            "sample_id": f"{name}-{i}",
+            "frames": [f"{name}/{i * stride + j}.png" for j in range(F)],
+            "telemetry": draw.normal(size=8).round(3).tolist(),
+            "risk_id": i % 4,
+            "reason_id": i % 3,
+            "action_id": i % 6,
+            "weight": 1.0 + i % 2,
+            "group": f"film-{name}",
+        }
+        for i in range(windows)
+    ]
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def make_config(folder: Path, encoder: str, F: int = 4, **cache: Any) -> Config:
+    """A config over `folder`/train.jsonl and val.jsonl."""
+    tree = {
+        "data": {"train_split_path": str(folder / "train.jsonl"), "val_split_path": str(folder / "val.jsonl")},
+        "cache": {"dir": str(folder / "cache"), "batch_size": 8, "precision": "fp32", "shard_windows": 5, **cache},
+        "model": {"vision_encoder_name": encoder, "vision_pretrained": None, "F": F, "K": 2},
+    }
+    return build_config(tree, "test")
+
+
+def make_world(folder: Path, windows: int = 23, **cache: Any) -> Config:
+    """Encoder, two manifests and their config."""
+    write_manifest(folder, "train", windows)
+    write_manifest(folder, "val", 7, seed=1)
+    return make_config(folder, write_encoder(folder / "encoder"), **cache)
