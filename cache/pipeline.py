@@ -14,12 +14,12 @@ from cache.locks import FileLock
 from cache.progress import show_progress
 from cache.publish import mendable_write, publish, room_for_both
 from cache.shards import Counts, ShardWork, check_unchanged
-from simv0.atomic import sync_folder
 from simv0.config import Config
 from simv0.datasets import class_weights_of, load_dataset
 from simv0.encoder import Encoder, load_encoder
 from simv0.errors import CacheError, DataError
 from simv0.features import read_features
+from simv0.files import sync_folder
 from simv0.identity import compare_identity, full_identity
 from simv0.labels import HEADS
 from simv0.parts import Parts, Plan, parts_of

@@ -32,6 +32,7 @@ def user_errors() -> Iterator[None]:
     """Print what the user can mend as plain lines on stderr, with its exit code; all else keeps its traceback."""
     logger = logging.getLogger("simv0")
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # open_clip gives the root logger a handler of its own
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)]
     handlers[0].addFilter(lambda record: record.levelno < logging.WARNING)
     handlers[1].setLevel(logging.WARNING)
@@ -46,6 +47,7 @@ def user_errors() -> Iterator[None]:
     finally:
         for handler in handlers:
             logger.removeHandler(handler)
+        logger.propagate = True
 
 
 @app.command("cache-vis")
@@ -61,7 +63,8 @@ def cache_vis(
         loaded = load_config(config, set_)
         from cache.pipeline import cache_vis as run
 
-        run(loaded, overwrite=overwrite)
+        for report in run(loaded, overwrite=overwrite):
+            typer.echo(str(report))
 
 
 @app.command()

@@ -1,11 +1,48 @@
-"""Files that are whole or not there: written to a temporary name, synced, renamed."""
+"""Files that appear whole or not at all."""
 
-import contextlib
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from simv0.errors import SimError
+
+
+@contextmanager
+def replacing(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
+    """Write `path` under a temporary name; on success flush it to disk and rename it, on failure remove it.
+
+    After the `with` block the file and its name survive a power cut; before, `path` is what it was.
+
+    Args:
+        path: the name that only ever holds a whole file.
+        temporary: where to write meanwhile, on the same file system; `path` + ".tmp" if not given.
+
+    Raises:
+        OSError: disk full, no permission, a failing disk.
+    """
+    temporary = temporary or path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's names to disk: without it a power cut can undo a rename."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -14,19 +51,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         SimError: the disk is full or the folder cannot be written; the old file is untouched.
     """
-    temporary = path.with_name(f".{path.name}.tmp.{os.getpid()}")
-    with told_plainly(path):
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            sync_folder(path.parent)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+    with told_plainly(path), replacing(path) as file:
+        file.write(data)
 
 
 def keep_previous(path: Path, previous: Path) -> None:
@@ -37,7 +63,7 @@ def keep_previous(path: Path, previous: Path) -> None:
     """
     if not path.exists():
         return
-    link = previous.with_name(f".{previous.name}.tmp.{os.getpid()}")
+    link = previous.with_name(previous.name + ".tmp")
     with told_plainly(previous):
         link.unlink(missing_ok=True)
         try:
@@ -48,16 +74,7 @@ def keep_previous(path: Path, previous: Path) -> None:
             link.replace(previous)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` last."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
+@contextmanager
 def told_plainly(path: Path) -> Iterator[None]:
     """Turn what the file system refuses into one line about `path`."""
     try:

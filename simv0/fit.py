@@ -10,7 +10,8 @@ from simv0.build import build_model, compute_dtype, lr_factor, make_optimizer, p
 from simv0.checkpoint import Checkpoint, Meta, save_checkpoint
 from simv0.config import Config
 from simv0.encoder import load_encoder
-from simv0.errors import TrainingError
+from simv0.errors import DataError, TrainingError
+from simv0.identity import compare_splits
 from simv0.labels import HEADS, HIGH
 from simv0.metrics import Metrics, Tally, ranking
 from simv0.model import SimV0Model
@@ -57,6 +58,10 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None) -> None:
     device = pick_device(config)
     encoder = None if config.model.use_cached_vis_feats else load_encoder(config.model, config.cache.precision, device)
     train, val = (open_split(config, name, encoder) for name in ("train", "val"))
+    if train.identity is not None and val.identity is not None:
+        compare_splits(train.identity, val.identity, "val")
+    if train.dv != val.dv:
+        raise DataError(f"val: features of width {val.dv}, but train has {train.dv}")
     model = build_model(config, train.dv, encoder, device)
     digests = {"train": split_digest(train), "val": split_digest(val)}
     optimizer = make_optimizer(model, config.training)

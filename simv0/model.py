@@ -127,7 +127,9 @@ class SimV0Model(nn.Module):
         frames = batch["frames"]
         return self.encoder(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])  # type: ignore[no-any-return]
 
-    def prefix(self, vis_feats: Float[Tensor, "B F dv"], telemetry: Float[Tensor, "B 8"]) -> Float[Tensor, "B K+2 d"]:
+    def prefix(
+        self, vis_feats: Float[Tensor, "B F dv"], telemetry: Float[Tensor, "B 8"]
+    ) -> Float[Tensor, "B {self.K+2} d"]:
         """The tokens that the LLM reads: K visual, one telemetry, one task token."""
         means = torch.einsum("kf,bfv->bkv", self.segments, vis_feats)
         visual = self.projector((means - self.feats_mean) / self.feats_std)

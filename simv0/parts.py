@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from simv0.atomic import replacing
 from simv0.errors import CacheError
 from simv0.features import FeatureFile, read_features
+from simv0.files import replacing
 
 log = logging.getLogger("simv0")
 

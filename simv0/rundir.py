@@ -95,7 +95,10 @@ class RunDir:
         """Let everything that is said also go to `logs/stdout.log`."""
         handler = logging.FileHandler(self.log, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(message)s"))
-        logging.getLogger("simv0").addHandler(handler)
+        logger = logging.getLogger("simv0")
+        if logger.level == logging.NOTSET:  # nobody has chosen: a library's user wants the log whole
+            logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
         return handler
 
 

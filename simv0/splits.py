@@ -19,8 +19,9 @@ from simv0.config import Config
 from simv0.datasets import class_weights_of, load_dataset
 from simv0.encoder import Encoder
 from simv0.errors import CacheError, DataError
-from simv0.identity import compare_identity, wanted_identity
+from simv0.identity import compare_identity, labels_digest, wanted_identity
 from simv0.labels import HEADS
+from simv0.parts import parts_of
 from simv0.samples import Batch, CheckedDataset, Labels, collate, read_labels
 
 log = logging.getLogger("simv0")
@@ -54,10 +55,10 @@ def open_split(config: Config, name: str, encoder: Encoder | None = None) -> Spl
     """
     F = config.model.F
     path = Path(config.cache.dir) / f"{name}.h5"
-    if encoder is None and (path.exists() or path.with_name(path.name + ".parts").exists()):
-        cached = CachedDataset(path, config.cache.in_memory)
+    shards = parts_of(path).folder
+    if encoder is None and (path.exists() or shards.exists()):
+        cached = CachedDataset(path if path.exists() else shards, config.cache.in_memory)
         compare_identity(cached.identity, wanted_identity(config), path)
-        _check_dv(config, cached.dv, str(path))
         return Split(name, cached, cached.labels, cached.class_weights, cached.dv, cached.identity)
     dataset = load_dataset(config.data, name)
     if len(dataset) == 0:
@@ -73,24 +74,16 @@ def open_split(config: Config, name: str, encoder: Encoder | None = None) -> Spl
                 "(or set model.use_cached_vis_feats=false to encode the frames in every epoch)"
             )
         dv = checked[0]["vis_feats"].shape[-1]
-        _check_dv(config, dv, f"{name}[0]: vis_feats")
+        if config.model.dv not in (None, dv):
+            raise DataError(f"{name}[0]: vis_feats are {dv} wide, but model.dv is {config.model.dv}; drop model.dv")
     labels = read_labels(dataset, name, F)
     return Split(name, checked, labels, class_weights_of(dataset, HEADS), dv, None)
 
 
-def _check_dv(config: Config, dv: int, where: str) -> None:
-    if config.model.dv is not None and config.model.dv != dv:
-        raise DataError(f"{where}: features of width {dv}, but model.dv is {config.model.dv}; mend or drop model.dv")
-
-
 def split_digest(split: Split) -> str:
-    """sha256 over a split's labels, telemetry, ids and weights, and its feature file's identity."""
-    labels = split.labels
-    facts = [labels.sample_id, labels.group, split.class_weights, split.identity]
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for array in (labels.telemetry, labels.weight, *labels.ids.values()):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    """sha256 over a split's labels and its feature file's identity: what a resumed run must find again."""
+    facts = [labels_digest(split.labels, split.class_weights), split.identity]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 class BatchOrder(Sampler[list[int]]):

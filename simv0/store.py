@@ -14,8 +14,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from simv0.atomic import replacing
 from simv0.features import FORMAT_VERSION, MAGIC, USER_BLOCK, FeatureInfo
+from simv0.files import replacing
 from simv0.labels import HEADS
 
 

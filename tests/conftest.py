@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cache.pipeline import cache_vis
 from simv0.config import Config, build_config
 from simv0.tiny import save_tiny_llm, save_tiny_tower
 
@@ -59,6 +60,25 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def config_tree(models: Path, manifests: Path, cache: Path) -> dict[str, dict[str, Any]]:
+    return {
+        "data": {
+            "train_split_path": str(manifests / "train.jsonl"),
+            "val_split_path": str(manifests / "val.jsonl"),
+            "batch_size": 8,
+        },
+        "cache": {"dir": str(cache), "batch_size": 16, "shard_windows": 16, "precision": "fp32"},
+        "model": {
+            "llm_name_or_path": str(models / "llm"),
+            "vision_encoder_name": f"local-dir:{models / 'vision'}",
+            "vision_pretrained": None,
+            "F": 4,
+            "K": 2,
+        },
+        "training": {"epochs": 2, "amp": False},
+    }
+
+
 MakeConfig = Callable[..., Config]
 
 
@@ -67,28 +87,21 @@ def make_config(models: Path, manifests: Path, tmp_path: Path) -> MakeConfig:
     """A config over the tiny models and manifests; sections are overridden by keyword."""
 
     def make(**sections: dict[str, Any]) -> Config:
-        tree: dict[str, dict[str, Any]] = {
-            "data": {
-                "train_split_path": str(manifests / "train.jsonl"),
-                "val_split_path": str(manifests / "val.jsonl"),
-                "batch_size": 8,
-            },
-            "cache": {"dir": str(tmp_path / "cache"), "batch_size": 16, "shard_windows": 16, "precision": "fp32"},
-            "model": {
-                "llm_name_or_path": str(models / "llm"),
-                "vision_encoder_name": f"local-dir:{models / 'vision'}",
-                "vision_pretrained": None,
-                "F": 4,
-                "K": 2,
-            },
-            "training": {"epochs": 2, "amp": False},
-            "output": {"output_dir": str(tmp_path / "run")},
-        }
+        tree = config_tree(models, manifests, tmp_path / "cache")
+        tree["output"] = {"output_dir": str(tmp_path / "run")}
         for section, values in sections.items():
             tree.setdefault(section, {}).update(values)
         return build_config(tree, "test")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def features(models: Path, manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.h5 and val.h5 over `models` and `manifests`; take it as `cache={"dir": str(features)}`."""
+    folder = tmp_path_factory.mktemp("features")
+    cache_vis(build_config(config_tree(models, manifests, folder), "test"))
+    return folder
 
 
 @pytest.fixture(scope="session")
