@@ -305,7 +305,9 @@ def test_a_dataset_with_features_needs_no_encoder_and_no_cache(make_config: Make
 def test_a_non_finite_loss_names_its_samples_and_keeps_the_checkpoint(make_config: MakeConfig) -> None:
     data = {"dataset_class_path": "test_fit.VisFeats", "dataset_kwargs": {"poison": 5}}
     config = make_config(data=data)
-    with pytest.raises(TrainingError, match=r"^the loss is (nan|inf) on the batch of .*w5.*lower training.lr or look at"):
+    with pytest.raises(
+        TrainingError, match=r"^the loss is (nan|inf) on the batch of .*w5.*lower training.lr or look at"
+    ):
         fit(config)
 
 
