@@ -40,8 +40,9 @@ def config_md() -> str:
     lines = [
         "# Config keys",
         "",
-        "One YAML file; unknown keys are refused. `--set section.key=value` overrides a key on every command that takes",
-        "`--config`. `${NAME}` in a text is taken from the environment. Relative paths are relative to the current folder.",
+        "One YAML file; unknown keys are refused. `--set section.key=value` overrides a key on every command that",
+        "takes `--config`. `${NAME}` in a text is taken from the environment. Relative paths are relative to the",
+        "current folder.",
         "Written by `docs/generate.py`.",
     ]
     section = ""
