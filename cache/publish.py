@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from simv0.errors import CacheError
 from simv0.features import FeatureInfo
@@ -73,7 +74,7 @@ def publish(
     return True
 
 
-def _checked_blocks(parts: Parts, plan: Plan) -> Iterator[np.ndarray]:
+def _checked_blocks(parts: Parts, plan: Plan) -> Iterator[Float[np.ndarray, "_ F dv"]]:
     for shard in range(len(plan)):
         try:
             yield from parts.read_shard(shard, plan).blocks()

@@ -211,7 +211,7 @@ class ShardWork:
         raise CacheError(f"{what}: the encoder gave NaN or inf; try cache.precision: fp32, or look at the frame")
 
 
-def check_unchanged(stored: np.ndarray, windows: range, work: ShardWork, path: str) -> None:
+def check_unchanged(stored: Float[np.ndarray, "N F dv"], windows: range, work: ShardWork, path: str) -> None:
     """Encode the first two windows again and compare them with the stored features [n,F,dv].
 
     Raises:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch.utils.data import Dataset
 
 from simv0.labels import HEADS
@@ -93,7 +94,7 @@ class CachedDataset(Dataset[dict[str, Any]]):
             sample_id=[self.labels.sample_id[row] for row in rows],
         )
 
-    def _gather(self, rows: np.ndarray) -> np.ndarray:
+    def _gather(self, rows: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B F dv"]:
         gathered: np.ndarray
         if self._ram is not None or len(self._files) == 1:
             gathered = (self._ram if self._ram is not None else self._map(0))[rows]

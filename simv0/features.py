@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import h5py
 import numpy as np
+from jaxtyping import Float
 
 from simv0.errors import CacheError
 from simv0.labels import HEADS
@@ -80,7 +81,7 @@ class FeatureFile:
     offset: int
     seal: bytes
 
-    def map(self) -> np.ndarray:
+    def map(self) -> Float[np.ndarray, "N F dv"]:
         """vis_feats [N,F,dv], memory-mapped and read-only.
 
         Raises:
@@ -94,7 +95,7 @@ class FeatureFile:
         except (OSError, ValueError) as error:
             raise CacheError(f"{self.path}: cannot be read: {error}") from None
 
-    def blocks(self) -> Iterator[np.ndarray]:
+    def blocks(self) -> Iterator[Float[np.ndarray, "_ F dv"]]:
         """The blocks of vis_feats in order, as copies whose digests have been checked.
 
         Raises:
@@ -266,8 +267,10 @@ class _Reader:
         if len(dataset.shape) != rank or 0 in dataset.shape:
             self.refuse(f"{name}: has the shape {list(dataset.shape)}; expected rank {rank}")
         nbytes = dataset.dtype.itemsize * int(np.prod(dataset.shape, dtype=object))
-        begin = dataset.id.get_offset()
-        if dataset.id.get_storage_size() != nbytes or begin is None or begin + nbytes > self.size:
+        begin = (
+            dataset.id.get_offset() or 0
+        )  # of a dataset without storage: None, or a place before the user block's end
+        if dataset.id.get_storage_size() != nbytes or begin < USER_BLOCK or begin + nbytes > self.size:
             self.refuse(f"{name}: declares {nbytes} bytes that the file does not hold")
         return dataset
 

@@ -112,6 +112,8 @@ def _differences(field: str, stored: Any, wanted: Any) -> list[str]:
 
 
 def _look_up(identity: Mapping[str, Any], field: str) -> Any:
+    if field in identity:
+        return identity[field]
     value: Any = identity
     for key in field.split("."):
         value = value.get(key, MISSING) if isinstance(value, Mapping) else MISSING

@@ -13,13 +13,16 @@ from typing import Any
 
 import h5py
 import numpy as np
+from jaxtyping import Float
 
 from simv0.features import FORMAT_VERSION, MAGIC, USER_BLOCK, FeatureInfo
 from simv0.files import replacing
 from simv0.labels import HEADS
 
 
-def write_features(path: Path, info: FeatureInfo, blocks: Iterable[np.ndarray], temporary: Path) -> None:
+def write_features(
+    path: Path, info: FeatureInfo, blocks: Iterable[Float[np.ndarray, "_ F dv"]], temporary: Path
+) -> None:
     """Write a whole feature file and publish it by rename.
 
     Args:
@@ -73,6 +76,7 @@ def _lay_out(info: FeatureInfo) -> tuple["_Image", int]:
         plist.set_layout(h5py.h5d.CONTIGUOUS)
         plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        plist.set_obj_track_times(False)  # same input, same bytes
         space, dtype = h5py.h5s.create_simple(info.shape), h5py.h5t.py_create(info.dtype)
         offset: int = h5py.h5d.create(file.id, b"vis_feats", dtype, space, plist).get_offset()
     return image, offset

@@ -5,31 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from safetensors.torch import save_file
 
-import simv0.torchvision_fix  # noqa: F401  before open_clip
 from simv0.config import Config, build_config
+from simv0.tiny import save_tiny_tower
 
-CLIP = {
-    "embed_dim": 24,
-    "vision_cfg": {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 4, "vocab_size": 16, "width": 16, "heads": 1, "layers": 1},
-}
 DV = 24
 
 
 def write_encoder(folder: Path, seed: int = 0) -> str:
-    """An open_clip model with random weights; returns its config name."""
-    import open_clip
-
-    torch.manual_seed(seed)
-    model = open_clip.CLIP(CLIP["embed_dim"], CLIP["vision_cfg"], CLIP["text_cfg"])
-    folder.mkdir(parents=True)
-    preprocess = {"size": 16, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP, "preprocess_cfg": preprocess}))
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    """An image tower with random weights; returns its config name."""
+    save_tiny_tower(folder, seed=seed, dv=DV, image_size=16)
     return f"local-dir:{folder}"
 
 

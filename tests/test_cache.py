@@ -1,0 +1,317 @@
+"""cache-vis: what it writes, what it resumes, what it refuses."""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from cache_world import DV, make_config, make_world, write_encoder
+from torch.utils.data import Dataset
+
+import cache.pipeline
+import cache.publish
+from cache.frames import Carry
+from cache.pipeline import cache_vis
+from simv0.cached import CachedDataset
+from simv0.config import Config
+from simv0.datasets import ManifestDataset
+from simv0.encoder import load_encoder
+from simv0.errors import CacheError, DataError
+from simv0.features import read_features
+from simv0.parts import Plan, parts_of
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, bytes]:
+    """A config, its feature files made, and the bytes of train.h5."""
+    folder = tmp_path_factory.mktemp("world")
+    config = make_world(folder)
+    cache_vis(config)
+    return config, (folder / "cache" / "train.h5").read_bytes()
+
+
+def fresh(config: Config, folder: Path, **cache: Any) -> Config:
+    """The same world, with an empty cache."""
+    return config.model_copy(update={"cache": config.cache.model_copy(update={"dir": str(folder / "cache"), **cache})})
+
+
+def train_file(config: Config) -> Path:
+    return Path(config.cache.dir) / "train.h5"
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, shards: int) -> None:
+    """Let the run die of an error after some shards."""
+    from cache.shards import ShardWork
+
+    finish = ShardWork._finish
+    done = []
+
+    def counted(self: ShardWork, *args: Any) -> None:
+        if len(done) == shards:
+            raise KeyboardInterrupt
+        done.append(1)
+        finish(self, *args)
+
+    monkeypatch.setattr(ShardWork, "_finish", counted)
+
+
+def test_the_file_holds_what_the_encoder_gives_and_the_dataset_says(world: tuple[Config, bytes]) -> None:
+    config, _ = world
+    dataset, encoder = ManifestDataset(config.data.train_split_path), load_encoder(config.model, "fp32")
+    with h5py.File(train_file(config)) as h5:  # plain h5py, as a user would
+        assert h5["vis_feats"].shape == (23, 4, DV)
+        assert h5["vis_feats"].dtype == np.float16
+        for i in (0, 9, 22):
+            sample = dataset[i]
+            alone = encoder(sample["frames"])
+            np.testing.assert_allclose(h5["vis_feats"][i].astype(np.float32), alone.numpy(), rtol=1e-3, atol=1e-3)
+            np.testing.assert_array_equal(h5["telemetry"][i], np.float32(sample["telemetry"]))
+            assert h5["sample_id"][i].decode() == sample["sample_id"]
+            assert h5["group"][i] == b"film-train"
+            assert [h5[f"{head}_id"][i] for head in ("risk", "reason", "action")] == [i % 4, i % 3, i % 6]
+            assert h5["weight"][i] == 1 + i % 2
+
+
+def test_each_frame_is_encoded_once_and_a_complete_file_is_skipped(world: tuple[Config, bytes], tmp_path: Path) -> None:
+    config = fresh(world[0], tmp_path)
+    train, val = cache_vis(config)
+    assert (train.outcome, train.counts.windows, train.counts.frames, train.counts.encoded) == ("written", 23, 92, 26)
+    assert (val.counts.frames, val.counts.encoded) == (28, 10)
+    assert train_file(config).read_bytes() == world[1]
+    assert sorted(os.listdir(config.cache.dir)) == ["train.h5", "val.h5"]
+    before = train_file(config).stat().st_mtime_ns
+    assert [report.outcome for report in cache_vis(config)] == ["skipped", "skipped"]
+    assert train_file(config).stat().st_mtime_ns == before
+
+
+def test_a_read_only_complete_cache_is_skipped(world: tuple[Config, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_lock(*_: Any, **__: Any) -> bool:
+        raise CacheError("read-only")
+
+    monkeypatch.setattr(cache.pipeline.FileLock, "acquire", no_lock)
+    assert [report.outcome for report in cache_vis(world[0])] == ["skipped", "skipped"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
+    world: tuple[Config, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    config = fresh(world[0], tmp_path)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"num_workers": workers})})
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            cache_vis(config)
+    assert not train_file(config).exists()
+    with pytest.raises(CacheError, match=r"cache-vis has not finished: 2 of 5 shards are done; run it again"):
+        CachedDataset(train_file(config))
+    train, _ = cache_vis(config)
+    assert train.counts.windows == 23 - 2 * 5
+    assert train_file(config).read_bytes() == world[1]
+    assert sorted(os.listdir(config.cache.dir)) == ["train.h5", "val.h5"]
+
+
+def test_killed_between_publishing_and_tidying_up(world: tuple[Config, bytes], tmp_path: Path) -> None:
+    config = fresh(world[0], tmp_path)
+    shutil.copytree(world[0].cache.dir, config.cache.dir)
+    parts_of(train_file(config)).folder.mkdir()
+    (Path(config.cache.dir) / "train.h5.lock").touch()
+    assert cache_vis(config)[0].outcome == "skipped"
+    assert sorted(os.listdir(config.cache.dir)) == ["train.h5", "val.h5"]
+
+
+def test_a_damaged_shard_is_encoded_again(
+    world: tuple[Config, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = fresh(world[0], tmp_path)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(KeyboardInterrupt):
+            cache_vis(config)
+    shard = parts_of(train_file(config)).shard_path(1)
+    data = bytearray(shard.read_bytes())
+    data[read_features(shard).offset + 100] ^= 1
+    shard.write_bytes(data)
+    with caplog.at_level(logging.WARNING, "simv0"):
+        cache_vis(config)
+    assert "shard 1 is encoded again" in caplog.text
+    assert train_file(config).read_bytes() == world[1]
+
+
+def test_overwrite_begins_anew(world: tuple[Config, bytes], tmp_path: Path) -> None:
+    config = fresh(world[0], tmp_path)
+    shutil.copytree(world[0].cache.dir, config.cache.dir)
+    other = fresh(config, tmp_path, dtype="float32")
+    with pytest.raises(CacheError, match='dtype is "float16", wanted is "float32"'):
+        cache_vis(other)
+    assert cache_vis(other, overwrite=True)[0].counts.windows == 23
+    assert CachedDataset(train_file(config))[0]["vis_feats"].dtype == torch.float32
+
+
+def test_unfinished_work_of_another_plan_is_refused(
+    world: tuple[Config, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = fresh(world[0], tmp_path)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            cache_vis(config)
+    with pytest.raises(CacheError, match=r"cache.batch_size is 8, wanted is 4.*--overwrite.*another cache.dir"):
+        cache_vis(fresh(config, tmp_path, batch_size=4))
+    with pytest.raises(CacheError, match=r"cache.shard_windows is 5, wanted is 6"):
+        cache_vis(fresh(config, tmp_path, shard_windows=6))
+    assert cache_vis(config)[0].outcome == "written"
+
+
+def test_frames_that_changed_behind_their_names_are_caught_on_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_world(tmp_path)
+    monkeypatch.setattr(ManifestDataset, "content_digest", lambda self: None)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            cache_vis(config)
+    for image in (tmp_path / "train").iterdir():
+        shutil.copy(tmp_path / "val" / "0.png", image)
+    with pytest.raises(CacheError, match=r"window 0 \(train-0\) encodes to other features now .* changed behind the"):
+        cache_vis(config)
+
+
+def test_no_room(world: tuple[Config, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = fresh(world[0], tmp_path)
+
+    def free(amount: int) -> None:
+        usage = shutil.disk_usage(tmp_path)._replace(free=amount)
+        monkeypatch.setattr(cache.publish.shutil, "disk_usage", lambda _: usage)
+
+    free(1000)
+    with pytest.raises(CacheError, match=r"the features need 0 MB, 0 MB are free; free some space, or choose another"):
+        cache_vis(config)
+    free(40_000)
+    train, _ = cache_vis(config)
+    assert train.outcome == "shards"
+    assert train.path == train_file(config).with_name("train.h5.parts")
+    whole, shards = CachedDataset(train_file(world[0])), CachedDataset(train_file(config), in_memory="never")
+    rows = [22, 0, 7, 7, 13]
+    for key, value in whole.__getitems__(rows).items():
+        other = shards.__getitems__(rows)[key]  # type: ignore[literal-required]
+        assert torch.equal(other, value) if isinstance(value, torch.Tensor) else other == value
+    free(10**9)
+    assert cache_vis(config)[0].outcome == "written"
+    assert train_file(config).read_bytes() == world[1]
+
+
+class Windows(Dataset[dict[str, Any]]):
+    """A plain dataset: frames whole, nothing shared, floats."""
+
+    scale = 1.0
+
+    def __init__(self, split: str, feats: bool = False) -> None:
+        self.split, self.feats = split, feats
+
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        frames = torch.rand(3, 3, 20, 20, generator=torch.Generator().manual_seed(i)) * self.scale
+        inputs = {"vis_feats": torch.zeros(3, 5)} if self.feats else {"frames": frames}
+        return {**inputs, "telemetry": [0.5] * 8, "risk_id": 0, "reason_id": 0, "action_id": 0}
+
+
+def plain_config(folder: Path, **kwargs: Any) -> Config:
+    config = make_config(folder, write_encoder(folder / "encoder"), F=3)
+    data = {"dataset_class_path": f"{__name__}.Windows", "dataset_kwargs": kwargs}
+    return config.model_copy(update={"data": config.data.model_copy(update=data)})
+
+
+def test_a_plain_dataset_of_float_frames(tmp_path: Path) -> None:
+    config = plain_config(tmp_path)
+    train, _ = cache_vis(config)
+    assert (train.counts.frames, train.counts.encoded) == (27, 27)
+    cached, encoder = CachedDataset(train_file(config)), load_encoder(config.model, "fp32")
+    for i in range(9):
+        torch.testing.assert_close(
+            cached[i]["vis_feats"].float(), encoder(Windows("")[i]["frames"]), rtol=1e-3, atol=1e-3
+        )
+    assert cached.labels.sample_id[8] == "8"
+    assert cached.labels.group is None
+
+
+def test_a_dataset_of_features_needs_no_cache(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train: test_cache.Windows yields vis_feats itself; it needs no cache-vis"):
+        cache_vis(plain_config(tmp_path, feats=True))
+
+
+@pytest.mark.parametrize(
+    ("factor", "what"), [(1e6, r"a feature is .*; set cache.dtype: float32"), (np.nan, "NaN or inf")]
+)
+def test_features_that_cannot_be_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, what: str
+) -> None:
+    from simv0.encoder import Encoder
+
+    config = plain_config(tmp_path)
+    forward = Encoder.forward
+    monkeypatch.setattr(Encoder, "forward", lambda self, frames: forward(self, frames) * factor)
+    with pytest.raises(CacheError, match=r"train\[0\] \(0\), frame 0: .*" + what):
+        cache_vis(config)
+
+
+def test_a_broken_frame_is_named_also_by_workers(tmp_path: Path) -> None:
+    config = make_world(tmp_path)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"num_workers": 1})})
+    (tmp_path / "train" / "20.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"train/20.png: cannot be read as an image") as caught:
+        cache_vis(config)
+    assert "\n" not in str(caught.value)
+    assert len(parts_of(train_file(config)).missing(Plan({"N": 23}, 5, 8))) < 5  # what was finished is kept
+
+
+def test_carry_keeps_the_most_recent_frames_within_its_limit() -> None:
+    carry = Carry(3)
+    assert carry.plan("abcb") == (["a", "b", "c"], [])
+    assert carry.plan("bd") == (["d"], ["a"])  # c and b were used after a
+    assert carry.plan("ab") == (["a"], ["c"])
+    assert Carry(0).plan("ab") == (["a", "b"], ["a", "b"])
+
+
+def test_windows_in_any_order_give_the_same_features(tmp_path: Path, world: tuple[Config, bytes]) -> None:
+    config = make_world(tmp_path)
+    rows = (tmp_path / "train.jsonl").read_text().splitlines()
+    order = np.random.default_rng(0).permutation(len(rows))
+    (tmp_path / "train.jsonl").write_text("".join(rows[i] + "\n" for i in order))
+    train, _ = cache_vis(config)
+    assert train.counts.encoded == 26
+    shuffled, straight = CachedDataset(train_file(config)), CachedDataset(train_file(world[0]))
+    for here, there in enumerate(order):
+        assert torch.equal(shuffled[here]["vis_feats"], straight[int(there)]["vis_feats"])
+        assert shuffled.labels.sample_id[here] == straight.labels.sample_id[there]
+
+
+def test_progress_lines_reach_the_log(
+    world: tuple[Config, bytes], tmp_path: Path, caplog: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("cache.progress.LOG_EVERY", 0)
+    with caplog.at_level(logging.INFO, "simv0"):
+        cache_vis(fresh(world[0], tmp_path))
+    assert "train: 4 of 5 shards" in caplog.text
+
+
+def test_record_must_match_its_shard(world: tuple[Config, bytes], tmp_path: Path, monkeypatch: Any) -> None:
+    config = fresh(world[0], tmp_path)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            cache_vis(config)
+    record = parts_of(train_file(config)).record_path(0)
+    tree = json.loads(record.read_text())
+    record.write_text(json.dumps({**tree, "sha256": "0" * 64}))
+    assert cache_vis(config)[0].counts.windows == 23 - 5  # shard 0 again, shard 1 kept
+    assert train_file(config).read_bytes() == world[1]
