@@ -1,6 +1,5 @@
 """Locks between processes that die with their holder: `flock` on a file of their own."""
 
-import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -42,11 +41,9 @@ class FileLock:
                 return False
             except OSError as error:
                 os.close(descriptor)
-                if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                    raise CacheError(
-                        f"{self.path}: this file system has no flock; choose a cache.dir on another one"
-                    ) from None
-                raise
+                raise CacheError(
+                    f"{self.path}: cannot be locked: {error.strerror}; choose a cache.dir on a file system with flock"
+                ) from None
             os.close(descriptor)  # the last holder removed the file meanwhile: lock the new one
 
     def release(self, *, remove: bool = False) -> None:

@@ -196,13 +196,14 @@ def _check_complete(split: Split, work: ShardWork) -> None:
 
 def _agree_on(plan: Plan, parts: Parts) -> None:
     """Make the folder of shards with its plan, or check that the plan in it is ours."""
-    parts.folder.mkdir(exist_ok=True)
-    with mendable_write(parts.folder), FileLock(parts.folder / "plan.lock").held():
-        there = parts.read_plan()
-        if there is None:
-            parts.write_plan(plan)
-            sync_folder(parts.folder.parent)
-            return
+    with mendable_write(parts.folder):
+        parts.folder.mkdir(exist_ok=True)
+        with FileLock(parts.folder / "plan.lock").held():
+            there = parts.read_plan()
+            if there is None:
+                parts.write_plan(plan)
+                sync_folder(parts.folder.parent)
+                return
     compare_identity(there.identity, plan.identity, parts.folder)
     ours = {"cache.shard_windows": plan.shard_windows, "cache.batch_size": plan.batch_size}
     theirs = {"cache.shard_windows": there.shard_windows, "cache.batch_size": there.batch_size}

@@ -16,7 +16,7 @@ from cache.publish import mendable_write
 from simv0.encoder import Encoder
 from simv0.errors import CacheError
 from simv0.features import FeatureInfo, sha256
-from simv0.parts import Parts, Plan, Record
+from simv0.parts import Parts, Plan, Record, take_labels
 from simv0.samples import Labels
 from simv0.store import write_features
 
@@ -184,7 +184,7 @@ class ShardWork:
             del known[name]
         info = FeatureInfo(
             self.plan.identity,
-            _rows(self.labels, windows),
+            take_labels(self.labels, windows),
             self.class_weights,
             self.plan.shard_windows,
             [sha256(block)],
@@ -235,14 +235,3 @@ def check_unchanged(stored: Float[np.ndarray, "N F dv"], windows: range, work: S
             log.info(
                 "%s: features differ in their last bits (%.2g): other threads or another machine", path, difference
             )
-
-
-def _rows(labels: Labels, windows: range) -> Labels:
-    rows = slice(windows.start, windows.stop)
-    return Labels(
-        labels.telemetry[rows],
-        {head: ids[rows] for head, ids in labels.ids.items()},
-        labels.weight[rows],
-        labels.sample_id[rows],
-        None if labels.group is None else labels.group[rows],
-    )

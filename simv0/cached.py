@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch.utils.data import Dataset
 
 from simv0.labels import HEADS
-from simv0.parts import open_features
-from simv0.samples import Batch, Labels
+from simv0.parts import join_labels, open_features
+from simv0.samples import Batch
 
 MAPPED_AT_ONCE = 256
 """Shards mapped at a time: each costs a file descriptor, of which a process may have 1024."""
@@ -47,7 +47,7 @@ class CachedDataset(Dataset[dict[str, Any]]):
         self.split_name = self.path.name.split(".")[0]
         self.F: int = first.identity["F"]
         self.dv: int = first.identity["dv"]
-        self.labels = _concatenate([file.info.labels for file in self._files])
+        self.labels = join_labels([file.info.labels for file in self._files])
         self._per_file = len(first.labels)
         self._maps: dict[int, np.ndarray] = {}
         self._ram: np.ndarray | None = None
@@ -127,15 +127,3 @@ def available_memory() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
         return 0
-
-
-def _concatenate(parts: list[Labels]) -> Labels:
-    if len(parts) == 1:
-        return parts[0]
-    return Labels(
-        telemetry=np.concatenate([part.telemetry for part in parts]),
-        ids={head: np.concatenate([part.ids[head] for part in parts]) for head in HEADS},
-        weight=np.concatenate([part.weight for part in parts]),
-        sample_id=[text for part in parts for text in part.sample_id],
-        group=None if parts[0].group is None else [text for part in parts for text in part.group or []],
-    )

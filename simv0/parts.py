@@ -12,9 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from simv0.errors import CacheError
 from simv0.features import FeatureFile, read_features
 from simv0.files import replacing
+from simv0.labels import HEADS
+from simv0.samples import Labels
 
 log = logging.getLogger("simv0")
 
@@ -172,3 +176,28 @@ def open_features(path: Path) -> list[FeatureFile]:
 def _shards(parts: Parts, plan: Plan) -> Iterator[FeatureFile]:
     for shard in range(len(plan)):
         yield parts.read_shard(shard, plan)
+
+
+def take_labels(labels: Labels, windows: range) -> Labels:
+    """Those of some windows in a row."""
+    rows = slice(windows.start, windows.stop)
+    return Labels(
+        telemetry=labels.telemetry[rows],
+        ids={head: ids[rows] for head, ids in labels.ids.items()},
+        weight=labels.weight[rows],
+        sample_id=labels.sample_id[rows],
+        group=None if labels.group is None else labels.group[rows],
+    )
+
+
+def join_labels(parts: list[Labels]) -> Labels:
+    """The windows of several parts, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return Labels(
+        telemetry=np.concatenate([part.telemetry for part in parts]),
+        ids={head: np.concatenate([part.ids[head] for part in parts]) for head in HEADS},
+        weight=np.concatenate([part.weight for part in parts]),
+        sample_id=[text for part in parts for text in part.sample_id],
+        group=None if parts[0].group is None else [text for part in parts for text in part.group or []],
+    )

@@ -169,6 +169,8 @@ def _check_weight(value: Any, where: str) -> float:
 def _check_text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value:
         raise DataError(f"{where}: expected a text, found {type(value).__name__} {value!r}")
+    if "\0" in value or (not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value)):
+        raise DataError(f"{where}: expected a text without NUL and lone surrogates, found {value!r}")
     return value
 
 

@@ -1,0 +1,95 @@
+"""What a feature file or a folder of shards holds, whether it is finished, and whether its bytes are good."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simv0.errors import CacheError
+from simv0.features import FeatureFile, read_features
+from simv0.labels import HEADS, TELEMETRY
+from simv0.parts import Parts, join_labels
+from simv0.samples import Labels
+
+
+def inspect_path(path: Path, verify: bool = False) -> dict[str, Any]:
+    """Facts about a feature file or a folder of shards, in the order in which people ask for them.
+
+    Args:
+        path: an .h5 file, or a `.parts` folder, finished or not.
+        verify: read all features and check their digests; `damaged` names what is bad.
+
+    Raises:
+        CacheError: neither, or damaged so that it cannot be opened.
+    """
+    if path.is_dir():
+        return _inspect_parts(Parts(path), verify)
+    file = read_features(path)
+    N = file.info.identity["N"]
+    whole = len(file.info.labels) == N
+    facts = {"kind": "feature file" if whole else f"shard of {N} windows", "path": str(path), "complete": whole}
+    return {**facts, **_contents([file]), **(_verify([file]) if verify else {})}
+
+
+def _inspect_parts(parts: Parts, verify: bool) -> dict[str, Any]:
+    plan = parts.read_plan()
+    if plan is None:
+        raise CacheError(f"{parts.folder}: holds no plan.json; expected a feature file or its folder of shards")
+    missing = set(parts.missing(plan))
+    files, damaged = [], []
+    for shard in sorted(set(range(len(plan))) - missing):
+        try:
+            files.append(parts.read_shard(shard, plan))
+        except CacheError as error:
+            damaged.append(str(error))
+    facts: dict[str, Any] = {
+        "kind": "folder of shards",
+        "path": str(parts.folder),
+        "complete": not (missing or damaged),
+        "shards": f"{len(plan) - len(missing)} of {len(plan)} done",
+    }
+    facts |= _contents(files) if files else {"identity": plan.identity}
+    if verify:
+        facts |= _verify(files)
+    facts["damaged"] = [*damaged, *facts.get("damaged", [])]
+    return facts
+
+
+def _contents(files: list[FeatureFile]) -> dict[str, Any]:
+    first = files[0].info
+    labels = join_labels([file.info.labels for file in files])
+    return {
+        "vis_feats": f"{first.identity['dtype']} [{len(labels)},{first.identity['F']},{first.identity['dv']}]",
+        "bytes": sum(file.path.stat().st_size for file in files),
+        "identity": first.identity,
+        "class_weights": first.class_weights,
+        **describe_labels(labels),
+    }
+
+
+def describe_labels(labels: Labels) -> dict[str, Any]:
+    """Class counts, telemetry stats, groups and the sum of the weights of some windows."""
+    return {
+        "windows": len(labels),
+        "groups": None if labels.group is None else len(set(labels.group)),
+        "labels": {
+            head: dict(zip(names, np.bincount(labels.ids[head], minlength=len(names)).tolist(), strict=True))
+            for head, names in HEADS.items()
+        },
+        "telemetry": {
+            name: {
+                what: round(float(getattr(np, what)(values.astype(np.float64))), 5)
+                for what in ("mean", "std", "min", "max")
+            }
+            for name, values in zip(TELEMETRY, labels.telemetry.T, strict=True)
+        },
+        "weights": {"sum": float(labels.weight.sum()), "zero": int((labels.weight == 0).sum())},
+    }
+
+
+def _verify(files: list[FeatureFile]) -> dict[str, Any]:
+    blocks, damaged = 0, []
+    for file in files:
+        blocks += len(file.info.block_sha256)
+        damaged += [f"{file.path}: {file.describe_block(number)} is damaged" for number in file.bad_blocks()]
+    return {"verified": f"{blocks - len(damaged)} of {blocks} blocks of features are good", "damaged": damaged}

@@ -1,0 +1,110 @@
+"""Each fact that changes a feature is compared: changed in turn, it is refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cache_world import make_config, make_world, write_encoder
+
+from cache.pipeline import cache_vis
+from simv0.cached import CachedDataset
+from simv0.config import Config
+from simv0.errors import CacheError
+from simv0.identity import compare_identity, compare_splits, wanted_identity
+
+WAYS_OUT = r"Make it anew with `simv0 cache-vis --overwrite`, or choose another cache.dir$"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    config = make_world(tmp_path)
+    cache_vis(config)
+    return config
+
+
+def changed(config: Config, section: str, **fields: Any) -> Config:
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=fields)})
+
+
+def test_what_cache_vis_refuses(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(config.cache.dir) / "train.h5"
+
+    def refused(other: Config, message: str) -> None:
+        with pytest.raises(CacheError, match=f"^{path}: was made of something else: {message}.*{WAYS_OUT}"):
+            cache_vis(other)
+
+    refused(changed(config, "cache", dtype="float32"), 'dtype is "float16", wanted is "float32"')
+    refused(changed(config, "cache", precision="bf16"), 'vision_precision is "fp32", wanted is "bf16"')
+    refused(
+        changed(config, "model", vision_resize_mode="longest"),
+        'vision_preprocess.resize_mode is "squash", wanted is "longest"',
+    )
+    other = write_encoder(tmp_path / "other" / "encoder", seed=1)  # same name, other weights
+    refused(changed(config, "model", vision_encoder_name=other), r"vision_weights is \"\w+\", wanted is")
+    other = write_encoder(tmp_path / "renamed")
+    refused(
+        changed(config, "model", vision_encoder_name=other),
+        'vision_encoder_name is "local-dir:encoder", wanted is "local-dir:renamed"',
+    )
+    manifest, rows = tmp_path / "train.jsonl", (tmp_path / "train.jsonl").read_text()
+    first = json.loads(rows.splitlines()[0])
+    manifest.write_text(json.dumps({**first, "risk_id": 3}) + rows[rows.index("\n") :])
+    refused(config, r"content_digest is .*; labels_digest is")
+    manifest.write_text(rows[: rows.rindex("\n", 0, -1) + 1])
+    refused(config, "N is 23, wanted is 22; content_digest is")
+    manifest.write_text(rows)
+    image = tmp_path / "train" / "3.png"
+    image.write_bytes((tmp_path / "train" / "4.png").read_bytes())
+    refused(config, r"content_digest is \"\w+\", wanted is")
+
+
+def test_a_moved_world_is_the_same_world(config: Config, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("train", "val", "train.jsonl", "val.jsonl", "encoder"):
+        (tmp_path / name).rename(moved / name)
+    there = make_config(moved, f"local-dir:{moved / 'encoder'}")
+    there = changed(there, "cache", dir=config.cache.dir)
+    assert [report.outcome for report in cache_vis(there)] == ["skipped", "skipped"]
+
+
+def test_what_the_config_alone_can_tell(config: Config) -> None:
+    path = Path(config.cache.dir) / "train.h5"
+    stored = CachedDataset(path).identity
+    compare_identity(stored, wanted_identity(config), path)
+    compare_identity(stored, wanted_identity(changed(config, "cache", precision="auto")), path)
+    for section, field, value, named in (
+        ("model", "F", 8, "F is 4, wanted is 8"),
+        ("model", "dv", 512, "dv is 24, wanted is 512"),
+        (
+            "model",
+            "vision_encoder_name",
+            "ViT-B-32",
+            'vision_encoder_name is "local-dir:encoder", wanted is "ViT-B-32"',
+        ),
+        ("model", "vision_pretrained", "openai", 'vision_pretrained is null, wanted is "openai"'),
+        ("model", "vision_resize_mode", "shortest", "vision_preprocess.resize_mode is"),
+        ("cache", "dtype", "float32", "dtype is"),
+        ("cache", "precision", "bf16", "vision_precision is"),
+        ("data", "dataset_class_path", "mine.Own", "dataset_class_path is"),
+        (
+            "data",
+            "dataset_kwargs",
+            {"root": "/elsewhere/films"},
+            'dataset_kwargs.root is "(missing)", wanted is "films"',
+        ),
+    ):
+        with pytest.raises(CacheError) as caught:
+            compare_identity(stored, wanted_identity(changed(config, section, **{field: value})), path)
+        assert named in str(caught.value)
+
+
+def test_train_and_val_must_agree(config: Config) -> None:
+    folder = Path(config.cache.dir)
+    train, val = (CachedDataset(folder / f"{name}.h5").identity for name in ("train", "val"))
+    compare_splits(train, val, folder / "val.h5")
+    assert train["N"] != val["N"]
+    for field in set(train) - {"N", "content_digest", "labels_digest"}:
+        with pytest.raises(CacheError, match=f"val.h5: was made of something else: {field}"):
+            compare_splits({**train, field: "other"}, val, folder / "val.h5")

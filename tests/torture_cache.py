@@ -1,0 +1,352 @@
+"""Try to break the cache: kill it, fill its disk, let writes fail, damage its files.
+
+    python tests/torture_cache.py [--size full|ci] [kills syscalls disk_full short_writes failing_syscalls mutations]
+
+Each attack prints one JSON line and ends the program with an error if a promise was broken. A run under attack is a
+fork of this process, which has all imports behind it. What needs strace, root or a tmpfs is skipped with the reason.
+"""
+
+import argparse
+import collections
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from cache_world import make_world  # noqa: E402
+
+from cache.pipeline import cache_vis  # noqa: E402
+from simv0.config import Config  # noqa: E402
+from simv0.errors import SimError  # noqa: E402
+from simv0.features import read_features  # noqa: E402
+from simv0.parts import Parts, Record, parts_of  # noqa: E402
+
+DEADLINE = 60
+"""Seconds after which a run counts as hanging."""
+
+
+@dataclass
+class Size:
+    kills: int
+    points: int  # kill and fault points are thinned out to about this many
+    disks: int
+    limits: int
+    mutations: int
+
+
+SIZES = {"full": Size(200, 10**6, 20, 40, 2000), "ci": Size(6, 12, 4, 6, 100)}
+
+
+class Run:
+    """One forked `cache_vis`: what it reported, how it ended."""
+
+    def __init__(self, config: Config, prepare: Callable[[], None] = lambda: None, stopped: bool = False) -> None:
+        self.reader, writer = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self.reader)
+            os._exit(self._child(config, writer, prepare, stopped))
+        os.close(writer)
+        self.started = time.monotonic()
+        if stopped:
+            os.waitpid(self.pid, os.WUNTRACED)
+
+    @staticmethod
+    def _child(config: Config, pipe: int, prepare: Callable[[], None], stopped: bool) -> int:
+        os.set_inheritable(pipe, True)
+        record = Parts.write_record
+
+        def reporting(self: Parts, shard: int, made: Record) -> None:
+            record(self, shard, made)
+            os.write(pipe, f"done {self.folder.name} {shard}\n".encode())
+
+        Parts.write_record = reporting  # type: ignore[method-assign]
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        try:
+            prepare()
+            if stopped:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            cache_vis(config)
+        except SimError as error:
+            os.write(pipe, f"error {error}\n".encode())
+            return 1
+        except BaseException:
+            os.write(pipe, f"bug {traceback.format_exc()}\n".encode())
+            return 70
+        return 0
+
+    def end(self, *, kill: bool = False) -> "Run":
+        """Wait for the end, or bring it about; then `status`, `done`, `errors` are known."""
+        if kill:
+            os.kill(self.pid, signal.SIGKILL)
+        while (found := os.waitpid(self.pid, os.WNOHANG))[0] == 0:
+            assert time.monotonic() - self.started < DEADLINE, "hangs"
+            time.sleep(0.002)
+        self.status = os.waitstatus_to_exitcode(found[1])
+        with os.fdopen(self.reader, "rb") as file:
+            os.set_blocking(file.fileno(), False)  # an orphaned loader worker may hold the other end
+            text = (file.read() or b"").decode()
+        assert "bug " not in text, text
+        self.done = [(name, int(shard)) for name, shard in re.findall(r"^done (\S+) (\d+)$", text, re.MULTILINE)]
+        self.errors = re.findall(r"^error (.*)", text, re.MULTILINE)
+        assert self.status in (0, 1, -signal.SIGKILL), f"ended with {self.status}: {text}"
+        return self
+
+
+class Arena:
+    """A small world, the files an unbroken run makes of it, and the checks after each blow."""
+
+    def __init__(self, folder: Path, windows: int, shard_windows: int) -> None:
+        self.folder = folder
+        self.config = make_world(folder, windows, shard_windows=shard_windows)
+        Run(self.config).end()
+        self.truth = {name: (folder / "cache" / name).read_bytes() for name in ("train.h5", "val.h5")}
+        self.at(folder / "attacked")
+
+    def at(self, folder: Path) -> None:
+        """Attack a cache in this folder from now on, which is emptied."""
+        shutil.rmtree(folder, ignore_errors=True)
+        self.reported: set[tuple[str, int]] = set()
+        self.dir = folder
+        self.config = self.config.model_copy(
+            update={"cache": self.config.cache.model_copy(update={"dir": str(folder)})}
+        )
+
+    def check(self, run: Run) -> None:
+        """After a run: nothing that was ever reported is lost, nothing reported twice, no final name on half a file."""
+        again = self.reported & set(run.done)
+        assert not again, f"{again} were done twice"
+        self.reported |= set(run.done)
+        for name, truth in self.truth.items():
+            final = self.dir / name
+            if final.exists():
+                assert final.read_bytes() == truth, f"{name} differs"
+                continue
+            parts = parts_of(final)
+            for folder, shard in self.reported:
+                if folder == parts.folder.name:
+                    assert parts.record(shard), f"{folder}: the record of shard {shard} is lost"
+                    assert read_features(parts.shard_path(shard)).bad_blocks() == [], f"shard {shard} is damaged"
+
+    def finish(self) -> None:
+        """Run undisturbed: the files must be those of an unbroken run, and alone."""
+        run = Run(self.config).end()
+        assert run.status == 0, run.errors
+        self.check(run)
+        assert {path.name: path.read_bytes() for path in self.dir.iterdir()} == self.truth, sorted(self.dir.iterdir())
+
+
+def kills(arena: Arena, size: Size) -> dict[str, Any]:
+    """SIGKILL at random moments, 1, 2 or 4 processes, another number after each kill; sometimes one of them only."""
+    draw = np.random.default_rng(0)
+    counts: collections.Counter[str] = collections.Counter()
+    arena.at(arena.folder / "kills")
+    began = time.monotonic()
+    Run(arena.config).end()
+    whole = time.monotonic() - began
+    arena.at(arena.folder / "kills")
+    while counts["kills"] < size.kills:
+        processes = int(draw.choice([1, 2, 4]))
+        config = arena.config
+        if draw.random() < 0.1:
+            config = config.model_copy(update={"data": config.data.model_copy(update={"num_workers": 1})})
+        runs = [Run(config) for _ in range(processes)]
+        time.sleep(draw.random() * whole * (1 + 0.5 * processes))
+        one_only = processes > 1 and draw.random() < 0.3
+        for i, run in enumerate(runs):
+            run.end(kill=not one_only or i == 0)
+            counts["kills"] += run.status == -signal.SIGKILL
+            counts[f"kills of {processes}"] += run.status == -signal.SIGKILL
+            counts["shards reported"] += len(run.done)
+        for run in runs:
+            arena.check(run)
+        if one_only:
+            assert all(run.status == 0 for run in runs[1:]), "a process died of its neighbour"
+            counts["survivors finished"] += processes - 1
+        if all((arena.dir / name).exists() for name in arena.truth):
+            arena.finish()
+            counts["files completed"] += 2
+            arena.at(arena.folder / "kills")
+    arena.finish()
+    return {**counts, "reported shards lost": 0}
+
+
+SYSCALLS = (
+    "openat,write,ftruncate,rename,renameat,renameat2,link,unlink,unlinkat,mkdir,mkdirat,rmdir,fsync,fdatasync,flock"
+)
+
+
+def traced(arena: Arena, inject: str | None, log: Path) -> Run:
+    """A run under strace; the calls before `cache_vis` do not count."""
+    run = Run(arena.config, stopped=True)
+    command = ["strace", "-qq", "-p", str(run.pid), "-o", str(log), "-e", f"trace={SYSCALLS}"]
+    tracer = subprocess.Popen([*command, *(["-e", f"inject={inject}"] if inject else [])], stderr=subprocess.DEVNULL)
+    while b"TracerPid:\t0\n" in Path(f"/proc/{run.pid}/status").read_bytes():
+        time.sleep(0.002)
+    os.kill(run.pid, signal.SIGCONT)
+    run.end()
+    tracer.wait()
+    return run
+
+
+def points(arena: Arena, size: Size, kinds: str) -> Iterator[tuple[str, int]]:
+    """(system call, n-th use of it) of a whole run, for the calls that can change files."""
+    log = arena.folder / "strace.log"
+    arena.at(arena.folder / "traced")
+    traced(arena, None, log)
+    counts: collections.Counter[str] = collections.Counter()
+    found = []
+    for line in log.read_text().splitlines():
+        if match := re.match(r"(\w+)\(", line):
+            counts[match[1]] += 1
+            reading = match[1] == "openat" and "O_WRONLY" not in line and "O_RDWR" not in line
+            pipe = match[1] == "write" and '"done ' in line
+            if re.fullmatch(kinds, match[1]) and not reading and not pipe:
+                found.append((match[1], counts[match[1]]))
+    yield from found[:: -(-len(found) // size.points)]
+
+
+def syscalls(arena: Arena, size: Size) -> dict[str, Any]:
+    """SIGKILL at every system call that changes files."""
+    if not shutil.which("strace"):
+        return {"skipped": "there is no strace"}
+    counts: collections.Counter[str] = collections.Counter()
+    for name, n in points(arena, size, r".*"):
+        arena.at(arena.folder / "syscalls")
+        run = traced(arena, f"{name}:signal=KILL:when={n}", arena.folder / "strace.log")
+        counts[name] += run.status == -signal.SIGKILL
+        arena.check(run)
+        arena.finish()
+    return {**counts, "kills": sum(counts.values()), "reported shards lost": 0}
+
+
+def failing_syscalls(arena: Arena, size: Size) -> dict[str, Any]:
+    """EIO at every write, fsync and rename: one line, nothing reported that is not there, and it goes on afterwards."""
+    if not shutil.which("strace"):
+        return {"skipped": "there is no strace"}
+    counts: collections.Counter[str] = collections.Counter()
+    for name, n in points(arena, size, r"write|fsync|rename|mkdir|ftruncate"):
+        arena.at(arena.folder / "failing")
+        run = traced(arena, f"{name}:error=EIO:when={n}", arena.folder / "strace.log")
+        arena.check(run)
+        assert run.status == 1, f"{name} {n}: an I/O error went unnoticed"
+        assert len(run.errors) == 1, run.errors
+        assert "Input/output error" in run.errors[0], run.errors
+        counts[name] += 1
+        arena.finish()
+    return {**counts, "failures noticed": sum(counts.values())}
+
+
+def short_writes(arena: Arena, size: Size) -> dict[str, Any]:
+    """No file may grow beyond a limit: the write that reaches it is cut short, the next one fails."""
+    counts: collections.Counter[str] = collections.Counter()
+    largest = max(map(len, arena.truth.values()))
+    for limit in np.linspace(100, largest + 1000, size.limits).astype(int):
+        arena.at(arena.folder / "short")
+        run = Run(arena.config, lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), -1))).end()
+        arena.check(run)
+        if limit < largest:
+            assert run.status == 1, f"limit {limit}: went unnoticed"
+            assert "File too large" in run.errors[0]
+            counts["short writes noticed"] += 1
+        else:
+            counts["unharmed"] += 1
+        arena.finish()
+    return dict(counts)
+
+
+@contextmanager
+def small_disk(folder: Path, kilobytes: int) -> Iterator[None]:
+    """A tmpfs of this size."""
+    folder.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def disk_full(arena: Arena, size: Size) -> dict[str, Any]:
+    """Disks of many sizes that fill up in every stage; half of the runs believe that there is room."""
+    disk = arena.folder / "disk"
+    try:
+        with small_disk(disk, 100):
+            pass
+    except (OSError, subprocess.CalledProcessError):
+        return {"skipped": "no permission to mount a tmpfs"}
+    counts: collections.Counter[str] = collections.Counter()
+    total = sum(map(len, arena.truth.values()))
+    for i, kilobytes in enumerate(np.linspace(8, 2.6 * total / 1024, size.disks).astype(int)):
+        with small_disk(disk, int(kilobytes)):
+            arena.at(disk / "cache")
+            run = Run(arena.config, _believe_in_room if i % 2 else lambda: None).end()
+            arena.check(run)
+            counts["refused before"] += any("are free" in error for error in run.errors)
+            counts["full while writing"] += any("No space left" in error for error in run.errors)
+            counts["done, or left as shards"] += run.status == 0
+            assert run.status in (0, 1)
+            assert len(run.errors) == run.status, run.errors
+            subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+            arena.finish()
+    return dict(counts)
+
+
+def _believe_in_room() -> None:
+    shutil.disk_usage = lambda _: collections.namedtuple("usage", "free")(10**12)  # type: ignore[assignment]
+
+
+def mutations(arena: Arena, size: Size) -> dict[str, Any]:
+    """Flipped bits, cut ends, copied pieces: refused, or read right."""
+    from test_store import attack
+
+    truth = arena.folder / "cache" / "train.h5"
+    file = read_features(truth)
+    feats = file.map().tobytes()
+    pid = os.fork()
+    if pid == 0:
+        target = arena.folder / "mutated.h5"
+        refused, right = attack(target, truth.read_bytes(), file.info, feats, size.mutations, seed=1)
+        (arena.folder / "mutations.json").write_text(json.dumps({"refused": refused, "read right": right}))
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0, "the reader died"
+    counts: dict[str, Any] = json.loads((arena.folder / "mutations.json").read_text())
+    return {**counts, "wrong data accepted": 0}
+
+
+ATTACKS = {f.__name__: f for f in (kills, syscalls, failing_syscalls, short_writes, disk_full, mutations)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("attacks", nargs="*", choices=[*ATTACKS, []], default=[])
+    parser.add_argument("--size", choices=SIZES, default="full")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # the forks must not wait for threads that they do not have
+    with tempfile.TemporaryDirectory() as folder:
+        many = Arena(Path(folder) / "many", windows=60, shard_windows=5)
+        few = Arena(Path(folder) / "few", windows=7, shard_windows=3)
+        for name in arguments.attacks or ATTACKS:
+            began = time.monotonic()
+            result = ATTACKS[name](few if "syscalls" in name else many, SIZES[arguments.size])
+            print(json.dumps({"attack": name, **result, "seconds": round(time.monotonic() - began)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
