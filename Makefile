@@ -23,5 +23,8 @@ check: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+torture: venv
+	$(BIN)/python tests/torture_cache.py
+
 clean:
 	rm -rf .venv runs

@@ -38,9 +38,8 @@ def room_for_both(parts: Parts, plan: Plan) -> bool:
     Raises:
         CacheError: not even for the shards.
     """
-    missing = sum(len(plan.windows(shard)) for shard in parts.missing(plan))
+    shards = sum(bytes_of(plan, len(plan.windows(shard))) for shard in parts.missing(plan))
     free = shutil.disk_usage(parts.folder).free
-    shards = bytes_of(plan, missing) if missing else 0
     if shards > free:
         raise CacheError(
             f"{parts.folder}: the features need {shards / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; "

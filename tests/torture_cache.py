@@ -51,7 +51,7 @@ class Size:
     mutations: int
 
 
-SIZES = {"full": Size(200, 10**6, 20, 40, 2000), "ci": Size(6, 12, 4, 6, 100)}
+SIZES = {"full": Size(200, 10**6, 20, 40, 2000), "ci": Size(4, 6, 4, 4, 100)}
 
 
 class Run:
@@ -168,7 +168,7 @@ def kills(arena: Arena, size: Size) -> dict[str, Any]:
         if draw.random() < 0.1:
             config = config.model_copy(update={"data": config.data.model_copy(update={"num_workers": 1})})
         runs = [Run(config) for _ in range(processes)]
-        time.sleep(draw.random() * whole * (1 + 0.5 * processes))
+        time.sleep(draw.random() * whole * (0.75 + 0.25 * processes))
         one_only = processes > 1 and draw.random() < 0.3
         for i, run in enumerate(runs):
             run.end(kill=not one_only or i == 0)
@@ -246,12 +246,15 @@ def failing_syscalls(arena: Arena, size: Size) -> dict[str, Any]:
         arena.at(arena.folder / "failing")
         run = traced(arena, f"{name}:error=EIO:when={n}", arena.folder / "strace.log")
         arena.check(run)
-        assert run.status == 1, f"{name} {n}: an I/O error went unnoticed"
-        assert len(run.errors) == 1, run.errors
-        assert "Input/output error" in run.errors[0], run.errors
-        counts[name] += 1
+        if run.status == 0 and name == "mkdir":  # of a folder that is there already
+            counts["no harm done"] += 1
+        else:
+            assert run.status == 1, f"{name} {n}: an I/O error went unnoticed"
+            assert len(run.errors) == 1, run.errors
+            assert "Input/output error" in run.errors[0], run.errors
+            counts[name] += 1
         arena.finish()
-    return {**counts, "failures noticed": sum(counts.values())}
+    return {**counts, "failures noticed": sum(counts.values()) - counts["no harm done"]}
 
 
 def short_writes(arena: Arena, size: Size) -> dict[str, Any]:
@@ -293,7 +296,7 @@ def disk_full(arena: Arena, size: Size) -> dict[str, Any]:
         return {"skipped": "no permission to mount a tmpfs"}
     counts: collections.Counter[str] = collections.Counter()
     total = sum(map(len, arena.truth.values()))
-    for i, kilobytes in enumerate(np.linspace(8, 2.6 * total / 1024, size.disks).astype(int)):
+    for i, kilobytes in enumerate(np.linspace(8, 9 * total / 1024, size.disks).astype(int)):
         with small_disk(disk, int(kilobytes)):
             arena.at(disk / "cache")
             run = Run(arena.config, _believe_in_room if i % 2 else lambda: None).end()
