@@ -7,6 +7,7 @@ No head can be had from one input alone: time to collision needs distance (pictu
 whether a walking person will be in the way needs several frames.
 """
 
+import itertools
 import json
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ from jaxtyping import Float
 from simv0.labels import ACTIONS, REASONS, RISKS
 from simv0.render import HALF_VIEW, Look, Thing, make_look, render
 
-RATE = 5.0
+RATE = 4.0
 """Frames per second."""
 ROVER_RADIUS = 0.25
 """The camera sits in the middle of a round rover."""
@@ -28,7 +29,7 @@ RISK_TIMES = (4.8, 2.4, 1.2)
 """A contact sooner than this, in s, is low, med, high."""
 MARGIN = 0.3
 """Passing something this close without touching it counts as one risk less than touching it."""
-TOO_CLOSE = 0.5
+TOO_CLOSE = 0.6
 """A rover that stands with less room than this before an obstacle has to back off, m."""
 STANDSTILL = 0.2
 """Slower than this counts as standing, m/s."""
@@ -91,29 +92,27 @@ class Verdict:
     action: str
 
 
-def make_scene(rng: np.random.Generator, length: float = 20.0) -> Scene:
-    """A corridor (or, where it is wide, a yard) with something every few metres."""
-    half_width = float(rng.uniform(3.5, 5.0))
+def make_scene(rng: np.random.Generator) -> Scene:
+    """Eleven things, one every few metres: most in the way, some beside it."""
     things: list[Thing] = []
     x = float(rng.uniform(2.0, 4.0))
-    while x < length:
+    for kind in rng.permutation(["box"] * 5 + ["gap"] * 2 + ["stander"] * 2 + ["walker"] * 2):
         side = float(rng.choice([-1, 1]))
-        beside = side * float(rng.uniform(1.1, WALK))
-        y = side * float(rng.uniform(0.1, 0.3)) if rng.uniform() < 0.85 else beside
+        beside = side * float(rng.uniform(1.2, WALK))
+        y = side * float(rng.uniform(0.1, 0.3)) if rng.uniform() < 0.92 else beside
         height = float(rng.uniform(1.6, 1.9))
-        kind = rng.choice(["box", "gap", "stander", "walker"], p=[0.48, 0.2, 0.12, 0.2])
         if kind == "box":
-            things.append(Thing("box", x, y, radius=float(rng.uniform(0.35, 0.5)), height=float(rng.uniform(0.6, 0.9))))
+            things.append(Thing("box", x, y, radius=float(rng.uniform(0.4, 0.5)), height=0.45 * height))
         elif kind == "gap":
-            aside = ROVER_RADIUS + 0.2 + float(rng.uniform(0.12, 0.25))
-            things += [Thing("post", x, 0.3 * y + off, 0.2, 1.5) for off in (-aside, aside)]
+            half = ROVER_RADIUS + 0.2 + float(rng.uniform(0.12, 0.25))
+            things += [Thing("post", x, 0.3 * y + off, radius=0.2, height=1.5) for off in (-half, half)]
         elif kind == "stander":
-            things.append(Thing("person", x, y, 0.25, height))
+            things.append(Thing("person", x, y, 0.3, height))
         else:
-            pace = float(rng.uniform(0.3, 0.7)) * float(rng.choice([-1, 1]))
-            things.append(Thing("person", x, beside, 0.25, height, vy=pace, pace=pace))
-        x += float(rng.uniform(2.8, 4.0))
-    return Scene(half_width, tuple(things), make_look(rng))
+            pace = float(rng.uniform(0.4, 0.6)) * float(rng.choice([-1, 1]))
+            things.append(Thing("person", x, beside, 0.3, height, vy=pace, pace=pace))
+        x += float(rng.uniform(2.6, 3.4))
+    return Scene(float(rng.uniform(3.5, 5.0)), tuple(things), make_look(rng))
 
 
 def in_rover_frame(state: State, x: float, y: float) -> tuple[float, float]:
@@ -179,15 +178,14 @@ def _careful_action(risk: str, reason: str, v: float, room: float, left: float) 
     return "slow"
 
 
-def drive(scene: Scene, rng: np.random.Generator, frames: int) -> list[State]:
+def drive(scene: Scene, rng: np.random.Generator, frames: int, reckless: float) -> list[State]:
     """Drive through the scene, one state a frame."""
-    reckless = float(rng.uniform())
     driver = Driver(
         cruise=float(rng.uniform(0.4, 0.8) + 0.3 * reckless),
-        brake_time=float(2.2 - 1.8 * reckless),
-        look_ahead=float(rng.choice([0.3, 1.6, 2.8])),
-        clearance=float(rng.uniform(0.05, 0.4)),
-        patience=int(rng.integers(3, 7)),
+        brake_time=float(rng.uniform(0.4, 0.8) if reckless > 0.4 else rng.uniform(1.6, 2.2)),
+        look_ahead=float(rng.choice([0.3, 3.0])),
+        clearance=float(rng.uniform(0.2, 0.4)),
+        patience=int(rng.integers(5, 13)),
     )
     state = State(
         0.0, float(rng.uniform(-0.2, 0.2)), float(rng.uniform(-0.1, 0.1)), driver.cruise, 0.0, 0.0, scene.things
@@ -196,7 +194,7 @@ def drive(scene: Scene, rng: np.random.Generator, frames: int) -> list[State]:
     for i in range(1, frames):
         if i % 10 == 0:  # nobody keeps one pace, nor looks ahead all the time
             cruise = float(np.clip(driver.cruise + rng.uniform(-0.25, 0.25), 0.4, 1.1))
-            driver = replace(driver, cruise=cruise, look_ahead=float(rng.choice([0.3, 1.6, 2.8])))
+            driver = replace(driver, cruise=cruise, look_ahead=float(rng.choice([0.3, 3.0])))
         standing = standing + 1 if abs(state.v) < STANDSTILL else 0
         blocked = _blocked(state)
         if standing > driver.patience and blocked:
@@ -204,16 +202,14 @@ def drive(scene: Scene, rng: np.random.Generator, frames: int) -> list[State]:
             driver = replace(driver, look_ahead=3.0)
         backing = max(backing - 1, 0)
         for _ in range(2):
-            state = _step(state, driver, -0.3 if backing else driver.cruise, rng)
+            state = _step(state, driver, -0.25 if backing else driver.cruise, rng)
         states.append(state)
     return states
 
 
 def _blocked(state: State) -> bool:
-    """Something that will not go away stands right ahead."""
-    still = [thing for thing in state.things if thing.pace == 0]
-    times = [contact_time(state, thing) for thing in still]
-    return min(times, default=9.0) < 2.0
+    """Something stands right ahead."""
+    return min(contact_time(state, thing) for thing in state.things) < 2.0
 
 
 def _step(state: State, driver: Driver, speed: float, rng: np.random.Generator) -> State:
@@ -288,22 +284,24 @@ def write_world(
     """
     for part, (split, windows) in enumerate({"train": train_windows, "val": val_windows}.items()):
         rows: list[dict[str, object]] = []
-        while len(rows) < windows:
-            group = f"{split}-{len({row['group'] for row in rows}):03d}"
-            rng = np.random.default_rng([seed, part, len(rows)])
-            rows += record(folder, group, rng, windows - len(rows), F, size)
+        for number in itertools.count():
+            if len(rows) == windows:
+                break
+            rng = np.random.default_rng([seed, part, number])
+            reckless = number * 0.618 % 1  # spreads evenly over however few recordings
+            rows += record(folder, f"{split}-{number:03d}", rng, reckless, windows - len(rows), F, size)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
 
 
 def record(
-    folder: Path, group: str, rng: np.random.Generator, most: int, F: int, size: tuple[int, int]
+    folder: Path, group: str, rng: np.random.Generator, reckless: float, most: int, F: int, size: tuple[int, int]
 ) -> list[dict[str, object]]:
     """Drive and write one recording; returns its windows as manifest rows, at most `most`."""
     stride = max(1, F // 2)
     windows = min(most, max(1, (int(rng.integers(48, 97)) - F) // stride + 1))
     scene = make_scene(rng)
-    states = drive(scene, rng, F + (windows - 1) * stride)
+    states = drive(scene, rng, F + (windows - 1) * stride, reckless)
     telemetry = measure(states, rng)
     images = folder / "images" / group
     images.mkdir(parents=True, exist_ok=True)
