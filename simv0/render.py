@@ -119,16 +119,18 @@ def _surroundings(
     colours = np.array([*look.walls, look.floor, SKY], np.float32)
     haze = _haze(distance) * ~sky
     keep = (1 - haze) * (1 - np.float32(0.16) * (dark & ~sky))
-    return (colours[surface] * keep[..., None] + HAZE * haze[..., None]).astype(np.uint8)
+    pixels: np.ndarray = (colours[surface] * keep[..., None] + HAZE * haze[..., None]).astype(np.uint8)
+    return pixels
 
 
 def _haze(distance: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """Share of the picture that dust hides at a distance in m."""
-    return np.minimum(distance / FAR, 1) ** 2
+    share: np.ndarray = np.minimum(distance / FAR, 1) ** 2
+    return share
 
 
 def _paint(draw: ImageDraw.ImageDraw, thing: Thing, ahead: float, left: float, size: tuple[int, int]) -> None:
-    haze = float(_haze(np.array(ahead)))
+    haze = float(_haze(np.array([ahead]))[0])
 
     def block(low: float, high: float, half: float, rgb: Colour) -> None:
         colour = _colour(np.array(rgb) * (1 - haze) + HAZE * haze)

@@ -185,7 +185,7 @@ def drive(scene: Scene, rng: np.random.Generator, frames: int, reckless: float) 
         brake_time=float(rng.uniform(0.4, 0.8) if reckless > 0.4 else rng.uniform(1.6, 2.2)),
         look_ahead=float(rng.choice([0.3, 3.0])),
         clearance=float(rng.uniform(0.2, 0.4)),
-        patience=int(rng.integers(5, 13)),
+        patience=int(rng.integers(3, 9)),
     )
     state = State(
         0.0, float(rng.uniform(-0.2, 0.2)), float(rng.uniform(-0.1, 0.1)), driver.cruise, 0.0, 0.0, scene.things
@@ -258,7 +258,8 @@ def _walk(thing: Thing, rover_x: float, rover_y: float, dt: float) -> Thing:
 def measure(states: list[State], rng: np.random.Generator) -> Float[np.ndarray, "n 8"]:
     """What the rover's sensors say, in the order of `simv0.labels.TELEMETRY`, noise included."""
     truth = [(s.acceleration, s.v * s.w, 9.81, 0.0, 0.0, s.w, s.v, s.w) for s in states]
-    return np.array(truth) + rng.normal(size=(len(states), 8)) * _NOISE
+    telemetry: np.ndarray = np.array(truth) + rng.normal(size=(len(states), 8)) * _NOISE
+    return telemetry
 
 
 def write_world(
@@ -270,7 +271,7 @@ def write_world(
     F: int = 8,
     size: tuple[int, int] = (96, 64),
 ) -> None:
-    """Write `train.jsonl`, `val.jsonl` and `images/` for `simv0.datasets.ManifestDataset`; the same seed, the same bytes.
+    """Write `train.jsonl`, `val.jsonl` and `images/` for `ManifestDataset`; the same seed, the same bytes.
 
     Each recording (`group`) is one drive of its own scene and belongs to one split; its windows overlap by half.
 
