@@ -10,38 +10,20 @@ whether a walking person will be in the way needs several frames.
 import itertools
 import json
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from simv0.hazards import CREEP, ROVER_RADIUS, STANDSTILL, State, Thing, arc, contact_time, judge
 from simv0.labels import ACTIONS, REASONS, RISKS
-from simv0.render import HALF_VIEW, Look, Thing, make_look, render
+from simv0.render import Look, make_look, render
 
 RATE = 4.0
 """Frames per second."""
-ROVER_RADIUS = 0.25
-"""The camera sits in the middle of a round rover."""
-CREEP = 0.5
-"""A standing rover is judged as if it set off at this speed, m/s."""
-RISK_TIMES = (4.8, 2.4, 1.2)
-"""A contact sooner than this, in s, is low, med, high."""
-MARGIN = 0.3
-"""Passing something this close without touching it counts as one risk less than touching it."""
-TOO_CLOSE = 0.6
-"""A rover that stands with less room than this before an obstacle has to back off, m."""
-STANDSTILL = 0.2
-"""Slower than this counts as standing, m/s."""
-
 WALK = 1.6
 """People who walk go to and fro this far from the middle, m."""
 
-REASON_OF = {"person": "human", "box": "obstacle", "post": "tight_space"}
-"""Posts stand in pairs with hardly more room between them than the rover needs."""
-
-_TIMES = np.arange(0.0, RISK_TIMES[0] + 0.05, 0.05)
-_REACH = 7.0
 _NOISE = np.array([0.2, 0.2, 0.2, 0.02, 0.02, 0.02, 0.03, 0.02])
 
 
@@ -55,24 +37,6 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class State:
-    """The truth at one frame: pose (m, rad), speed (m/s), yaw rate (rad/s), acceleration (m/s^2), the things then."""
-
-    x: float
-    y: float
-    heading: float
-    v: float
-    w: float
-    acceleration: float
-    things: tuple[Thing, ...]
-
-    @cached_property
-    def path(self) -> Float[np.ndarray, "T 2"]:
-        """Where it comes to if it keeps its speed (at least `CREEP`) and yaw rate, in its own frame of now."""
-        return arc(max(self.v, CREEP), self.w, _TIMES)
-
-
-@dataclass(frozen=True)
 class Driver:
     """Who drives while recording: from careful to reckless, so that how one drives does not give the labels away."""
 
@@ -81,15 +45,6 @@ class Driver:
     look_ahead: float
     clearance: float
     patience: int
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The three labels, by name."""
-
-    risk: str
-    reason: str
-    action: str
 
 
 def make_scene(rng: np.random.Generator) -> Scene:
@@ -113,69 +68,6 @@ def make_scene(rng: np.random.Generator) -> Scene:
             things.append(Thing("person", x, beside, 0.3, height, vy=pace, pace=pace))
         x += float(rng.uniform(2.6, 3.4))
     return Scene(float(rng.uniform(3.5, 5.0)), tuple(things), make_look(rng))
-
-
-def in_rover_frame(state: State, x: float, y: float) -> tuple[float, float]:
-    """World point -> (metres ahead, metres to the left)."""
-    dx, dy = x - state.x, y - state.y
-    cos, sin = np.cos(state.heading), np.sin(state.heading)
-    return float(cos * dx + sin * dy), float(-sin * dx + cos * dy)
-
-
-def arc(v: float, w: float, t: Float[np.ndarray, " T"]) -> Float[np.ndarray, "T 2"]:
-    """Where a rover that keeps its speed and yaw rate is after t seconds: a circle, in the rover's frame of now."""
-    half_turn = w * t / 2
-    chord = v * t * np.sinc(half_turn / np.pi)
-    return np.stack([chord * np.cos(half_turn), chord * np.sin(half_turn)], axis=-1)
-
-
-def contact_time(state: State, thing: Thing, margin: float = 0.0) -> float:
-    """Seconds until the rover on its present arc and a thing on its present course come within `margin`; inf if not.
-
-    What the camera does not see, or what is too far to matter, does not count.
-    """
-    ahead, left = in_rover_frame(state, thing.x, thing.y)
-    if abs(left) > ahead * np.tan(HALF_VIEW) or ahead > _REACH:
-        return float("inf")
-    velocity = thing.vy * np.array([np.sin(state.heading), np.cos(state.heading)])
-    apart = np.array([ahead, left]) + _TIMES[:, None] * velocity - state.path
-    return _first(np.hypot(apart[:, 0], apart[:, 1]) < ROVER_RADIUS + thing.radius + margin)
-
-
-def _first(hits: np.ndarray) -> float:
-    return float(_TIMES[hits.argmax()]) if hits.any() else float("inf")
-
-
-def judge(state: State) -> Verdict:
-    """The labels of one moment: how soon it hits what, and what a careful driver would do."""
-    level, time, cause, ahead, left = 0, float("inf"), None, 0.0, 0.0
-    for thing in state.things:
-        near = contact_time(state, thing, MARGIN if thing.kind == "post" else 0.0)
-        severity = _severity(near) - (thing.kind == "post")
-        if (severity, -near) > (level, -time) and severity > 0:
-            level, time, cause = severity, near, thing.kind
-            ahead, left = in_rover_frame(state, thing.x, thing.y)
-            ahead -= thing.radius
-    if cause is None:
-        return Verdict("none", "unknown", "continue")
-    reason = REASON_OF[cause]
-    action = _careful_action(RISKS[level], reason, state.v, ahead - ROVER_RADIUS, left)
-    return Verdict(RISKS[level], reason, action)
-
-
-def _severity(time: float) -> int:
-    return sum(time < limit for limit in RISK_TIMES)
-
-
-def _careful_action(risk: str, reason: str, v: float, room: float, left: float) -> str:
-    """Args: room ahead in m; `left` > 0 where the thing is on the left."""
-    if reason != "human" and v < STANDSTILL and room < TOO_CLOSE:
-        return "reverse"
-    if risk == "high":
-        return "stop"
-    if reason == "obstacle" and risk == "med":
-        return "turn_right" if left > 0 else "turn_left"
-    return "slow"
 
 
 def drive(scene: Scene, rng: np.random.Generator, frames: int, reckless: float) -> list[State]:
@@ -307,7 +199,7 @@ def record(
     images = folder / "images" / group
     images.mkdir(parents=True, exist_ok=True)
     for i, state in enumerate(states):
-        picture = render((state.x, state.y, state.heading), state.things, scene.half_width, scene.look, size, rng)
+        picture = render(state, scene.half_width, scene.look, size, rng)
         picture.save(images / f"{i:03d}.jpg", quality=90)
     rows = []
     for start in range(0, windows * stride, stride):

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from simv0.datasets import ManifestDataset
+from simv0.hazards import State, Thing, arc, contact_time, judge
 from simv0.labels import HEADS, RISKS
-from simv0.render import Look, Thing, project, render
+from simv0.render import Look, project, render
 from simv0.samples import check_sample, read_labels
-from simv0.synthetic import RATE, State, arc, contact_time, drive, judge, make_scene, measure, write_world
+from simv0.synthetic import RATE, drive, make_scene, measure, write_world
 
 LOOK = Look(floor=(110, 110, 110), walls=((150, 150, 150), (150, 150, 150)), light=1.0, tile=1.0)
 
@@ -94,13 +95,13 @@ def test_pinhole_projection_by_hand() -> None:
 
 def test_a_thing_is_painted_where_the_projection_puts_it() -> None:
     person = Thing("person", 2.0, 0.5, radius=0.3, height=1.7)
-    picture = render((0.0, 0.0, 0.0), (person,), 4.0, LOOK, (96, 64), np.random.default_rng(0))
+    picture = render(state(person), 4.0, LOOK, (96, 64), np.random.default_rng(0))
     pixels = np.asarray(picture).astype(int)
     orange = (pixels[..., 0] - pixels[..., 2]) > 100
     columns = np.flatnonzero(orange.any(axis=0))
     # centre 0.5 m left of the axis: column 48 - 24 * 0.5 = 36, half a width of 0.3 m = 7.2 px either side
     assert (columns.min(), columns.max()) == (pytest.approx(28.8, abs=1), pytest.approx(43.2, abs=1))
-    turned = render((0.0, 0.0, np.pi), (person,), 4.0, LOOK, (96, 64), np.random.default_rng(0))
+    turned = render(state(person, heading=np.pi), 4.0, LOOK, (96, 64), np.random.default_rng(0))
     assert not (np.asarray(turned)[..., 0].astype(int) - np.asarray(turned)[..., 2] > 100).any()
 
 
