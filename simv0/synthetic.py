@@ -7,40 +7,23 @@ No head can be had from one input alone: time to collision needs distance (pictu
 whether a walking person will be in the way needs several frames.
 """
 
+import itertools
 import json
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from simv0.hazards import CREEP, ROVER_RADIUS, STANDSTILL, State, Thing, arc, contact_time, judge
 from simv0.labels import ACTIONS, REASONS, RISKS
-from simv0.render import HALF_VIEW, Look, Thing, make_look, render
+from simv0.render import Look, make_look, render
 
-RATE = 5.0
+RATE = 4.0
 """Frames per second."""
-ROVER_RADIUS = 0.25
-"""The camera sits in the middle of a round rover."""
-CREEP = 0.5
-"""A standing rover is judged as if it set off at this speed, m/s."""
-RISK_TIMES = (4.8, 2.4, 1.2)
-"""A contact sooner than this, in s, is low, med, high."""
-MARGIN = 0.3
-"""Passing something this close without touching it counts as one risk less than touching it."""
-TOO_CLOSE = 0.5
-"""A rover that stands with less room than this before an obstacle has to back off, m."""
-STANDSTILL = 0.2
-"""Slower than this counts as standing, m/s."""
-
 WALK = 1.6
 """People who walk go to and fro this far from the middle, m."""
 
-REASON_OF = {"person": "human", "box": "obstacle", "post": "tight_space"}
-"""Posts stand in pairs with hardly more room between them than the rover needs."""
-
-_TIMES = np.arange(0.0, RISK_TIMES[0] + 0.05, 0.05)
-_REACH = 7.0
 _NOISE = np.array([0.2, 0.2, 0.2, 0.02, 0.02, 0.02, 0.03, 0.02])
 
 
@@ -54,24 +37,6 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class State:
-    """The truth at one frame: pose (m, rad), speed (m/s), yaw rate (rad/s), acceleration (m/s^2), the things then."""
-
-    x: float
-    y: float
-    heading: float
-    v: float
-    w: float
-    acceleration: float
-    things: tuple[Thing, ...]
-
-    @cached_property
-    def path(self) -> Float[np.ndarray, "T 2"]:
-        """Where it comes to if it keeps its speed (at least `CREEP`) and yaw rate, in its own frame of now."""
-        return arc(max(self.v, CREEP), self.w, _TIMES)
-
-
-@dataclass(frozen=True)
 class Driver:
     """Who drives while recording: from careful to reckless, so that how one drives does not give the labels away."""
 
@@ -82,112 +47,37 @@ class Driver:
     patience: int
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The three labels, by name."""
-
-    risk: str
-    reason: str
-    action: str
-
-
-def make_scene(rng: np.random.Generator, length: float = 20.0) -> Scene:
-    """A corridor (or, where it is wide, a yard) with something every few metres."""
-    half_width = float(rng.uniform(3.5, 5.0))
+def make_scene(rng: np.random.Generator) -> Scene:
+    """Eleven things, one every few metres: most in the way, some beside it."""
     things: list[Thing] = []
     x = float(rng.uniform(2.0, 4.0))
-    while x < length:
+    for kind in rng.permutation(["box"] * 5 + ["gap"] * 2 + ["stander"] * 2 + ["walker"] * 2):
         side = float(rng.choice([-1, 1]))
-        beside = side * float(rng.uniform(1.1, WALK))
-        y = side * float(rng.uniform(0.1, 0.3)) if rng.uniform() < 0.85 else beside
+        beside = side * float(rng.uniform(1.2, WALK))
+        y = side * float(rng.uniform(0.1, 0.3)) if rng.uniform() < 0.92 else beside
         height = float(rng.uniform(1.6, 1.9))
-        kind = rng.choice(["box", "gap", "stander", "walker"], p=[0.48, 0.2, 0.12, 0.2])
         if kind == "box":
-            things.append(Thing("box", x, y, radius=float(rng.uniform(0.35, 0.5)), height=float(rng.uniform(0.6, 0.9))))
+            things.append(Thing("box", x, y, radius=float(rng.uniform(0.4, 0.5)), height=0.45 * height))
         elif kind == "gap":
-            aside = ROVER_RADIUS + 0.2 + float(rng.uniform(0.12, 0.25))
-            things += [Thing("post", x, 0.3 * y + off, 0.2, 1.5) for off in (-aside, aside)]
+            half = ROVER_RADIUS + 0.2 + float(rng.uniform(0.12, 0.25))
+            things += [Thing("post", x, 0.3 * y + off, radius=0.2, height=1.5) for off in (-half, half)]
         elif kind == "stander":
-            things.append(Thing("person", x, y, 0.25, height))
+            things.append(Thing("person", x, y, 0.3, height))
         else:
-            pace = float(rng.uniform(0.3, 0.7)) * float(rng.choice([-1, 1]))
-            things.append(Thing("person", x, beside, 0.25, height, vy=pace, pace=pace))
-        x += float(rng.uniform(2.8, 4.0))
-    return Scene(half_width, tuple(things), make_look(rng))
+            pace = float(rng.uniform(0.4, 0.6)) * float(rng.choice([-1, 1]))
+            things.append(Thing("person", x, beside, 0.3, height, vy=pace, pace=pace))
+        x += float(rng.uniform(2.6, 3.4))
+    return Scene(float(rng.uniform(3.5, 5.0)), tuple(things), make_look(rng))
 
 
-def in_rover_frame(state: State, x: float, y: float) -> tuple[float, float]:
-    """World point -> (metres ahead, metres to the left)."""
-    dx, dy = x - state.x, y - state.y
-    cos, sin = np.cos(state.heading), np.sin(state.heading)
-    return float(cos * dx + sin * dy), float(-sin * dx + cos * dy)
-
-
-def arc(v: float, w: float, t: Float[np.ndarray, " T"]) -> Float[np.ndarray, "T 2"]:
-    """Where a rover that keeps its speed and yaw rate is after t seconds: a circle, in the rover's frame of now."""
-    half_turn = w * t / 2
-    chord = v * t * np.sinc(half_turn / np.pi)
-    return np.stack([chord * np.cos(half_turn), chord * np.sin(half_turn)], axis=-1)
-
-
-def contact_time(state: State, thing: Thing, margin: float = 0.0) -> float:
-    """Seconds until the rover on its present arc and a thing on its present course come within `margin`; inf if not.
-
-    What the camera does not see, or what is too far to matter, does not count.
-    """
-    ahead, left = in_rover_frame(state, thing.x, thing.y)
-    if abs(left) > ahead * np.tan(HALF_VIEW) or ahead > _REACH:
-        return float("inf")
-    velocity = thing.vy * np.array([np.sin(state.heading), np.cos(state.heading)])
-    apart = np.array([ahead, left]) + _TIMES[:, None] * velocity - state.path
-    return _first(np.hypot(apart[:, 0], apart[:, 1]) < ROVER_RADIUS + thing.radius + margin)
-
-
-def _first(hits: np.ndarray) -> float:
-    return float(_TIMES[hits.argmax()]) if hits.any() else float("inf")
-
-
-def judge(state: State) -> Verdict:
-    """The labels of one moment: how soon it hits what, and what a careful driver would do."""
-    level, time, cause, ahead, left = 0, float("inf"), None, 0.0, 0.0
-    for thing in state.things:
-        near = contact_time(state, thing, MARGIN if thing.kind == "post" else 0.0)
-        severity = _severity(near) - (thing.kind == "post")
-        if (severity, -near) > (level, -time) and severity > 0:
-            level, time, cause = severity, near, thing.kind
-            ahead, left = in_rover_frame(state, thing.x, thing.y)
-            ahead -= thing.radius
-    if cause is None:
-        return Verdict("none", "unknown", "continue")
-    reason = REASON_OF[cause]
-    action = _careful_action(RISKS[level], reason, state.v, ahead - ROVER_RADIUS, left)
-    return Verdict(RISKS[level], reason, action)
-
-
-def _severity(time: float) -> int:
-    return sum(time < limit for limit in RISK_TIMES)
-
-
-def _careful_action(risk: str, reason: str, v: float, room: float, left: float) -> str:
-    """Args: room ahead in m; `left` > 0 where the thing is on the left."""
-    if reason != "human" and v < STANDSTILL and room < TOO_CLOSE:
-        return "reverse"
-    if risk == "high":
-        return "stop"
-    if reason == "obstacle" and risk == "med":
-        return "turn_right" if left > 0 else "turn_left"
-    return "slow"
-
-
-def drive(scene: Scene, rng: np.random.Generator, frames: int) -> list[State]:
+def drive(scene: Scene, rng: np.random.Generator, frames: int, reckless: float) -> list[State]:
     """Drive through the scene, one state a frame."""
-    reckless = float(rng.uniform())
     driver = Driver(
         cruise=float(rng.uniform(0.4, 0.8) + 0.3 * reckless),
-        brake_time=float(2.2 - 1.8 * reckless),
-        look_ahead=float(rng.choice([0.3, 1.6, 2.8])),
-        clearance=float(rng.uniform(0.05, 0.4)),
-        patience=int(rng.integers(3, 7)),
+        brake_time=float(rng.uniform(0.4, 0.8) if reckless > 0.4 else rng.uniform(1.6, 2.2)),
+        look_ahead=float(rng.choice([0.3, 3.0])),
+        clearance=float(rng.uniform(0.2, 0.4)),
+        patience=int(rng.integers(3, 9)),
     )
     state = State(
         0.0, float(rng.uniform(-0.2, 0.2)), float(rng.uniform(-0.1, 0.1)), driver.cruise, 0.0, 0.0, scene.things
@@ -196,7 +86,7 @@ def drive(scene: Scene, rng: np.random.Generator, frames: int) -> list[State]:
     for i in range(1, frames):
         if i % 10 == 0:  # nobody keeps one pace, nor looks ahead all the time
             cruise = float(np.clip(driver.cruise + rng.uniform(-0.25, 0.25), 0.4, 1.1))
-            driver = replace(driver, cruise=cruise, look_ahead=float(rng.choice([0.3, 1.6, 2.8])))
+            driver = replace(driver, cruise=cruise, look_ahead=float(rng.choice([0.3, 3.0])))
         standing = standing + 1 if abs(state.v) < STANDSTILL else 0
         blocked = _blocked(state)
         if standing > driver.patience and blocked:
@@ -204,16 +94,14 @@ def drive(scene: Scene, rng: np.random.Generator, frames: int) -> list[State]:
             driver = replace(driver, look_ahead=3.0)
         backing = max(backing - 1, 0)
         for _ in range(2):
-            state = _step(state, driver, -0.3 if backing else driver.cruise, rng)
+            state = _step(state, driver, -0.25 if backing else driver.cruise, rng)
         states.append(state)
     return states
 
 
 def _blocked(state: State) -> bool:
-    """Something that will not go away stands right ahead."""
-    still = [thing for thing in state.things if thing.pace == 0]
-    times = [contact_time(state, thing) for thing in still]
-    return min(times, default=9.0) < 2.0
+    """Something stands right ahead."""
+    return min(contact_time(state, thing) for thing in state.things) < 2.0
 
 
 def _step(state: State, driver: Driver, speed: float, rng: np.random.Generator) -> State:
@@ -262,7 +150,8 @@ def _walk(thing: Thing, rover_x: float, rover_y: float, dt: float) -> Thing:
 def measure(states: list[State], rng: np.random.Generator) -> Float[np.ndarray, "n 8"]:
     """What the rover's sensors say, in the order of `simv0.labels.TELEMETRY`, noise included."""
     truth = [(s.acceleration, s.v * s.w, 9.81, 0.0, 0.0, s.w, s.v, s.w) for s in states]
-    return np.array(truth) + rng.normal(size=(len(states), 8)) * _NOISE
+    telemetry: np.ndarray = np.array(truth) + rng.normal(size=(len(states), 8)) * _NOISE
+    return telemetry
 
 
 def write_world(
@@ -274,7 +163,7 @@ def write_world(
     F: int = 8,
     size: tuple[int, int] = (96, 64),
 ) -> None:
-    """Write `train.jsonl`, `val.jsonl` and `images/` for `simv0.datasets.ManifestDataset`; the same seed, the same bytes.
+    """Write `train.jsonl`, `val.jsonl` and `images/` for `ManifestDataset`; the same seed, the same bytes.
 
     Each recording (`group`) is one drive of its own scene and belongs to one split; its windows overlap by half.
 
@@ -288,27 +177,29 @@ def write_world(
     """
     for part, (split, windows) in enumerate({"train": train_windows, "val": val_windows}.items()):
         rows: list[dict[str, object]] = []
-        while len(rows) < windows:
-            group = f"{split}-{len({row['group'] for row in rows}):03d}"
-            rng = np.random.default_rng([seed, part, len(rows)])
-            rows += record(folder, group, rng, windows - len(rows), F, size)
+        for number in itertools.count():
+            if len(rows) == windows:
+                break
+            rng = np.random.default_rng([seed, part, number])
+            reckless = number * 0.618 % 1  # spreads evenly over however few recordings
+            rows += record(folder, f"{split}-{number:03d}", rng, reckless, windows - len(rows), F, size)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
 
 
 def record(
-    folder: Path, group: str, rng: np.random.Generator, most: int, F: int, size: tuple[int, int]
+    folder: Path, group: str, rng: np.random.Generator, reckless: float, most: int, F: int, size: tuple[int, int]
 ) -> list[dict[str, object]]:
     """Drive and write one recording; returns its windows as manifest rows, at most `most`."""
     stride = max(1, F // 2)
     windows = min(most, max(1, (int(rng.integers(48, 97)) - F) // stride + 1))
     scene = make_scene(rng)
-    states = drive(scene, rng, F + (windows - 1) * stride)
+    states = drive(scene, rng, F + (windows - 1) * stride, reckless)
     telemetry = measure(states, rng)
     images = folder / "images" / group
     images.mkdir(parents=True, exist_ok=True)
     for i, state in enumerate(states):
-        picture = render((state.x, state.y, state.heading), state.things, scene.half_width, scene.look, size, rng)
+        picture = render(state, scene.half_width, scene.look, size, rng)
         picture.save(images / f"{i:03d}.jpg", quality=90)
     rows = []
     for start in range(0, windows * stride, stride):
