@@ -27,6 +27,9 @@ _KNOWN = _NORMS | _HEAD_NORMS | {f"{name}.{kind}" for name in _LINEARS for kind 
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 _NEVER = -1e30
 
+SHORT = 8
+"""Prefixes up to this length attend elementwise when compiled: measured 2 times faster at 6 tokens, slower at 18."""
+
 Tables = tuple[Float[Tensor, "T H hd"], Float[Tensor, "T H hd"]]
 
 
@@ -59,7 +62,7 @@ def why_not(model: Any, embed_rms: float) -> str | None:
 def _trial(model: Any, embed_rms: float) -> float:
     """Disagreement of the two paths on a copy of two layers."""
     layers = model.layers
-    model.layers = nn.ModuleList([layers[0], layers[-1]])
+    model.layers = nn.ModuleList([layers[0], layers[-1]][: len(layers)])
     small = copy.deepcopy(model).float()
     model.layers = layers
     device = small.norm.weight.device
@@ -92,27 +95,23 @@ class FastStack(nn.Module):
             x = layer(x, tables, masks[window])
         return _norm(x[:, -1], self.eps) * self.weight
 
-    @torch.no_grad()
+    @torch.inference_mode(False)  # they outlive the call that first needs them
     def _for_length(self, T: int, device: torch.device) -> tuple[Tables, dict[int | None, Tensor]]:
         """Rope tables (the scale of the attention folded into the queries' part) and masks, made once per length."""
         if (T, device) not in self._tables:
             first: Any = self.layers[0]
             position = torch.arange(T, device=device)
-            cos, sin = (t[0] for t in self.rope(torch.zeros(1, device=device), position[None]))
-            half = sin.shape[-1] // 2
-            sin = torch.cat([-sin[:, :half], sin[:, half:]], -1)  # rotate_half(x) * sin == roll(x) * this
+            cos, sin = (t[0, :, None, : t.shape[-1] // 2] for t in self.rope(position.float(), position[None]))
             scale = torch.ones(first.heads + first.kv_heads, 1, device=device)
             scale[: first.heads] = first.head_dim**-0.5
             distance = position[:, None] - position[None, :]
-            self._tables[T, device] = (
-                ((cos[:, None] * scale).to(self.dtype), (sin[:, None] * scale).to(self.dtype)),
-                {
-                    window: torch.zeros(T, T, device=device).masked_fill(
-                        (distance < 0) | (distance >= (window or T)), _NEVER
-                    )
-                    for window in set(self.windows)
-                },
-            )
+            masks = {
+                window: torch.zeros(T, T, device=device).masked_fill(
+                    (distance < 0) | (distance >= (window or T)), _NEVER
+                )
+                for window in set(self.windows)
+            }
+            self._tables[T, device] = ((cos * scale).to(self.dtype), (sin * scale).to(self.dtype)), masks
         return self._tables[T, device]
 
 
@@ -151,18 +150,43 @@ class FastLayer(nn.Module):
         qk, v = self.qkv(h).view(B, T, -1, self.head_dim).split([self.heads + self.kv_heads, self.kv_heads], 2)
         if self.head_norm is not None:
             qk = (_norm(qk.float(), self.eps) * self.head_norm).to(self.dtype)
-        cos, sin = tables
-        q, k = (qk * cos + qk.roll(self.head_dim // 2, -1) * sin).split([self.heads, self.kv_heads], 2)
+        q, k = torch.split(_rotate(qk, *tables), [self.heads, self.kv_heads], 2)
         if self.last:
             q, mask = q[:, -1:], mask[-1:]
-        t, group = q.shape[1], self.heads // self.kv_heads
-        # The queries of the heads that share keys go as one matrix: [B, kv, group * t, hd].
-        q = q.view(B, t, self.kv_heads, group, self.head_dim).permute(0, 2, 3, 1, 4).flatten(2, 3)
-        scores = (q @ k.permute(0, 2, 3, 1)).float().view(B, self.kv_heads, group, t, T) + mask
-        weights = scores.softmax(-1).to(self.dtype).view(B, self.kv_heads, group * t, T)
-        mixed = (weights @ v.transpose(1, 2)).view(B, self.kv_heads, group, t, self.head_dim)
-        heads: Tensor = mixed.permute(0, 3, 1, 2, 4).reshape(B, t, -1)
-        return heads
+        q = q.view(
+            B, -1, self.kv_heads, self.heads // self.kv_heads, self.head_dim
+        )  # [B, t, kv, heads that share its keys, hd]
+        if torch.compiler.is_compiling() and T <= SHORT:
+            return _mix_elementwise(q, k, v, mask).to(self.dtype)
+        return _mix(q, k, v, mask)
+
+
+Heads = Float[Tensor, "B T kv hd"]
+
+
+def _rotate(x: Float[Tensor, "B T H hd"], cos: Tensor, sin: Tensor) -> Float[Tensor, "B T H hd"]:
+    """Rope on halves, as Llama's `rotate_half` does it."""
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def _mix(q: Float[Tensor, "B t kv g hd"], k: Heads, v: Heads, mask: Float[Tensor, "t T"]) -> Float[Tensor, "B t a"]:
+    """Attention; the queries of the heads that share keys go as one matrix."""
+    B, t, kv, group, _ = q.shape
+    T = k.shape[1]
+    scores = q.permute(0, 2, 3, 1, 4).flatten(2, 3) @ k.permute(0, 2, 3, 1)
+    weights = (scores.float().view(B, kv, group, t, T) + mask).softmax(-1).to(v.dtype)
+    mixed = weights.view(B, kv, group * t, T) @ v.transpose(1, 2)
+    return mixed.view(B, kv, group, t, -1).permute(0, 3, 1, 2, 4).flatten(2)
+
+
+def _mix_elementwise(
+    q: Float[Tensor, "B t kv g hd"], k: Heads, v: Heads, mask: Float[Tensor, "t T"]
+) -> Float[Tensor, "B t a"]:
+    """Attention of a handful of tokens without matrix products: a few loops when compiled, slow when not."""
+    scores = (q.float()[:, :, None] * k.float()[:, None, :, :, None]).sum(-1)  # [B, t, T, kv, g]
+    weights = (scores + mask[..., None, None]).softmax(2)
+    return (weights[..., None] * v.float()[:, None, :, :, None]).sum(2).flatten(2)
 
 
 def _norm(x: Float[Tensor, "*B d"], eps: float) -> Float[Tensor, "*B d"]:

@@ -33,6 +33,7 @@ class FrozenLLM(nn.Module):
         hidden_size: width of the hidden state (differs from `d` in a few families, such as OPT-350m).
         embed_rms: RMS of the LLM's own token embeddings, as they would stand in `inputs_embeds`.
         path: `fast` or `reference`.
+        compiled_for: (batch, tokens) that `compiled.compile_llm` compiled the blocks for.
         identity: `llm_name`, `llm_revision` (None for a folder), `llm_weights` (sha256 over the weight files).
     """
 
@@ -42,6 +43,7 @@ class FrozenLLM(nn.Module):
         super().__init__()
         self.stack = stack.requires_grad_(False)
         self.path = "fast" if isinstance(stack, FastStack) else "reference"
+        self.compiled_for: tuple[int, int] | None = None
         self.d, self.hidden_size, self.embed_rms, self.identity = d, hidden_size, embed_rms, identity
         self.train(False)
 
@@ -52,7 +54,12 @@ class FrozenLLM(nn.Module):
 
     def forward(self, inputs_embeds: Float[Tensor, "B T {self.d}"]) -> Float[Tensor, "B {self.hidden_size}"]:
         """Hidden state of the last position, after the final norm; gradients flow back to `inputs_embeds`."""
-        hidden: Tensor = self.stack(inputs_embeds)
+        shape = tuple(inputs_embeds.shape[:2])
+        if self.compiled_for is None or (self.compiled_for == shape and torch.is_grad_enabled()):
+            hidden: Tensor = self.stack(inputs_embeds)
+        else:
+            with torch.compiler.set_stance("force_eager"):
+                hidden = self.stack(inputs_embeds)
         return hidden.float()
 
 

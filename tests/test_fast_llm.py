@@ -5,15 +5,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
+import torch._inductor.config
 import transformers as tf
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import simv0.fast_llm
 import simv0.torchvision_fix
+from simv0.compiled import LONG_RUN, compile_llm
 from simv0.fast_llm import TOLERANCE, FastLayer, FastStack, disagreement, outputs_of, why_not
 from simv0.llm import LastHidden, load_llm
 
@@ -208,3 +212,41 @@ def test_bytes_held_are_the_layers_in_the_compute_dtype(tmp_path: Path) -> None:
     held = sum(tensor.nbytes for tensor in [*llm.parameters(), *llm.buffers()])
     rope = 2 * 4 * HD // 2  # inverse frequencies, twice in transformers' module
     assert held == 2 * DEPTH * PER_TOKEN + 4 * D + rope
+
+
+@pytest.fixture(scope="module")
+def one_layer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("one_layer")
+    reference(tf.Qwen3Config(**SHAPE | {"num_hidden_layers": 1})).save_pretrained(folder)
+    return str(folder)
+
+
+def test_compiled_agrees_and_other_shapes_run_uncompiled(one_layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the compiler cannot see through its checks
+    llm, exact = load_llm(one_layer), load_llm(one_layer)
+    seconds = compile_llm(llm, "on", batch=5, tokens=6, steps=1)
+    assert seconds is not None
+    graphs = counters["stats"]["unique_graphs"]
+    for batch, tokens in ((5, 6), (2, 6), (5, 3)):
+        x = vectors(batch, tokens)
+        assert disagreement(llm, outputs_of(exact, x), x) < 2e-6
+        with torch.no_grad():
+            torch.testing.assert_close(llm(x), exact(x), rtol=0, atol=0)  # evaluation runs uncompiled
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
+def test_runs_as_it_is_where_there_is_no_compiler(one_layer: str, caplog: pytest.LogCaptureFixture) -> None:
+    llm, exact, x = load_llm(one_layer), load_llm(one_layer), vectors(4, 6)
+    with torch._inductor.config.patch({"cpp.cxx": ("/no/such/compiler",), "fx_graph_cache": False}):
+        assert compile_llm(llm, "on", batch=4, tokens=6, steps=1) is None
+    assert "the LLM cannot be compiled here and runs as it is: " in caplog.text
+    assert disagreement(llm, outputs_of(exact, x), x) == 0
+
+
+def test_auto_compiles_long_runs_only(one_layer: str) -> None:
+    llm = load_llm(one_layer)
+    weights = PER_TOKEN + HD * (HEADS + KV)  # with the norms of queries and keys
+    steps = int(LONG_RUN / (4 * weights * 64 * 6))
+    assert compile_llm(llm, "auto", batch=64, tokens=6, steps=steps - 1) is None
+    assert compile_llm(llm, "off", batch=64, tokens=6, steps=100 * steps) is None
+    assert llm.compiled_for is None
