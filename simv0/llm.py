@@ -1,7 +1,8 @@
 """The frozen decoder-only LLM: prefix vectors in, the hidden state of the last position out.
 
-Any decoder-only family of transformers runs through its own module (`LastHidden`). `load_llm` checks by behaviour what
-a config cannot promise: that positions see only what came before them, and that every weight came from the checkpoint.
+Any decoder-only family of transformers runs through its own module (`LastHidden`, the reference path); the Llama-like
+ones through our own stack (`fast_llm.FastStack`). `load_llm` checks by behaviour what a config cannot promise: that
+positions see only what came before them, and that the two paths agree; and that every weight came from the checkpoint.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 import simv0.torchvision_fix  # noqa: F401
 from simv0.errors import ModelError
+from simv0.fast_llm import FastStack, why_not
 
 log = logging.getLogger("simv0")
 
@@ -30,6 +32,8 @@ class FrozenLLM(nn.Module):
         d: width of the input vectors.
         hidden_size: width of the hidden state (differs from `d` in a few families, such as OPT-350m).
         embed_rms: RMS of the LLM's own token embeddings, as they would stand in `inputs_embeds`.
+        path: `fast` or `reference`.
+        compiled_for: (batch, tokens) that `compiled.compile_llm` compiled the blocks for.
         identity: `llm_name`, `llm_revision` (None for a folder), `llm_weights` (sha256 over the weight files).
     """
 
@@ -38,6 +42,8 @@ class FrozenLLM(nn.Module):
     ) -> None:
         super().__init__()
         self.stack = stack.requires_grad_(False)
+        self.path = "fast" if isinstance(stack, FastStack) else "reference"
+        self.compiled_for: tuple[int, int] | None = None
         self.d, self.hidden_size, self.embed_rms, self.identity = d, hidden_size, embed_rms, identity
         self.train(False)
 
@@ -48,7 +54,12 @@ class FrozenLLM(nn.Module):
 
     def forward(self, inputs_embeds: Float[Tensor, "B T {self.d}"]) -> Float[Tensor, "B {self.hidden_size}"]:
         """Hidden state of the last position, after the final norm; gradients flow back to `inputs_embeds`."""
-        hidden: Tensor = self.stack(inputs_embeds)
+        shape = tuple(inputs_embeds.shape[:2])
+        if self.compiled_for is None or (self.compiled_for == shape and torch.is_grad_enabled()):
+            hidden: Tensor = self.stack(inputs_embeds)
+        else:
+            with torch.compiler.set_stance("force_eager"):
+                hidden = self.stack(inputs_embeds)
         return hidden.float()
 
 
@@ -72,6 +83,7 @@ def load_llm(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
+    fast: bool = True,
 ) -> FrozenLLM:
     """Load a decoder-only LLM, frozen, its weights held once and in `dtype`.
 
@@ -81,6 +93,7 @@ def load_llm(
         dtype: type of the weights and of the computation.
         device: where it runs.
         trust_remote_code: whether code from the LLM's repository may run.
+        fast: take the fast path where it exists and agrees; False: the reference path.
 
     Raises:
         ModelError: not found or not loadable; not decoder-only; weights missing from the checkpoint or not finite;
@@ -88,15 +101,15 @@ def load_llm(
     """
     with _quiet_transformers(progress=not os.path.isdir(name)):  # a download is worth watching
         model, identity = _load_model(name, revision, dtype, trust_remote_code)
-    embedding = model.get_input_embeddings()
-    if not isinstance(embedding, nn.Embedding):
-        raise ModelError(f"{name}: has no token embedding, so it is not a language model; choose a decoder-only LLM")
-    d, embed_rms = _measure_embedding(embedding)
-    model.set_input_embeddings(nn.Identity())  # its weights are often the largest of all, and nothing looks them up
-    stack = LastHidden(model.to(device), dtype).requires_grad_(False).eval()
-    return FrozenLLM(
-        stack, d=d, hidden_size=_check_causal(model, name, d, dtype), embed_rms=embed_rms, identity=identity
-    )
+    d, embed_rms = _drop_embedding(model, name)
+    stack: nn.Module = LastHidden(model.to(device), dtype).requires_grad_(False).eval()
+    hidden_size = _check_causal(model, name, d, dtype)
+    if fast:
+        if reason := why_not(model, embed_rms):
+            log.info("%s runs on transformers' own module: %s", name, reason)
+        else:
+            stack = FastStack(model, dtype)
+    return FrozenLLM(stack, d=d, hidden_size=hidden_size, embed_rms=embed_rms, identity=identity)
 
 
 def _load_model(
@@ -183,16 +196,20 @@ def _check_causal(model: Any, name: str, d: int, dtype: torch.dtype) -> int:
 
 
 @torch.no_grad()
-def _measure_embedding(embedding: nn.Embedding) -> tuple[int, float]:
-    """Width and RMS of what the embedding module gives, over its whole vocabulary.
+def _drop_embedding(model: Any, name: str) -> tuple[int, float]:
+    """Take the token embedding out; returns width and RMS of what it gives, over its whole vocabulary.
 
     The module is asked rather than its weight read: Gemma scales inside it. What a family does to `inputs_embeds` after
     that (Granite multiplies) it does to tokens and prefix vectors alike.
     """
+    embedding = model.get_input_embeddings()
+    if not isinstance(embedding, nn.Embedding):
+        raise ModelError(f"{name}: has no token embedding, so it is not a language model; choose a decoder-only LLM")
     total, count, width = 0.0, 0, 0
-    for ids in torch.split(torch.arange(embedding.num_embeddings, device=embedding.weight.device), 8192):
+    for ids in torch.split(torch.arange(embedding.num_embeddings), 8192):
         vectors = embedding(ids).float()
         total, count, width = total + vectors.square().sum().item(), count + vectors.numel(), vectors.shape[-1]
+    model.set_input_embeddings(nn.Identity())  # often the largest weight of all, and nothing looks tokens up
     return width, (total / count) ** 0.5
 
 

@@ -77,7 +77,8 @@ def prefix(llm: FrozenLLM, batch: int = 3, tokens: int = 6) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_agrees_with_its_causal_lm(family: str, checkpoints: dict[str, Path]) -> None:
     """Outputs and input gradients, in train mode too; real tokens at our scale are tokens to the LLM."""
-    llm = load_llm(str(checkpoints[family])).train()
+    llm = load_llm(str(checkpoints[family]), fast=False).train()
+    assert llm.path == "reference"
     causal = tf.AutoModelForCausalLM.from_pretrained(checkpoints[family]).eval()
     x = prefix(llm)
     weigh = torch.randn(3, llm.hidden_size, generator=torch.Generator().manual_seed(2))

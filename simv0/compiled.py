@@ -1,0 +1,60 @@
+"""torch.compile where it pays: each block of the frozen LLM, for the one shape that training runs at."""
+
+import logging
+import time
+import warnings
+from typing import Literal
+
+import torch
+from torch import nn
+
+from simv0.llm import FrozenLLM
+
+log = logging.getLogger("simv0")
+
+LONG_RUN = 1e15
+"""Operations of a run from which compiling pays: it takes about a minute and saves about a quarter of the time, which
+is at least a quarter of an hour at 1e12 operations per second (2 cores with bf16 matrix units)."""
+
+
+def compile_llm(
+    llm: FrozenLLM, wish: Literal["auto", "on", "off"], *, batch: int, tokens: int, steps: int
+) -> float | None:
+    """Compile the LLM's blocks for steps of `batch` prefixes of `tokens` vectors; every other call runs uncompiled.
+
+    One shape only, because a shape is then computed in one way, whatever ran before it: a resumed run repeats an
+    uninterrupted one exactly. For the same reason `auto` goes by the operations of the whole run, never by a timing.
+
+    Args:
+        llm: is changed in place.
+        wish: `auto` compiles for runs of at least `LONG_RUN` operations.
+        batch: prefixes in a full training batch.
+        tokens: vectors in a prefix.
+        steps: training steps of the whole run.
+
+    Returns:
+        Seconds it took; None where the blocks stay uncompiled (there is no C++ compiler, for one: that is said).
+    """
+    weights = sum(weight.numel() for weight in llm.parameters() if weight.ndim > 1)
+    operations = 4.0 * weights * batch * tokens * steps  # multiply and add, forward and backward
+    if wish == "off" or (wish == "auto" and operations < LONG_RUN):
+        return None
+    started = time.perf_counter()
+    device = next(llm.parameters()).device
+    x = (torch.randn(batch, tokens, llm.d, device=device) * llm.embed_rms).requires_grad_()
+    try:
+        with warnings.catch_warnings(action="ignore"):  # torch's compiler trips over torch's own deprecations
+            for block in _blocks(llm):
+                block.compile(dynamic=False)
+            llm.compiled_for = (batch, tokens)
+            torch.autograd.grad(llm(x).sum(), x)
+    except Exception as error:  # a compiler that is missing or broken can fail in any way
+        llm.compiled_for = (0, 0)
+        log.warning("the LLM cannot be compiled here and runs as it is: %s", " ".join(str(error).split())[:200])
+        return None
+    return time.perf_counter() - started
+
+
+def _blocks(llm: FrozenLLM) -> nn.ModuleList:
+    """The decoder layers: the longest list of modules."""
+    return max((module for module in llm.modules() if isinstance(module, nn.ModuleList)), key=len)

@@ -1,0 +1,234 @@
+"""An own slim stack for the Llama-like families: the same function as transformers' module, in fewer and larger steps.
+
+What is saved: the norm weights are folded into the GEMM that follows; q, k, v and gate, up are one GEMM each; the last
+layer runs for the last position only; the tables of rope and the masks are made once per prefix length. The residual
+stays in fp32 (cheap, and the smallest error of the gradients), the GEMMs run in the compute dtype.
+"""
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+log = logging.getLogger("simv0")
+
+TOLERANCE = 1e-4
+"""Relative difference from transformers' module in fp32: rounding gives 1e-6, a wrong mask, bias or rope above 1e-2."""
+
+_NORMS = {"input_layernorm.weight", "post_attention_layernorm.weight"}
+_HEAD_NORMS = {"self_attn.q_norm.weight", "self_attn.k_norm.weight"}
+_LINEARS = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+_KNOWN = _NORMS | _HEAD_NORMS | {f"{name}.{kind}" for name in _LINEARS for kind in ("weight", "bias")}
+_STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+_NEVER = -1e30
+
+SHORT = 8
+"""Prefixes up to this length attend elementwise when compiled: measured 2 times faster at 6 tokens, slower at 18."""
+
+Tables = tuple[Float[Tensor, "T H hd"], Float[Tensor, "T H hd"]]
+
+
+def why_not(model: Any, embed_rms: float) -> str | None:
+    """Why the fast path cannot run this model; None if it can.
+
+    A fixed rule of the architecture; then, as a second net, the first and the last layer are tried against
+    transformers' own module, in fp32 on random prefixes: outputs and input gradients.
+    """
+    from transformers import LlamaModel, MistralModel, Qwen2Model, Qwen3Model
+
+    config = model.config
+    if type(model) not in (LlamaModel, MistralModel, Qwen2Model, Qwen3Model):
+        return f"{type(model).__name__} is not one of its families"
+    if config.hidden_act != "silu":
+        return f"its activation is {config.hidden_act}"
+    if (rope := config.rope_parameters["rope_type"]) not in _STATIC_ROPE:
+        return f"its rope is {rope}"
+    for layer in model.layers:
+        if unknown := sorted(set(layer.state_dict()) - _KNOWN):
+            return f"a layer holds {unknown[0]}"
+        if odd := [name for name in _LINEARS if type(layer.get_submodule(name)) is not nn.Linear]:
+            return f"{odd[0]} is not a plain linear layer"
+    if not (error := _trial(model, embed_rms)) <= TOLERANCE:
+        log.warning("the fast path differs from transformers' %s by %.1e", type(model).__name__, error)
+        return "the fast path disagrees with it"
+    return None
+
+
+def _trial(model: Any, embed_rms: float) -> float:
+    """Disagreement of the two paths on a copy of two layers."""
+    layers = model.layers
+    model.layers = nn.ModuleList([layers[0], layers[-1]][: len(layers)])
+    small = copy.deepcopy(model).float()
+    model.layers = layers
+    device = small.norm.weight.device
+    x = torch.randn(2, 6, model.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(device) * embed_rms
+    wanted = outputs_of(lambda x: small(inputs_embeds=x, use_cache=False).last_hidden_state[:, -1], x)
+    return disagreement(FastStack(small, torch.float32), wanted, x)
+
+
+class FastStack(nn.Module):
+    """All layers and the final norm; takes the layers out of `model` one by one, so that no weight is held twice."""
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        config, depth = model.config, len(model.layers)
+        self.layers = nn.ModuleList()
+        self.windows = [_window(model, i) for i in range(depth)]
+        for i in range(depth):
+            self.layers.append(FastLayer(model.layers[i], config, dtype, last=i == depth - 1))
+            model.layers[i] = nn.Identity()
+        self.weight = nn.Parameter(model.norm.weight.detach().float(), requires_grad=False)
+        self.eps = config.rms_norm_eps
+        self.rope, self.dtype = model.rotary_emb, dtype
+        self._tables: dict[tuple[int, torch.device], tuple[Tables, dict[int | None, Tensor]]] = {}
+
+    def forward(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B d"]:
+        """Hidden state of the last position, after the final norm."""
+        tables, masks = self._for_length(x.shape[1], x.device)
+        x = x.float()
+        for layer, window in zip(self.layers, self.windows, strict=True):
+            x = layer(x, tables, masks[window])
+        return _norm(x[:, -1], self.eps) * self.weight
+
+    @torch.inference_mode(False)  # they outlive the call that first needs them
+    def _for_length(self, T: int, device: torch.device) -> tuple[Tables, dict[int | None, Tensor]]:
+        """Rope tables (the scale of the attention folded into the queries' part) and masks, made once per length."""
+        if (T, device) not in self._tables:
+            first: Any = self.layers[0]
+            position = torch.arange(T, device=device)
+            cos, sin = (t[0, :, None, : t.shape[-1] // 2] for t in self.rope(position.float(), position[None]))
+            scale = torch.ones(first.heads + first.kv_heads, 1, device=device)
+            scale[: first.heads] = first.head_dim**-0.5
+            distance = position[:, None] - position[None, :]
+            masks = {
+                window: torch.zeros(T, T, device=device).masked_fill(
+                    (distance < 0) | (distance >= (window or T)), _NEVER
+                )
+                for window in set(self.windows)
+            }
+            self._tables[T, device] = ((cos * scale).to(self.dtype), (sin * scale).to(self.dtype)), masks
+        return self._tables[T, device]
+
+
+class FastLayer(nn.Module):
+    """One decoder layer, laid out for its GEMMs."""
+
+    def __init__(self, layer: Any, config: Any, dtype: torch.dtype, *, last: bool) -> None:
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim, self.eps, self.dtype = attention.head_dim, config.rms_norm_eps, dtype
+        self.last = last
+        qkv, gate_up = [attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]
+        self.qkv = _fuse(qkv, dtype, layer.input_layernorm.weight)
+        self.out = _fuse([attention.o_proj], dtype)
+        self.gate_up = _fuse(gate_up, dtype, layer.post_attention_layernorm.weight)
+        self.down = _fuse([mlp.down_proj], dtype)
+        self.head_norm: nn.Parameter | None = None  # Qwen3's weights [H, hd] of the norms of queries and keys
+        if hasattr(attention, "q_norm"):
+            q, k = attention.q_norm.weight.detach().float(), attention.k_norm.weight.detach().float()
+            weight = torch.cat([q.expand(self.heads, -1), k.expand(self.kv_heads, -1)])
+            self.head_norm = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Float[Tensor, "B T d"], tables: Tables, mask: Float[Tensor, "T T"]) -> Float[Tensor, "B t d"]:
+        """Residual in, residual out, in fp32; the last layer gives the last position only (t = 1)."""
+        attended = self._attend(_norm(x, self.eps).to(self.dtype), tables, mask)
+        if self.last:
+            x = x[:, -1:]
+        x = x + self.out(attended)
+        gate, up = self.gate_up(_norm(x, self.eps).to(self.dtype)).chunk(2, -1)
+        residual: Tensor = x + self.down(F.silu(gate) * up)
+        return residual
+
+    def _attend(self, h: Float[Tensor, "B T d"], tables: Tables, mask: Float[Tensor, "T T"]) -> Float[Tensor, "B t a"]:
+        B, T, _ = h.shape
+        qk, v = self.qkv(h).view(B, T, -1, self.head_dim).split([self.heads + self.kv_heads, self.kv_heads], 2)
+        if self.head_norm is not None:
+            qk = (_norm(qk.float(), self.eps) * self.head_norm).to(self.dtype)
+        q, k = torch.split(_rotate(qk, *tables), [self.heads, self.kv_heads], 2)
+        if self.last:
+            q, mask = q[:, -1:], mask[-1:]
+        q = q.view(
+            B, -1, self.kv_heads, self.heads // self.kv_heads, self.head_dim
+        )  # [B, t, kv, heads that share its keys, hd]
+        if torch.compiler.is_compiling() and T <= SHORT:
+            return _mix_elementwise(q, k, v, mask).to(self.dtype)
+        return _mix(q, k, v, mask)
+
+
+Heads = Float[Tensor, "B T kv hd"]
+
+
+def _rotate(x: Float[Tensor, "B T H hd"], cos: Tensor, sin: Tensor) -> Float[Tensor, "B T H hd"]:
+    """Rope on halves, as Llama's `rotate_half` does it."""
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def _mix(q: Float[Tensor, "B t kv g hd"], k: Heads, v: Heads, mask: Float[Tensor, "t T"]) -> Float[Tensor, "B t a"]:
+    """Attention; the queries of the heads that share keys go as one matrix."""
+    B, t, kv, group, _ = q.shape
+    T = k.shape[1]
+    scores = q.permute(0, 2, 3, 1, 4).flatten(2, 3) @ k.permute(0, 2, 3, 1)
+    weights = (scores.float().view(B, kv, group, t, T) + mask).softmax(-1).to(v.dtype)
+    mixed = weights.view(B, kv, group * t, T) @ v.transpose(1, 2)
+    return mixed.view(B, kv, group, t, -1).permute(0, 3, 1, 2, 4).flatten(2)
+
+
+def _mix_elementwise(
+    q: Float[Tensor, "B t kv g hd"], k: Heads, v: Heads, mask: Float[Tensor, "t T"]
+) -> Float[Tensor, "B t a"]:
+    """Attention of a handful of tokens without matrix products: a few loops when compiled, slow when not."""
+    scores = (q.float()[:, :, None] * k.float()[:, None, :, :, None]).sum(-1)  # [B, t, T, kv, g]
+    weights = (scores + mask[..., None, None]).softmax(2)
+    return (weights[..., None] * v.float()[:, None, :, :, None]).sum(2).flatten(2)
+
+
+def _norm(x: Float[Tensor, "*B d"], eps: float) -> Float[Tensor, "*B d"]:
+    """RMSNorm without weight (that is folded into the next GEMM)."""
+    scaled: Tensor = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    return scaled
+
+
+@torch.no_grad()
+def _fuse(linears: list[nn.Linear], dtype: torch.dtype, norm: Tensor | None = None) -> nn.Linear:
+    """Linear layers over one input as one, the weight of the norm before them folded in."""
+    weight = torch.cat([linear.weight.float() for linear in linears])
+    fused = nn.Linear(weight.shape[1], weight.shape[0], bias=linears[0].bias is not None, device="meta")
+    fused.weight = nn.Parameter((weight if norm is None else weight * norm.float()).to(dtype), requires_grad=False)
+    if linears[0].bias is not None:
+        bias = torch.cat([linear.bias for linear in linears])
+        fused.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    return fused
+
+
+def _window(model: Any, index: int) -> int | None:
+    """How many positions, itself included, a position of this layer sees; None: all before it."""
+    from transformers import MistralModel
+
+    config = model.config
+    if isinstance(model, MistralModel):
+        slides = True
+    else:
+        slides = getattr(config, "layer_types", None) is not None and config.layer_types[index] == "sliding_attention"
+    window: int | None = config.sliding_window if slides else None
+    return window
+
+
+def disagreement(ours: Callable[[Tensor], Tensor], theirs: tuple[Tensor, Tensor], x: Float[Tensor, "B T d"]) -> float:
+    """The larger of the relative errors of a stack's outputs and input gradients; `theirs` is `outputs_of` another."""
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(outputs_of(ours, x), theirs, strict=True))
+
+
+def outputs_of(stack: Callable[[Tensor], Tensor], x: Float[Tensor, "B T d"]) -> tuple[Tensor, Tensor]:
+    """What a stack gives for x, and the gradient of x for a fixed random gradient of that."""
+    x = x.clone().requires_grad_()
+    out = stack(x).float()
+    direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.device)
+    (gradient,) = torch.autograd.grad(out, x, direction)
+    return out.detach(), gradient

@@ -1,0 +1,252 @@
+"""The fast path of the frozen LLM against transformers' module, and the work that it does."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+import torch._inductor.config
+import transformers as tf
+from torch import nn
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+import simv0.fast_llm
+import simv0.torchvision_fix
+from simv0.compiled import LONG_RUN, compile_llm
+from simv0.fast_llm import TOLERANCE, FastLayer, FastStack, disagreement, outputs_of, why_not
+from simv0.llm import LastHidden, load_llm
+
+D, WIDTH, HEADS, KV, HD, DEPTH = 32, 48, 4, 2, 8, 3
+SHAPE: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": D,
+    "intermediate_size": WIDTH,
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV,
+    "head_dim": HD,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 8.0, "original_max_position_embeddings": 256}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 2.0}
+HANDLED = {
+    "llama": tf.LlamaConfig(**SHAPE),
+    "one key head for all": tf.LlamaConfig(**SHAPE | {"num_key_value_heads": 1}),
+    "a key head for each": tf.LlamaConfig(**SHAPE | {"num_key_value_heads": 4}),
+    "heads wider than the stream": tf.LlamaConfig(**SHAPE | {"head_dim": 16}),
+    "biases everywhere": tf.LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
+    "llama 3 rope": tf.LlamaConfig(**SHAPE, rope_parameters=LLAMA3),
+    "yarn rope": tf.LlamaConfig(**SHAPE, rope_parameters=YARN, max_position_embeddings=2048),
+    "qwen2": tf.Qwen2Config(**SHAPE),
+    "qwen2, a window on some layers": tf.Qwen2Config(
+        **SHAPE, use_sliding_window=True, sliding_window=3, max_window_layers=1
+    ),
+    "qwen3": tf.Qwen3Config(**SHAPE),
+    "mistral": tf.MistralConfig(**SHAPE, sliding_window=None),
+    "mistral, a window": tf.MistralConfig(**SHAPE, sliding_window=3),
+}
+HANDED_ON = {
+    "its activation is gelu": tf.LlamaConfig(**SHAPE, hidden_act="gelu"),
+    "its rope is dynamic": tf.LlamaConfig(**SHAPE, rope_parameters=DYNAMIC),
+    "GemmaModel is not one of its families": tf.GemmaConfig(**SHAPE),
+    "GPT2Model is not one of its families": tf.GPT2Config(vocab_size=50, n_embd=D, n_layer=2, n_head=4),
+}
+
+
+def reference(config: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """A random model of which no norm is 1 and no bias 0."""
+    torch.manual_seed(0)
+    model = tf.AutoModel.from_config(config, attn_implementation="eager").eval().requires_grad_(False)
+    for weight in model.parameters():
+        weight.add_(torch.randn_like(weight) * 0.1)
+    return model.to(dtype)
+
+
+def vectors(batch: int = 3, tokens: int = 7) -> torch.Tensor:
+    return torch.randn(batch, tokens, D, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("case", HANDLED)
+def test_agrees_with_transformers(case: str) -> None:
+    """Outputs and input gradients; the prefix is longer than the windows; one token is a prefix too."""
+    model = reference(HANDLED[case])
+    assert why_not(model, 1.0) is None
+    wanted = {tokens: outputs_of(LastHidden(model, torch.float32), vectors(tokens=tokens)) for tokens in (7, 1, 20)}
+    fast = FastStack(model, torch.float32)
+    for tokens, expected in wanted.items():
+        assert disagreement(fast, expected, vectors(tokens=tokens)) < 2e-6
+
+
+@pytest.mark.parametrize("case", HANDLED)
+def test_bf16_is_no_further_from_fp32_than_transformers_own_bf16(case: str) -> None:
+    config, x = HANDLED[case], vectors(batch=16)
+    exact = outputs_of(LastHidden(reference(config), torch.float32), x)
+    theirs = disagreement(LastHidden(reference(config, torch.bfloat16), torch.bfloat16), exact, x)
+    ours = disagreement(FastStack(reference(config, torch.bfloat16), torch.bfloat16), exact, x)
+    assert ours < 1.05 * theirs
+    assert ours < 0.025
+
+
+@pytest.mark.parametrize("reason", HANDED_ON)
+def test_hands_on_what_it_cannot_do(reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert why_not(reference(HANDED_ON[reason]), 1.0) == reason
+    reference(HANDED_ON[reason]).save_pretrained(tmp_path)
+    with caplog.at_level(logging.INFO, "simv0"):
+        assert load_llm(str(tmp_path)).path == "reference"
+    assert f"runs on transformers' own module: {reason}" in caplog.text
+
+
+def test_hands_on_layers_that_hold_more_than_it_knows() -> None:
+    model = reference(HANDLED["llama"])
+    model.layers[1].self_attn.sinks = nn.Parameter(torch.zeros(HEADS))
+    assert why_not(model, 1.0) == "a layer holds self_attn.sinks"
+    model = reference(HANDLED["llama"])
+    model.layers[1].mlp.up_proj.__class__ = type("Quantised", (nn.Linear,), {})
+    assert why_not(model, 1.0) == "mlp.up_proj is not a plain linear layer"
+
+
+@pytest.mark.parametrize(("dtype", "fast"), [(torch.float32, True), (torch.bfloat16, True), (torch.float32, False)])
+def test_load_takes_the_path_asked_for(dtype: torch.dtype, fast: bool, tmp_path: Path) -> None:
+    reference(HANDLED["qwen3"]).save_pretrained(tmp_path)
+    llm = load_llm(str(tmp_path), dtype=dtype, fast=fast)
+    assert llm.path == ("fast" if fast else "reference")
+    assert not any(weight.requires_grad for weight in llm.parameters())
+    expected = outputs_of(LastHidden(reference(HANDLED["qwen3"]), torch.float32), vectors())
+    assert disagreement(llm, expected, vectors()) < (2e-6 if dtype == torch.float32 else 0.025)
+
+
+@pytest.mark.parametrize("broken", ["window", "bias", "rope", "norm", "layers"])
+def test_check_at_load_sees_every_kind_of_error(broken: str) -> None:
+    """Each fault alone is far outside the tolerance."""
+    model = reference(HANDLED["mistral, a window" if broken == "window" else "qwen2"])
+    expected = outputs_of(LastHidden(model, torch.float32), vectors(tokens=6))
+    fast = FastStack(model, torch.float32)
+    layer = fast.layers[1]
+    assert isinstance(layer, FastLayer)
+    match broken:
+        case "window":
+            fast.windows = [None] * DEPTH
+        case "bias":
+            layer.qkv.bias.data.zero_()
+        case "rope":
+            fast.rope.inv_freq.mul_(2)
+        case "norm":
+            fast.weight.data.fill_(1.0)
+        case "layers":
+            fast.layers = fast.layers[:1] + fast.layers[2:]
+            fast.windows = fast.windows[1:]
+    assert disagreement(fast, expected, vectors(tokens=6)) > 100 * TOLERANCE
+
+
+def test_falls_back_and_says_so_when_the_paths_disagree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reference(HANDLED["llama"]).save_pretrained(tmp_path)
+    monkeypatch.setattr(simv0.fast_llm, "TOLERANCE", 0.0)  # rounding alone is now too much
+    llm = load_llm(str(tmp_path))
+    assert llm.path == "reference"
+    assert "the fast path differs from transformers' LlamaModel by" in caplog.text
+    expected = outputs_of(LastHidden(reference(HANDLED["llama"]), torch.float32), vectors())
+    assert disagreement(llm, expected, vectors()) < 2e-6
+
+
+# A guard without timing: what a step may cost. Whoever makes it do more work must change these numbers knowingly.
+PER_TOKEN = D * (HEADS + 2 * KV) * HD + HEADS * HD * D + 3 * D * WIDTH
+"""Weights of one layer, each of which multiplies every token's vector once."""
+
+
+def linear_flops(tokens: int, batch: int) -> int:
+    """Forward of all GEMMs with weights: every position in all layers; in the last, for q, k, v only."""
+    qkv = D * (HEADS + 2 * KV) * HD
+    return 2 * batch * (tokens * (DEPTH - 1) * PER_TOKEN + tokens * qkv + (PER_TOKEN - qkv))
+
+
+def attention_flops(tokens: int, batch: int) -> int:
+    """Forward of scores and mixing."""
+    return 2 * 2 * batch * HEADS * HD * ((DEPTH - 1) * tokens * tokens + tokens)
+
+
+class CountCalls(TorchDispatchMode):
+    """How often each kind of GEMM is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[Any] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm):
+            self.seen[func.overloadpacket] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_does_no_more_work_than_it_must() -> None:
+    fast = FastStack(reference(HANDLED["llama"]), torch.float32)
+    x = vectors(batch=5, tokens=6).requires_grad_()
+    with FlopCounterMode(display=False) as forward:
+        out = fast(x)
+    with FlopCounterMode(display=False) as backward:
+        out.sum().backward()
+    assert forward.get_total_flops() == linear_flops(6, 5) + attention_flops(6, 5)
+    # Backward to the inputs alone: as much as forward for weights (no weight gradients), twice that for attention.
+    assert backward.get_total_flops() == linear_flops(6, 5) + 2 * attention_flops(6, 5)
+    with CountCalls() as count, torch.no_grad():
+        fast(x)
+    assert count.seen == {torch.ops.aten.mm: DEPTH * 4, torch.ops.aten.bmm: DEPTH * 2}
+
+
+def test_bytes_held_are_the_layers_in_the_compute_dtype(tmp_path: Path) -> None:
+    reference(HANDLED["llama"]).save_pretrained(tmp_path)
+    llm = load_llm(str(tmp_path), dtype=torch.bfloat16)
+    held = sum(tensor.nbytes for tensor in [*llm.parameters(), *llm.buffers()])
+    rope = 2 * 4 * HD // 2  # inverse frequencies, twice in transformers' module
+    assert held == 2 * DEPTH * PER_TOKEN + 4 * D + rope
+
+
+@pytest.fixture(scope="module")
+def one_layer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("one_layer")
+    reference(tf.Qwen3Config(**SHAPE | {"num_hidden_layers": 1})).save_pretrained(folder)
+    return str(folder)
+
+
+def test_compiled_agrees_and_other_shapes_run_uncompiled(one_layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the compiler cannot see through its checks
+    llm, exact = load_llm(one_layer), load_llm(one_layer)
+    seconds = compile_llm(llm, "on", batch=5, tokens=6, steps=1)
+    assert seconds is not None
+    graphs = counters["stats"]["unique_graphs"]
+    for batch, tokens in ((5, 6), (2, 6), (5, 3)):
+        x = vectors(batch, tokens)
+        assert disagreement(llm, outputs_of(exact, x), x) < 2e-6
+        with torch.no_grad():
+            torch.testing.assert_close(llm(x), exact(x), rtol=0, atol=0)  # evaluation runs uncompiled
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
+def test_runs_as_it_is_where_there_is_no_compiler(one_layer: str, caplog: pytest.LogCaptureFixture) -> None:
+    llm, exact, x = load_llm(one_layer), load_llm(one_layer), vectors(4, 6)
+    with torch._inductor.config.patch({"cpp.cxx": ("/no/such/compiler",), "fx_graph_cache": False}):
+        assert compile_llm(llm, "on", batch=4, tokens=6, steps=1) is None
+    assert "the LLM cannot be compiled here and runs as it is: " in caplog.text
+    assert disagreement(llm, outputs_of(exact, x), x) == 0
+
+
+def test_auto_compiles_long_runs_only(one_layer: str) -> None:
+    llm = load_llm(one_layer)
+    weights = PER_TOKEN + HD * (HEADS + KV)  # with the norms of queries and keys
+    steps = int(LONG_RUN / (4 * weights * 64 * 6))
+    assert compile_llm(llm, "auto", batch=64, tokens=6, steps=steps - 1) is None
+    assert compile_llm(llm, "off", batch=64, tokens=6, steps=100 * steps) is None
+    assert llm.compiled_for is None
