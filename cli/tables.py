@@ -9,6 +9,8 @@ ROWS = {
     "risk_high_recall": 'share of "high" windows that were called high',
     "risk_high_fn_rate": 'share of "high" windows that were missed',
     "risk_high_false_alarm_rate": "share of the other windows that were called high",
+    "alarm_recall": 'share of "high" windows that raised the alarm',
+    "alarm_false_alarm_rate": "share of the other windows that raised it",
     "risk_macro_f1": "risk, mean F1 over its classes",
     "reason_macro_f1": "reason, mean F1",
     "action_macro_f1": "action, mean F1",

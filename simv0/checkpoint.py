@@ -16,6 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from torch import Tensor
 
+from simv0.alarm import Alarm
 from simv0.errors import CheckpointError
 from simv0.files import keep_previous, write_atomically
 from simv0.labels import HEADS
@@ -45,8 +46,8 @@ class Meta(BaseModel):
     """Finished epochs."""
     metrics: dict[str, float | None]
     """The val metrics of that epoch."""
-    alarm: dict[str, JsonValue] | None
-    """The alarm threshold and what it is worth on val."""
+    alarm: Alarm | None = None
+    """The alarm chosen on val; None in last.pt."""
     config: dict[str, JsonValue]
     """The resolved config, for reference and for paths; nothing in it is imported or executed."""
     provenance: dict[str, JsonValue]

@@ -144,6 +144,10 @@ class EvaluationConfig(Section):
 
     batch_size: int = Field(default=256, ge=1)
     """Windows per evaluation step."""
+    target_recall: float = Field(default=0.95, gt=0, lt=1)
+    """Share of the "high" windows that the alarm must find on val; its threshold is chosen for it."""
+    max_false_alarm_rate: float = Field(default=0.05, gt=0, lt=1)
+    """The recall that is left when at most this share of the other windows may raise the alarm is reported too."""
 
 
 class OutputConfig(Section):

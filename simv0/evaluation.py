@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Bool
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -15,6 +17,7 @@ from simv0.config import Config, load_config
 from simv0.datasets import ManifestDataset
 from simv0.errors import CheckpointError, ConfigError
 from simv0.files import told_plainly, write_atomically
+from simv0.labels import HIGH
 from simv0.metrics import Metrics
 from simv0.model import predictions
 from simv0.predict import Predictor, config_of, load_model, load_trained_encoder
@@ -51,20 +54,35 @@ def evaluate_checkpoint(
         config = load_config(run / "config_resolved.yaml")
     source, encodes = _open(checkpoint, ckpt, config, data, split)
     model = load_model(checkpoint, ckpt, config, with_encoder=encodes)
+    alarm = checkpoint.meta.alarm
     rows: list[dict[str, Any]] = []
 
     def keep(batch: Batch, logits: dict[str, Tensor]) -> None:
-        rows.extend(predictions(logits, batch["sample_id"]))
+        threshold, temperatures = (alarm.threshold, alarm.temperatures) if alarm else (None, None)
+        rows.extend(predictions(logits, batch["sample_id"], threshold, temperatures))
 
     batches = eval_loader(source, config.evaluation.batch_size, config.data.num_workers)
     metrics = evaluate(model, batches, model.task_token.device, on_batch=keep)
+    metrics |= alarm_rates(rows, source.labels.ids["risk"] == HIGH)
     folder = (run or ckpt.parent) / "evaluation"
     with told_plainly(folder):
         folder.mkdir(exist_ok=True)
     about = {"checkpoint": ckpt.name, "epoch": checkpoint.meta.epoch, "data": data or split, "windows": len(rows)}
-    write_atomically(folder / "metrics.json", (json.dumps({**about, **metrics}, indent=2) + "\n").encode())
+    content = {**about, **metrics, "alarm_chosen_on_val": alarm.model_dump() if alarm else None}
+    write_atomically(folder / "metrics.json", (json.dumps(content, indent=2) + "\n").encode())
     write_atomically(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     return metrics, folder
+
+
+def alarm_rates(rows: list[dict[str, Any]], is_high: Bool[np.ndarray, " N"]) -> Metrics:
+    """`alarm_recall` and `alarm_false_alarm_rate`: what the stored threshold is worth on these windows."""
+    if rows[0]["alarm"] is None:
+        return {"alarm_recall": None, "alarm_false_alarm_rate": None}
+    raised = np.array([row["alarm"] for row in rows])
+    return {
+        "alarm_recall": float(raised[is_high].mean()) if is_high.any() else None,
+        "alarm_false_alarm_rate": float(raised[~is_high].mean()) if not is_high.all() else None,
+    }
 
 
 def _open(checkpoint: Checkpoint, ckpt: Path, config: Config, data: str | None, split: str) -> tuple[Split, bool]:

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simv0.alarm import choose_alarm
 from simv0.build import build_model, compute_dtype, lr_factor, make_optimizer, pick_device, set_stats
-from simv0.checkpoint import Checkpoint, Meta, save_checkpoint
+from simv0.checkpoint import Checkpoint, Meta, load_checkpoint, save_checkpoint
 from simv0.config import Config
 from simv0.encoder import load_encoder
 from simv0.errors import DataError, TrainingError
@@ -20,7 +21,7 @@ from simv0.rundir import RunDir, append_line, provenance
 from simv0.samples import warn_of_leakage
 from simv0.splits import BatchOrder, Split, eval_loader, open_split, split_digest, train_loader
 from simv0.stopping import Stopped, stop_request
-from simv0.trainer import evaluate, train_one_epoch
+from simv0.trainer import LogitsKept, evaluate, train_one_epoch
 
 log = logging.getLogger("simv0")
 
@@ -112,7 +113,9 @@ def _epochs(
             "digests": digests,
         }
         content = Checkpoint(
-            meta=Meta(**meta, epoch=position.epoch, metrics=metrics), state=model.trainable_state(), training=state
+            meta=Meta(**meta, epoch=position.epoch, metrics=metrics, alarm=None),
+            state=model.trainable_state(),
+            training=state,
         )
         save_checkpoint(run.last, content, previous=run.previous)
 
@@ -152,7 +155,8 @@ def _epochs(
                 before_step=before_step,
                 after_step=after_step,
             )
-            measured = evaluate(model, val_batches, device, class_weights=class_weights)
+            val_logits = LogitsKept()
+            measured = evaluate(model, val_batches, device, class_weights=class_weights, on_batch=val_logits.keep)
             position.epoch, position.step, position.tally = position.epoch + 1, 0, Tally()
             append_line(run.train_metrics, {"epoch": position.epoch, **learnt})
             append_line(run.val_metrics, {"epoch": position.epoch, **measured})
@@ -160,12 +164,15 @@ def _epochs(
             better = ranking(measured, training.best_metric) > position.best
             if better:
                 position.best = ranking(measured, training.best_metric)
-                content = Checkpoint(
-                    meta=Meta(**meta, epoch=position.epoch, metrics=rates), state=model.trainable_state()
+                alarm = choose_alarm(
+                    val_logits.arrays(), val.labels.ids, val.labels.sample_id, val.labels.group, config.evaluation
                 )
-                save_checkpoint(run.best, content)
+                about = Meta(**meta, epoch=position.epoch, metrics=rates, alarm=alarm)
+                save_checkpoint(run.best, Checkpoint(meta=about, state=model.trainable_state()))
             save_last(rates)
             log.info(table_row(position.epoch, learnt, measured, better))
+    best = load_checkpoint(run.best).meta
+    log.info(f"best epoch {best.epoch}; {best.alarm}")
 
 
 def _class_weights(train: Split, device: torch.device) -> dict[str, Tensor] | None:
@@ -188,7 +195,6 @@ def describe(config: Config, model: SimV0Model, train: Split) -> dict[str, Any]:
         "labels": {head: list(names) for head, names in HEADS.items()},
         "llm": model.llm.identity,
         "encoder": encoder,
-        "alarm": None,
         "config": config.model_dump(),
         "provenance": provenance(),
     }

@@ -9,6 +9,7 @@ pass through it to the projector.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -159,15 +160,21 @@ class SimV0Model(nn.Module):
         return logits
 
     @torch.no_grad()
-    def predict_json(self, batch: Batch, alarm_threshold: float | None = None) -> list[dict[str, Any]]:
+    def predict_json(
+        self,
+        batch: Batch,
+        alarm_threshold: float | None = None,
+        temperatures: Mapping[str, float] | None = None,
+    ) -> list[dict[str, Any]]:
         """Predictions as plain values, one dict a sample: `sample_id`, the names under `risk`, `reason` and `action`,
-        `probs` of every class, `alarm` (P(high) >= threshold; None without one), `confidence` (None without its head).
+        `probs` of every class (of logits divided by the head's temperature), `alarm` (P(high) >= threshold; None
+        without one), `confidence` (None without its head).
         """
         training = self.training
         self.eval()
         logits = self(batch)
         self.train(training)
-        return predictions(logits, batch["sample_id"], alarm_threshold)
+        return predictions(logits, batch["sample_id"], alarm_threshold, temperatures)
 
     def trainable_parameters(self) -> dict[str, int]:
         """Trained module -> number of its parameters.
@@ -192,10 +199,15 @@ class SimV0Model(nn.Module):
 
 
 def predictions(
-    logits: dict[str, Tensor], sample_ids: list[str], alarm_threshold: float | None = None
+    logits: dict[str, Tensor],
+    sample_ids: list[str],
+    alarm_threshold: float | None = None,
+    temperatures: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Logits as the JSON that `SimV0Model.predict_json` describes."""
-    probs = {head: logits[f"{head}_logits"].softmax(-1).tolist() for head in HEADS}
+    # float64, as `alarm.choose_alarm` computes: a window must not change sides of the threshold by rounding.
+    scaled = {head: logits[f"{head}_logits"].double() / (temperatures or {}).get(head, 1.0) for head in HEADS}
+    probs = {head: scaled[head].softmax(-1).tolist() for head in HEADS}
     confidence = logits["confidence_logits"].sigmoid().tolist() if "confidence_logits" in logits else None
     rows = []
     for i, sample_id in enumerate(sample_ids):

@@ -65,7 +65,12 @@ class Predictor:
 
     def predict_batch(self, batch: Batch) -> list[dict[str, Any]]:
         """Judge a collated batch of checked samples."""
-        return self.model.predict_json(to_device(batch, self.model.task_token.device))
+        alarm = self.meta.alarm
+        return self.model.predict_json(
+            to_device(batch, self.model.task_token.device),
+            alarm.threshold if alarm else None,
+            alarm.temperatures if alarm else None,
+        )
 
 
 def load_model(checkpoint: Checkpoint, path: str | Path, config: Config, *, with_encoder: bool) -> SimV0Model:

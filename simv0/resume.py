@@ -16,7 +16,7 @@ from simv0.rundir import RunDir, cut_back
 
 log = logging.getLogger("simv0")
 
-OPERATIONAL = ("data.num_workers", "cache.", "evaluation.", "output.", "training.checkpoint_every_steps")
+OPERATIONAL = ("data.num_workers", "cache.", "evaluation.batch_size", "output.", "training.checkpoint_every_steps")
 """Keys that may change on resume: they change no result (what the cache holds is compared by its digests)."""
 
 

@@ -5,10 +5,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from simv0.errors import TrainingError
+from simv0.labels import HEADS
 from simv0.losses import loss_sums, objective
 from simv0.metrics import Metrics, Tally
 from simv0.model import SimV0Model
@@ -117,6 +120,21 @@ def evaluate(
             on_batch(batch, logits)
     model.train(training)
     return {**tally.metrics(), **waiting.report()}
+
+
+class LogitsKept:
+    """The logits of a whole split, for `evaluate(on_batch=...)`."""
+
+    def __init__(self) -> None:
+        self._kept: list[dict[str, Tensor]] = []
+
+    def keep(self, batch: Batch, logits: dict[str, Tensor]) -> None:
+        """Keep one batch's."""
+        self._kept.append({head: logits[f"{head}_logits"].float().cpu() for head in HEADS})
+
+    def arrays(self) -> dict[str, Float[np.ndarray, "N _"]]:
+        """Head -> logits of every sample, in the order of the batches."""
+        return {head: torch.cat([kept[head] for kept in self._kept]).numpy() for head in HEADS}
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
