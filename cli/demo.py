@@ -20,7 +20,7 @@ from simv0.tiny import save_tiny_llm, save_tiny_tower
 log = logging.getLogger("simv0")
 
 WORLD: dict[str, Any] = {"train_windows": 1400, "val_windows": 500, "seed": 0}
-TOWER = {"dv": 128, "image_size": 64}
+TOWER = {"dv": 512, "image_size": 32}
 
 
 def run_demo(out: Path, seed: int = 0) -> Path:

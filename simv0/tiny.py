@@ -5,11 +5,16 @@ Nothing is downloaded, and the code that loads real models loads these.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as nnf
 from safetensors.torch import save_file
 
 import simv0.torchvision_fix  # noqa: F401  before open_clip and transformers
+
+CELLS = 8
+"""The filters of the tiny tower are patterns of so many by so many patches of colour."""
 
 
 def save_tiny_llm(folder: Path, *, seed: int = 0, d: int = 64, layers: int = 2) -> None:
@@ -35,17 +40,30 @@ def save_tiny_llm(folder: Path, *, seed: int = 0, d: int = 64, layers: int = 2) 
 
 
 def save_tiny_tower(folder: Path, *, seed: int = 0, dv: int = 32, image_size: int = 32) -> None:
-    """Write a random CLIP with a small image tower as an open_clip folder (`local-dir:`)."""
+    """Write a random CLIP with a small image tower as an open_clip folder (`local-dir:`).
+
+    Random weights see only what their shape lets through. A usual small ViT pools where things are away, and its usual
+    start (std 0.02) leaves features that hardly vary: a linear probe then learns next to nothing. So the whole picture
+    is one patch, its filters are coarse random colour patterns, and every layer keeps activations at size 1: a layer of
+    random features that know what stands where (measured in docs/quality.md).
+    """
     import open_clip
 
-    model_cfg = {
-        "embed_dim": dv,
-        "vision_cfg": {"image_size": image_size, "layers": 2, "width": 64, "head_width": 16, "patch_size": 8},
-        "text_cfg": {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 1, "layers": 1},
+    vision_cfg = {
+        "image_size": image_size,
+        "patch_size": image_size,
+        "layers": 1,
+        "width": dv,
+        "head_width": 16,
+        "mlp_ratio": 2.0,
+        "pool_type": "avg",  # over the one patch
     }
+    text_cfg = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 1, "layers": 1}
+    model_cfg = {"embed_dim": dv, "vision_cfg": vision_cfg, "text_cfg": text_cfg}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         clip = open_clip.CLIP(**model_cfg)
+        _rescale(clip.visual)
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model_cfg": model_cfg, "preprocess_cfg": {"interpolation": "bicubic", "resize_mode": "shortest"}}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2))
@@ -53,3 +71,17 @@ def save_tiny_tower(folder: Path, *, seed: int = 0, dv: int = 32, image_size: in
         {name: tensor.contiguous() for name, tensor in clip.state_dict().items()},
         folder / "open_clip_model.safetensors",
     )
+
+
+@torch.no_grad()
+def _rescale(visual: Any) -> None:
+    """Draw the weights anew, so that no layer shrinks its input."""
+    filters = visual.conv1.weight
+    coarse = torch.randn(*filters.shape[:2], CELLS, CELLS)
+    filters.copy_(nnf.interpolate(coarse, filters.shape[-2:], mode="bilinear"))
+    filters.div_(filters.flatten(1).norm(dim=1)[:, None, None, None])  # pictures are coarse: outputs of size 1 and more
+    visual.positional_embedding.normal_(std=0.1)
+    for block in visual.transformer.resblocks:
+        for layer in (block.attn.out_proj, block.mlp.c_fc, block.mlp.c_proj):
+            layer.weight.normal_(std=layer.in_features**-0.5)
+        block.mlp.c_fc.bias.normal_(std=0.5)

@@ -1,0 +1,130 @@
+"""What simple models make of the same windows: whoever trains an LLM around them should see that it earns its keep.
+
+Majority class; logistic regression on the telemetry; logistic regression on the window's mean feature and the telemetry.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as nnf
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from simv0.labels import HEADS, HIGH
+from simv0.losses import loss_sums
+from simv0.metrics import Metrics, Tally
+from simv0.samples import Batch
+from simv0.splits import Split, eval_loader
+
+C = 1.0
+"""Inverse strength of the L2 penalty, as scikit-learn counts it (and its default)."""
+MAX_ITERATIONS = 300
+FALSE_ALARMS = 0.05
+"""Rate of false alarms at which the recall of "high" is compared."""
+
+Encode = Callable[[Batch], Float[Tensor, "B F dv"]]
+
+
+def cached_features(batch: Batch) -> Float[Tensor, "B F dv"]:
+    """The features that the batch brings."""
+    return batch["vis_feats"].float()
+
+
+def fit_baselines(train: Split, val: Split, encode: Encode = cached_features) -> dict[str, Metrics]:
+    """Fit each baseline on `train` and measure it on `val`; seconds on cached features.
+
+    Args:
+        train: split to fit on; its sample weights count, class weights do not.
+        val: split to measure on.
+        encode: batch -> features, for splits that yield frames (`SimV0Model.encode`).
+
+    Returns:
+        Name -> the metrics of an epoch, and `risk_high_recall_at_5` (see `recall_at_false_alarms`).
+    """
+    known, new = read_inputs(train, encode), read_inputs(val, encode)
+    return {name: score(logits, new) for name, logits in baseline_logits(known, new).items()}
+
+
+def read_inputs(split: Split, encode: Encode = cached_features) -> Batch:
+    """A whole split as one batch, its features averaged over the window: `vis_feats` is [N,1,dv]."""
+    feats = [encode(batch).mean(1, keepdim=True).cpu() for batch in eval_loader(split, 256, 0)]
+    labels = split.labels
+    ids = {head: torch.from_numpy(labels.ids[head]) for head in HEADS}
+    return {
+        "vis_feats": torch.cat(feats),
+        "telemetry": torch.from_numpy(labels.telemetry).float(),
+        "weight": torch.from_numpy(labels.weight).float(),
+        "risk_id": ids["risk"],
+        "reason_id": ids["reason"],
+        "action_id": ids["action"],
+    }
+
+
+def baseline_logits(known: Batch, new: Batch) -> dict[str, dict[str, Tensor]]:
+    """Baseline -> logits of every head for `new`, fitted on `known`."""
+    telemetry = known["telemetry"], new["telemetry"]
+    both = [torch.cat([batch["vis_feats"].mean(1), batch["telemetry"]], -1) for batch in (known, new)]
+    nothing = torch.zeros(len(telemetry[0]), 1), torch.zeros(len(telemetry[1]), 1)
+    inputs = {"majority class": nothing, "linear, telemetry": telemetry, "linear, features + telemetry": tuple(both)}
+    return {name: _fit_heads(x, z, known) for name, (x, z) in inputs.items()}
+
+
+def _fit_heads(x: Float[Tensor, "N p"], z: Float[Tensor, "M p"], known: Batch) -> dict[str, Tensor]:
+    mean, std = x.mean(0), x.std(0, unbiased=False)
+    std = torch.where(std <= 1e-6 * mean.abs().clamp(min=1e-6), 1.0, std)
+    x, z = (x - mean) / std, (z - mean) / std
+    logits = {}
+    for head, names in HEADS.items():
+        weight, bias = logistic_regression(x, known[f"{head}_id"], known["weight"], len(names))  # type: ignore[literal-required]
+        logits[f"{head}_logits"] = z @ weight.T + bias
+    return logits
+
+
+def logistic_regression(
+    x: Float[Tensor, "N p"], ids: Int[Tensor, " N"], sample_weight: Float[Tensor, " N"], classes: int, c: float = C
+) -> tuple[Float[Tensor, "classes p"], Float[Tensor, " classes"]]:
+    """Multinomial logistic regression: minimises sum(w * cross entropy) + |W|^2 / 2c by LBFGS, the bias unpenalised.
+
+    Returns:
+        Weight [classes, p] and bias [classes], float32.
+    """
+    x, sample_weight = x.double(), sample_weight.double()
+    weight = torch.zeros(classes, x.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS(
+        [weight, bias], max_iter=MAX_ITERATIONS, tolerance_grad=1e-7, history_size=20, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        errors = nnf.cross_entropy(x @ weight.T + bias, ids, reduction="none")
+        total = ((sample_weight * errors).sum() + weight.square().sum() / (2 * c)) / sample_weight.sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    with torch.enable_grad():
+        solver.step(loss)
+    return weight.detach().float(), bias.detach().float()
+
+
+def score(logits: dict[str, Tensor], batch: Batch) -> Metrics:
+    """The metrics of an epoch, and the recall of "high" at `FALSE_ALARMS`."""
+    tally = Tally()
+    tally.add(logits, batch, loss_sums(logits, batch))
+    recall = recall_at_false_alarms(logits["risk_logits"].softmax(-1)[:, HIGH], batch["risk_id"] == HIGH)
+    return {**tally.metrics(), "risk_high_recall_at_5": recall}
+
+
+def recall_at_false_alarms(
+    p_high: Float[Tensor, " N"], is_high: Tensor, rate: float = FALSE_ALARMS
+) -> float | None:
+    """Recall of "high" at the lowest threshold that raises at most `rate` false alarms; None without both kinds.
+
+    The alarm is raised above the threshold, so that a model which gives every window the same p recalls nothing.
+    """
+    high, rest = p_high[is_high], p_high[~is_high]
+    if not len(high) or not len(rest):
+        return None
+    allowed = int(rate * len(rest))
+    threshold = rest.sort(descending=True).values[allowed]
+    return float((high > threshold).double().mean())
