@@ -1,0 +1,185 @@
+"""How fast is a training step on cached features, against the usual ways and against the limit of its matrix products?
+
+    python -m benchmarks.train_step --arch qwen2.5-0.5b --json step.json
+
+All variants share the trainable modules, the loss and the optimizer, and alternate in one process; each sample waits
+for a quiet machine. `fraction` is that of the limit measured in the same run.
+"""
+
+import argparse
+import functools
+import json
+import statistics
+import tempfile
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as tf
+from torch import Tensor, nn
+
+from benchmarks.llms import Autocast, HiddenFromOutput, Limit, config_of, save_random
+from benchmarks.quiet import measure
+from simv0.compiled import compile_llm
+from simv0.labels import HEADS
+from simv0.llm import FrozenLLM, LastHidden, load_llm
+from simv0.losses import loss_sums, objective
+from simv0.model import SimV0Model
+
+DV, F = 512, 8
+VARIANTS = {
+    "causal_fp32_not_frozen": "AutoModelForCausalLM in fp32, its weights' gradients computed too (ClipCap's way)",
+    "causal_fp32": "the same, frozen",
+    "auto_fp32": "AutoModel in fp32, frozen",
+    "autocast": "the same under bf16 autocast",
+    "reference": "simv0's reference path: AutoModel, weights in bf16, eager attention",
+    "simv0_uncompiled": "simv0",
+    "simv0": "simv0, compiled",
+}
+
+
+class Bench:
+    """One architecture in a temporary checkpoint, and steps of its variants."""
+
+    def __init__(self, folder: Path, batch: int, K: int) -> None:
+        self.folder, self.K = folder, K
+        generator = torch.Generator().manual_seed(2)
+        self.batch: Any = {
+            "vis_feats": torch.randn(batch, F, DV, generator=generator),
+            "telemetry": torch.randn(batch, 8, generator=generator),
+            "weight": torch.ones(batch),
+            **{f"{h}_id": torch.randint(len(names), (batch,), generator=generator) for h, names in HEADS.items()},
+        }
+        self.compile_seconds: float | None = None
+
+    @functools.cached_property
+    def causal(self) -> Any:
+        """One fp32 model for the four variants that need it."""
+        return tf.AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+
+    @functools.cached_property
+    def reference(self) -> FrozenLLM:
+        """The reference path in bf16."""
+        return load_llm(str(self.folder), dtype=torch.bfloat16, fast=False)
+
+    def llm(self, variant: str) -> FrozenLLM:
+        """The LLM as the variant runs it."""
+        if variant.startswith("simv0"):
+            llm = load_llm(str(self.folder), dtype=torch.bfloat16)
+            if variant == "simv0":
+                size = len(self.batch["telemetry"])
+                self.compile_seconds = compile_llm(llm, "on", batch=size, tokens=self.K + 2, steps=1)
+            return llm
+        if variant == "reference":
+            return self.reference
+        stack: nn.Module = HiddenFromOutput(self.causal)
+        if variant in ("auto_fp32", "autocast"):
+            stack = LastHidden(self.causal.base_model, torch.float32)
+            stack = Autocast(stack) if variant == "autocast" else stack
+        width = self.causal.config.hidden_size
+        return FrozenLLM(stack, d=width, hidden_size=width, embed_rms=0.02, identity={})
+
+    def step_of(self, variant: str) -> Callable[..., Tensor]:
+        """One training step of the variant; `update=False` returns the gradients and changes nothing."""
+        llm = self.llm(variant)
+        llm.embed_rms = 0.02
+        torch.manual_seed(0)
+        model = SimV0Model(llm, dv=DV, F=F, K=self.K)
+        trained = [weight for name, weight in model.named_parameters() if not name.startswith("llm.")]
+        optimizer = torch.optim.AdamW(trained, lr=1e-3)
+
+        def step(update: bool = True) -> Tensor:
+            llm.requires_grad_(variant == "causal_fp32_not_frozen")
+            optimizer.zero_grad(set_to_none=True)
+            loss = objective(loss_sums(model(self.batch), self.batch))["loss"]
+            loss.backward()
+            gradient = torch.cat([weight.grad.flatten() for weight in trained]) if not update else loss
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            if update:
+                optimizer.step()
+            return gradient.detach()
+
+        return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", default="smollm2-135m", help="qwen2.5-0.5b, smollm2-135m, gpt2, or llama-WIDTH")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="some of: %(default)s")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--K", type=int, default=4, help="visual tokens; the LLM reads K + 2")
+    parser.add_argument("--layers", type=int, help="cut the LLM to so many layers (for a quick look)")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--patience", type=float, default=10.0, help="seconds to wait for a quiet machine")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--memory", action="store_true", help="no timing: the peak memory of one variant")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    names = args.variants.split(",")
+    if unknown := set(names) - set(VARIANTS):
+        raise SystemExit(f"--variants: unknown {', '.join(sorted(unknown))}; known: {', '.join(VARIANTS)}")
+    with tempfile.TemporaryDirectory() as folder:
+        save_random(args.arch, Path(folder), args.layers)
+        bench = Bench(Path(folder), args.batch, args.K)
+        rows = [memory_row(bench, names[0])] if args.memory else timed_rows(bench, names, args)
+    for row in rows:
+        row.update(arch=args.arch, batch=args.batch, K=args.K, layers=args.layers)
+        print("  ".join(f"{key} {value}" for key, value in row.items() if key not in ("arch", "batch", "K", "layers")))
+    if args.json:
+        about = {"date": str(date.today()), "torch": torch.__version__, "threads": args.threads, "cpu": cpu_name()}
+        args.json.write_text(json.dumps({**about, "compile_seconds": bench.compile_seconds, "rows": rows}, indent=1))
+
+
+def timed_rows(bench: Bench, names: list[str], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """samples/s, fraction of the limit and error of the gradients (against the fp32 variant, where it runs)."""
+    limit = Limit(config_of(args.arch, args.layers), args.batch * (args.K + 2))
+    limit.run()  # warm up
+    limit.best.clear()
+    steps: dict[str, Any] = {name: bench.step_of(name) for name in names}
+    gradients = {name: step(update=False) for name, step in steps.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    unclean = dict.fromkeys(names, 0)
+    for _ in range(args.rounds):
+        for name, step in steps.items():
+            took, clean = measure(step, args.patience)
+            seconds[name].append(took)
+            unclean[name] += not clean
+        limit.run()
+    rows = [{"variant": "limit", "samples_per_s": round(args.batch / limit.seconds, 1), "fraction": 1.0}]
+    exact = gradients.get("auto_fp32")
+    for name in names:
+        median = statistics.median(seconds[name])
+        row = {
+            "variant": name,
+            "samples_per_s": round(args.batch / median, 1),
+            "fraction": round(limit.seconds / median, 3),
+            "unclean": f"{unclean[name]}/{args.rounds}",
+        }
+        if exact is not None:
+            g = gradients[name]
+            row["gradient_error"] = round(float((g - exact).norm() / exact.norm()), 4)
+            row["gradient_cosine"] = round(float(nn.functional.cosine_similarity(g, exact, dim=0)), 5)
+        rows.append(row)
+    return rows
+
+
+def memory_row(bench: Bench, name: str) -> dict[str, Any]:
+    """Peak memory of a few steps of one variant (Linux)."""
+    step = bench.step_of(name)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+    for _ in range(4):
+        step()
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return {"variant": name, "peak_mib": int(peak.split()[1]) // 1024}
+
+
+def cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+if __name__ == "__main__":
+    main()
