@@ -98,7 +98,7 @@ def cache_vis(config: Config, *, overwrite: bool = False) -> list[CacheReport]:
         CacheError: what is there was made of something else, no space, features that cannot be stored.
         ModelError: no such encoder.
     """
-    splits = [_open_split(config, name) for name in SPLITS]
+    splits = [open_split(config, name) for name in SPLITS]
     train, val = splits
     warn_of_leakage(train.dataset, val.dataset, train.labels.group, val.labels.group)
     encoder = load_encoder(config.model, config.cache.precision, choose_device())
@@ -112,7 +112,7 @@ def choose_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
-def _open_split(config: Config, name: str) -> Split:
+def open_split(config: Config, name: str) -> Split:
     """Load one split and check all that can be checked without an encoder."""
     dataset = load_dataset(config.data, name)
     if len(dataset) and not hasattr(dataset, "labels_of") and "vis_feats" in dataset[0]:
