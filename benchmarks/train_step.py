@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="no timing: the peak memory of one variant")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    tf.utils.logging.disable_progress_bar()
     torch.set_num_threads(args.threads)
     names = args.variants.split(",")
     if unknown := set(names) - set(VARIANTS):

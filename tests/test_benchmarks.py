@@ -1,0 +1,25 @@
+"""The benchmarks run, and their rows say what the page on performance says they say."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import train_step
+
+
+def test_train_step_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variants = [name for name in train_step.VARIANTS if name != "simv0"]  # compiling takes too long here
+    options = {"arch": "llama-64", "layers": 2, "batch": 3, "K": 1, "rounds": 1, "patience": 0}
+    argv = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["x", *argv, "--variants", ",".join(variants), "--json", str(tmp_path / "j")])
+    train_step.main()
+    rows = {row["variant"]: row for row in json.loads((tmp_path / "j").read_text())["rows"]}
+    assert list(rows) == ["limit", *variants]
+    assert all(row["arch"] == "llama-64" and row["samples_per_s"] > 0 and row["fraction"] > 0 for row in rows.values())
+    for name in ("causal_fp32_not_frozen", "causal_fp32", "auto_fp32"):
+        assert rows[name]["gradient_error"] < 1e-4  # they all compute the same
+    for name in ("autocast", "reference", "simv0_uncompiled"):
+        assert rows[name]["gradient_error"] < 0.025
+        assert rows[name]["gradient_cosine"] > 0.999
