@@ -63,6 +63,12 @@ class Predictor:
         checked = check_sample(sample, "window", 0, F=self.meta.F, labels=False)
         return self.predict_batch(collate([checked]))[0]
 
+    def encode(self, frames: Num[Tensor, "N 3 H W"]) -> Float[Tensor, "N dv"]:
+        """Features of frames, uint8 0..255 or float 0..1 of any size."""
+        assert self.model.encoder is not None
+        feats: Tensor = self.model.encoder(frames)
+        return feats
+
     def predict_batch(self, batch: Batch) -> list[dict[str, Any]]:
         """Judge a collated batch of checked samples."""
         alarm = self.meta.alarm

@@ -1,0 +1,415 @@
+"""The stream: parity with cache + evaluate, each frame encoded once, and "unknown" whenever it should be."""
+
+import itertools
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import config_tree
+from torch import Tensor
+
+from cache.pipeline import cache_vis
+from simv0.checkpoint import load_checkpoint
+from simv0.config import Config, build_config
+from simv0.datasets import load_image, read_jsonl
+from simv0.errors import ConfigError
+from simv0.fit import fit
+from simv0.labels import HEADS
+from simv0.predict import Predictor, load_model
+from simv0.splits import eval_loader, open_split
+from simv0.stream import OVERSAMPLING, Confirmation, State, Stream
+from simv0.trainer import LogitsKept, evaluate
+
+F, SPACING = 4, 0.2
+GOOD = torch.zeros(8)
+
+
+@pytest.fixture(scope="module")
+def run(models: Path, manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    folder = tmp_path_factory.mktemp("stream")
+    tree = config_tree(models, manifests, folder / "cache")
+    tree["cache"]["dtype"] = "float32"  # parity to the last digits; the real frames below take float16
+    tree["output"] = {"output_dir": str(folder / "run")}
+    config = build_config(tree, "test")
+    cache_vis(config)
+    fit(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def predictor(run: Config) -> Predictor:
+    return Predictor.load(best(run))
+
+
+def best(config: Config) -> Path:
+    return Path(config.output.output_dir) / "checkpoints" / "best.pt"
+
+
+class Clock:
+    """A clock that only the test moves; calling it costs nothing."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def image(seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (3, 24, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def recording(predictor: Predictor, **settings: Any) -> Stream:
+    return Stream(predictor, SPACING, **{"live": False, **settings})
+
+
+def full(predictor: Predictor, **settings: Any) -> Stream:
+    """A stream that has just judged its first window, at t = 0.6."""
+    stream = recording(predictor, **settings)
+    for i in range(F):
+        state = stream.push(image(i), GOOD, i * SPACING)
+    assert state.outcome == "judged"
+    return stream
+
+
+# ---- parity -----------------------------------------------------------------------------------------------------
+
+
+def logits_of_stream(stream: Stream, frames: list[Any], telemetry: list[Any], times: list[float]) -> dict[float, Any]:
+    """t -> logits of the window that ends there."""
+    seen: list[dict[str, Tensor]] = []
+    hook = stream.predictor.model.register_forward_hook(lambda module, args, output: seen.append(output))
+    found = {}
+    for frame, measured, t in zip(frames, telemetry, times, strict=True):
+        if stream.push(frame, measured, t).outcome == "judged":
+            found[t] = {head: seen[-1][f"{head}_logits"][0].detach() for head in HEADS}
+    hook.remove()
+    return found
+
+
+def logits_of_evaluate(config: Config, split: str) -> dict[str, Tensor]:
+    checkpoint = load_checkpoint(best(config))
+    model = load_model(checkpoint, best(config), config, with_encoder=False)
+    kept = LogitsKept()
+    evaluate(model, eval_loader(open_split(config, split), 256, 0), "cpu", on_batch=kept.keep)
+    return {head: torch.from_numpy(values) for head, values in kept.arrays().items()}
+
+
+def test_parity_with_cache_and_evaluate(run: Config, predictor: Predictor, manifests: Path) -> None:
+    rows = read_jsonl(manifests / "train.jsonl")
+    names = [*rows[0]["frames"][:-1], *(row["frames"][-1] for row in rows)]
+    telemetry = [[0.0] * 8] * (F - 1) + [row["telemetry"] for row in rows]  # a window's telemetry is its last frame's
+    frames = [load_image(manifests / name) for name in names]
+    encoded = 0
+
+    def count(module: Any, args: Any, output: Any) -> None:
+        nonlocal encoded
+        encoded += len(output)
+
+    assert predictor.model.encoder is not None
+    hook = predictor.model.encoder.register_forward_hook(count)
+    stream = recording(predictor)
+    found = logits_of_stream(stream, frames, telemetry, [i * SPACING for i in range(len(names))])
+    hook.remove()
+    expected = logits_of_evaluate(run, "train")
+    assert len(found) == len(rows) == 40
+    for head in HEADS:
+        torch.testing.assert_close(
+            torch.stack([logits[head] for logits in found.values()]), expected[head], atol=1e-5, rtol=0
+        )
+        assert expected[head].std(0).min() > 1e-2  # the windows differ
+    assert encoded == len(frames) == stream.stats()["encoded"]
+
+
+def test_parity_on_real_frames_at_six_times_the_window_rate(real: Path, tmp_path: Path) -> None:
+    """30 Hz frames, windows of every sixth: the stream picks the frames that the windows were made of."""
+    walk = real / "data" / "gopro_walk"
+    sequence = read_jsonl(walk / "sequence.jsonl")[:48]
+    (tmp_path / "images").mkdir()
+    for row in sequence:
+        shutil.copy(walk / row["image"], tmp_path / row["image"])
+    rows = [
+        {
+            "sample_id": f"walk-{end}",
+            "frames": [sequence[end - 6 * k]["image"] for k in reversed(range(8))],
+            "telemetry": sequence[end]["telemetry"],
+            **{f"{head}_id": end % len(names) for head, names in HEADS.items()},
+        }
+        for end in range(42, 48)
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = build_config(
+        {
+            "data": {"train_split_path": str(tmp_path / "train.jsonl"), "val_split_path": str(tmp_path / "val.jsonl")},
+            "cache": {"dir": str(tmp_path / "cache"), "batch_size": 16, "precision": "fp32"},
+            "model": {
+                "llm_name_or_path": str(real / "llm" / "stories260K"),
+                "vision_encoder_name": f"local-dir:{real / 'vision' / 'mobilenetv2_100'}",
+                "vision_pretrained": None,
+            },
+            "training": {"epochs": 1, "amp": False},
+            "output": {"output_dir": str(tmp_path / "run")},
+        },
+        "test",
+    )
+    cache_vis(config)
+    fit(config)
+    stream = Stream(Predictor.load(best(config)), 0.2, live=False)
+    found = logits_of_stream(
+        stream,
+        [load_image(walk / row["image"]) for row in sequence],
+        [row["telemetry"] for row in sequence],
+        [row["t"] for row in sequence],
+    )
+    assert 1.4 > min(found) > 1.2  # the first windows make do with what there is, within half a spacing
+    expected = logits_of_evaluate(config, "val")
+    for head in HEADS:
+        streamed = torch.stack([found[row["t"]][head] for row in sequence[42:]])
+        torch.testing.assert_close(streamed, expected[head], atol=2e-3, rtol=0)
+    assert stream.stats()["encoded"] == 48
+
+
+# ---- time -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("factor", "known"), [(0.55, True), (1.0, True), (1.45, True), (1.55, False), (0.3, True)])
+def test_spacing_may_be_off_by_half(predictor: Predictor, factor: float, known: bool) -> None:
+    stream = recording(predictor, stale_after=10.0)
+    for i in range(20):
+        state = stream.push(image(), GOOD, i * SPACING * factor)
+    assert (state.risk != "unknown") == known
+    if not known:
+        assert state.unknown == "frames 0.310 s apart, 0.000 s before the newest one; expected 0.2 s, within half of it"
+        assert state.outcome == "waiting"
+        assert state.problem == f"push[19]: {state.unknown}"
+
+
+def test_a_gap_is_unknown_until_the_window_has_left_it_behind(predictor: Predictor) -> None:
+    stream = full(predictor)
+    states = [stream.push(image(), GOOD, 1.0 + i * SPACING) for i in range(F)]  # 0.4 s after the last frame
+    assert [state.risk == "unknown" for state in states] == [True, True, True, False]
+
+
+def test_it_fills_before_it_speaks_and_starts_over_with_the_clock(predictor: Predictor) -> None:
+    stream = recording(predictor)
+    states = [stream.push(image(), GOOD, 5 + i * SPACING) for i in range(F)]
+    assert [state.outcome for state in states] == ["waiting"] * 3 + ["judged"]
+    assert states[0].unknown == "the window is not full yet: 1 of 4 frames"
+    assert states[0].alarm is None
+    late = stream.push(image(), GOOD, 5.5)
+    assert (late.outcome, late.problem) == ("bad", "push[4]: t is 5.500, not after the last frame's 5.600")
+    assert late.risk != "unknown"
+    states = [stream.push(image(), GOOD, i * SPACING) for i in range(F)]
+    assert [state.outcome for state in states] == ["waiting"] * 3 + ["judged"]
+
+
+def slow(stream: Stream, clock: Clock, seconds: float) -> Any:
+    """Let every encoding take `seconds` on the test's clock."""
+
+    def spend(*_: Any) -> None:
+        clock.now += seconds
+
+    assert stream.predictor.model.encoder is not None
+    return stream.predictor.model.encoder.register_forward_hook(spend)
+
+
+def drive(stream: Stream, clock: Clock, times: list[float]) -> Iterator[tuple[float, State]]:
+    """Push frames as a queue hands them over: none before its time, late ones at once."""
+    for t in times:
+        clock.now = max(clock.now, t)
+        yield t, stream.push(image(), GOOD, t)
+
+
+def test_the_newest_frame_wins_when_the_model_is_slow(predictor: Predictor) -> None:
+    """Frames every 0.1 s, 0.27 s a prediction. By hand: that of 0 ends at 0.27, when 0.1 and 0.2 wait: 0.2 is taken and
+    ends at 0.54; 0.3 and 0.4 have 0.5 behind them, which is taken and ends at 0.81; of 0.6, 0.7, 0.8 the last; ...
+    """
+    clock = Clock()
+    stream = Stream(predictor, 0.25, clock=clock)
+    hook = slow(stream, clock, 0.27)
+    outcomes = {t: state.outcome for t, state in drive(stream, clock, [i / 10 for i in range(15)])}
+    hook.remove()
+    assert [t for t, outcome in outcomes.items() if outcome != "dropped"] == [0.0, 0.2, 0.5, 0.8, 1.0, 1.3]
+    stats = stream.stats()
+    assert (stats["pushed"], stats["dropped"], stats["encoded"], stats["judged"]) == (15, 9, 6, 3)
+    assert stats["latency_p50_ms"] == pytest.approx(270)
+    assert stats["age_p50_ms"] == pytest.approx(320)  # 0.8, 1.0 and 1.3 had waited 10, 80 and 50 ms
+    assert stream.state().risk != "unknown"  # 0.5, 0.8, 1.0, 1.3 lie within half of 0.25 s
+
+
+def test_a_recording_is_never_dropped(predictor: Predictor) -> None:
+    clock = Clock()
+    stream = recording(predictor, clock=clock)
+    hook = slow(stream, clock, 5.0)
+    outcomes = [stream.push(image(), GOOD, i * SPACING).outcome for i in range(6)]
+    hook.remove()
+    assert outcomes == ["waiting"] * 3 + ["judged"] * 3
+
+
+def test_clocks_that_differ_are_told_and_never_known(predictor: Predictor) -> None:
+    clock = Clock()
+    clock.now = 1000.0
+    stream = Stream(predictor, SPACING, clock=clock)
+    state = stream.push(image(), GOOD, 3.0)
+    assert state.outcome == "dropped"
+    assert state.problem == "push[0]: 997.000 s late, so a newer frame is there (or the clocks differ)"
+    state = stream.push(image(), GOOD, 1e9)
+    assert (state.outcome, state.risk) == ("bad", "unknown")
+    assert state.problem == "push[1]: t is 999999000.000 s in the future of the stream's clock"
+    assert Stream(predictor, SPACING, clock=clock, camera_delay=0.5).push(image(), GOOD, 999.5).outcome == "waiting"
+
+
+def test_a_watchdog_sees_a_dead_camera(predictor: Predictor) -> None:
+    clock = Clock()
+    stream = Stream(predictor, SPACING, clock=clock, stale_after=0.5)
+    states = [state for _, state in drive(stream, clock, [i * SPACING for i in range(F)])]
+    assert states[-1].risk != "unknown"
+    clock.now = 1.0
+    assert stream.state().risk != "unknown"
+    assert stream.state().age == pytest.approx(0.4)
+    clock.now = 1.2
+    assert stream.state().risk == "unknown"
+    assert stream.state().unknown == "no good prediction for 0.600 s"
+
+
+# ---- bad input --------------------------------------------------------------------------------------------------
+
+BAD = [
+    (None, GOOD, "frame: expected uint8 or float [3,H,W], found"),
+    ("x.jpg", GOOD, "frame: expected"),
+    (torch.zeros(24, 40, 3, dtype=torch.uint8), GOOD, "frame: expected [3,H,W], found uint8 [24,40,3]"),
+    (torch.full((3, 8, 8), torch.nan), GOOD, "frame: holds NaN or inf"),
+    (image().float(), GOOD, "frame: float frames must lie in 0..1"),
+    (image(), torch.full((8,), torch.nan), "telemetry: holds NaN or inf, first at [0]"),
+    (image(), torch.zeros(7), "telemetry: expected float [8]"),
+    (image(), None, "telemetry: expected float [8]"),
+]
+
+
+@pytest.mark.parametrize(("frame", "telemetry", "problem"), BAD)
+def test_bad_input_is_told_skipped_and_unknown_once_it_lasts(
+    predictor: Predictor, frame: Any, telemetry: Any, problem: str
+) -> None:
+    stream = full(predictor, stale_after=0.3)
+    before = stream.state()
+    state = stream.push(frame, telemetry, 0.8)
+    assert state.outcome == "bad"
+    assert state.problem is not None
+    assert state.problem.startswith("push[4]: ")
+    assert problem in state.problem
+    assert "\n" not in state.problem
+    assert state.risk == before.risk != "unknown"
+    state = stream.push(frame, telemetry, 1.0)
+    assert (state.risk, state.prediction, state.alarm) == ("unknown", None, None)
+    assert state.unknown == f"no good prediction for 0.400 s; last: {state.problem}"
+    assert stream.stats()["bad"] == 2
+
+
+@pytest.mark.parametrize("t", [float("nan"), float("inf"), None, "soon"])
+def test_a_time_that_is_none(predictor: Predictor, t: Any) -> None:
+    state = full(predictor).push(image(), GOOD, t)
+    assert (state.outcome, state.problem) == ("bad", "push[4]: t: expected finite seconds")
+
+
+def test_one_reading_lost_costs_one_prediction_not_a_window(predictor: Predictor) -> None:
+    stream = full(predictor)
+    stream.push(image(), torch.full((8,), torch.nan), 0.8)
+    assert stream.push(image(), GOOD, 1.0).outcome == "judged"
+
+
+# ---- alarm ------------------------------------------------------------------------------------------------------
+
+
+def test_confirmation_and_hysteresis_by_hand() -> None:
+    """2 of 3 at 0.5, taken back below 0.4."""
+    scores = [0.9, 0.1, 0.5, 0.45, 0.45, 0.45, 0.39, 0.45, 0.39, 0.9, 0.3, 0.3, 0.9, 0.9]
+    raised = [0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 1]
+    alarm = Confirmation(0.5, (2, 3), 0.8)
+    assert [int(alarm.update(score)) for score in scores] == raised
+
+
+def test_an_alarm_outlives_a_blind_camera(predictor: Predictor) -> None:
+    stream = full(predictor, alarm_threshold=0.0, confirm=(1, 1))
+    assert stream.state().alarm is True
+    state = stream.state(now=100.0)
+    assert (state.risk, state.alarm) == ("unknown", True)
+    assert full(predictor, alarm_threshold=1.0).state().alarm is False
+    assert full(predictor).state().alarm is None  # 5 high windows in val are too few for a threshold
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"spacing": 0.0}, "spacing: expected seconds > 0, found 0.0"),
+        ({"stale_after": -1.0}, "stale_after: expected seconds > 0, found -1.0"),
+        ({"confirm": (3, 2), "alarm_threshold": 0.5}, "confirm: expected (N, M) with 1 <= N <= M, found (3, 2)"),
+        ({"alarm_threshold": 50.0}, "alarm_threshold: expected a probability, found 50.0"),
+    ],
+)
+def test_wrong_settings(predictor: Predictor, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Stream(predictor, **{"spacing": SPACING, **settings})
+    assert str(error.value) == message
+
+
+# ---- an hour ----------------------------------------------------------------------------------------------------
+
+
+def test_an_hour_with_drops_gaps_bad_frames_and_a_slow_model(predictor: Predictor) -> None:
+    """2,400 frames, 1.5 s apart with jitter; a quarter of an hour each: well, bad input, gaps, a model of 0.6 to 4 s.
+
+    "Known" is worked out a second way from what came in: the frames that reached the encoder, and the good telemetry.
+    """
+    rng = random.Random(0)
+    clock, spacing = Clock(), 1.5
+    stream = Stream(predictor, spacing, clock=clock, alarm_threshold=0.3)
+    pictures = [image(i) for i in range(8)]
+    spend = [0.05]
+    assert predictor.model.encoder is not None
+    hook = predictor.model.encoder.register_forward_hook(lambda *_: setattr(clock, "now", clock.now + spend[0]))
+    encoded: list[float] = []
+    good = -1e9
+    tally = {"known": 0, "unknown": 0}
+    sizes = set()
+    t = 0.0
+    for i in range(2400):
+        trouble = i // 600
+        t += spacing * rng.uniform(0.9, 1.1) + (
+            rng.choice([0.3, 2.0, 30.0]) if trouble == 2 and rng.random() < 0.02 else 0
+        )
+        frame: Any = pictures[i % 8]
+        telemetry = torch.tensor([rng.gauss(0, 1) for _ in range(8)])
+        if trouble == 1 and rng.random() < 0.1:
+            frame, telemetry, _ = rng.choice(BAD)
+        spend[0] = rng.uniform(0.6, 4.0) if trouble == 3 else 0.05
+        clock.now = max(clock.now, t)
+        before = stream.counts["encoded"]
+        state = stream.push(frame, telemetry, t)
+        if stream.counts["encoded"] > before:
+            encoded = [*encoded[1 - F :], t]
+            gaps = [b - a for a, b in itertools.pairwise(encoded)]
+            fits = len(encoded) == F and all(abs(gap - spacing) <= spacing / 2 for gap in gaps)
+            if fits and not any(telemetry is x[1] and "telemetry" in x[2] for x in BAD):
+                good = t
+        known = fits and clock.now - good <= stream.stale_after
+        assert (state.risk != "unknown") == known, (i, t, state)
+        assert (state.prediction is None) == (state.unknown is not None) == (not known)
+        assert known or state.alarm is not False
+        tally["known" if known else "unknown"] += 1
+        if i % 600 == 599:
+            sizes.add(sum(len(x) for x in vars(stream).values() if hasattr(x, "__len__")) - len(stream._latencies))
+    hook.remove()
+    stats = stream.stats()
+    assert t > 3600
+    assert tally["known"] > 1000
+    assert tally["unknown"] > 300
+    assert stats["bad"] > 40  # type: ignore[operator]
+    assert stats["dropped"] > 200  # type: ignore[operator]
+    assert len(stream._ring) <= 2 * OVERSAMPLING * F
+    assert max(sizes) < 2 * OVERSAMPLING * F + 1100  # the ring, 1000 ages, a handful of counts
