@@ -41,7 +41,8 @@ def compile_llm(
         return None
     started = time.perf_counter()
     device = next(llm.parameters()).device
-    x = (torch.randn(batch, tokens, llm.d, device=device) * llm.embed_rms).requires_grad_()
+    generator = torch.Generator().manual_seed(0)  # the run's own random numbers are left alone
+    x = (torch.randn(batch, tokens, llm.d, generator=generator).to(device) * llm.embed_rms).requires_grad_()
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's compiler trips over torch's own deprecations
             for block in _blocks(llm):

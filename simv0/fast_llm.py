@@ -63,10 +63,9 @@ def _trial(model: Any, embed_rms: float) -> float:
     """Disagreement of the two paths on a copy of two layers."""
     layers = model.layers
     model.layers = nn.ModuleList([layers[0], layers[-1]][: len(layers)])
-    small = copy.deepcopy(model).float()
+    small = copy.deepcopy(model).float().cpu()  # on every machine the same trial
     model.layers = layers
-    device = small.norm.weight.device
-    x = torch.randn(2, 6, model.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(device) * embed_rms
+    x = torch.randn(2, 6, model.config.hidden_size, generator=torch.Generator().manual_seed(0)) * embed_rms
     wanted = outputs_of(lambda x: small(inputs_embeds=x, use_cache=False).last_hidden_state[:, -1], x)
     return disagreement(FastStack(small, torch.float32), wanted, x)
 
@@ -153,9 +152,8 @@ class FastLayer(nn.Module):
         q, k = torch.split(_rotate(qk, *tables), [self.heads, self.kv_heads], 2)
         if self.last:
             q, mask = q[:, -1:], mask[-1:]
-        q = q.view(
-            B, -1, self.kv_heads, self.heads // self.kv_heads, self.head_dim
-        )  # [B, t, kv, heads that share its keys, hd]
+        # Beside each key head stand the query heads that share it.
+        q = q.view(B, -1, self.kv_heads, self.heads // self.kv_heads, self.head_dim)
         if torch.compiler.is_compiling() and T <= SHORT:
             return _mix_elementwise(q, k, v, mask).to(self.dtype)
         return _mix(q, k, v, mask)

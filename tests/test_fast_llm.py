@@ -224,8 +224,9 @@ def one_layer(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_compiled_agrees_and_other_shapes_run_uncompiled(one_layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the compiler cannot see through its checks
     llm, exact = load_llm(one_layer), load_llm(one_layer)
-    seconds = compile_llm(llm, "on", batch=5, tokens=6, steps=1)
-    assert seconds is not None
+    random_state = torch.get_rng_state()
+    assert compile_llm(llm, "on", batch=5, tokens=6, steps=1) is not None
+    assert torch.equal(torch.get_rng_state(), random_state)
     graphs = counters["stats"]["unique_graphs"]
     for batch, tokens in ((5, 6), (2, 6), (5, 3)):
         x = vectors(batch, tokens)
