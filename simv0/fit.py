@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from simv0.build import build_model, compute_dtype, lr_factor, make_optimizer, pick_device, set_stats
-from simv0.checkpoint import Checkpoint, Meta, save_checkpoint
+from simv0.checkpoint import Checkpoint, Meta, Training, save_checkpoint
 from simv0.config import Config
 from simv0.encoder import load_encoder
 from simv0.errors import DataError, TrainingError
@@ -45,6 +45,8 @@ def fit(config: Config, *, overwrite: bool = False, resume: bool = False) -> Run
                 "or another output.output_dir"
             )
         checkpoint = find_checkpoint(run, config) if resume else None
+        if checkpoint is None:
+            run.check_ours()
         if checkpoint is not None and checkpoint.meta.epoch == config.training.epochs:
             log.info(f"{run.root}: this run is finished ({config.training.epochs} epochs); nothing to do")
             return run
@@ -71,7 +73,8 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None) -> None:
         set_stats(model, train, config)
         run.begin(config)
     else:
-        position = restore(checkpoint, run, model, optimizer, scaler, digests)
+        steps = len(BatchOrder(len(train.labels), config.batch_size, config.training.seed))
+        position = restore(checkpoint, run, model, optimizer, scaler, digests, steps)
     handler = run.log_to_file()
     try:
         _introduce(config, model, train, val, device, position)
@@ -102,15 +105,14 @@ def _epochs(
     meta: dict[str, Any] = describe(config, model, train)
 
     def save_last(metrics: Metrics) -> None:
-        state = {
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler else None,
-            "epoch": position.epoch,
-            "step": position.step,
-            "tally": position.tally.state(),
-            "best": list(position.best),
-            "digests": digests,
-        }
+        state = Training(
+            step=position.step,
+            best=position.best,
+            tally=position.tally.state(),
+            optimizer=optimizer.state_dict()["state"],
+            scaler=scaler.state_dict() if scaler else None,
+            digests=digests,
+        )
         content = Checkpoint(
             meta=Meta(**meta, epoch=position.epoch, metrics=metrics), state=model.trainable_state(), training=state
         )
@@ -126,9 +128,13 @@ def _epochs(
     def after_step() -> None:
         position.step += 1
         every = training.checkpoint_every_steps
-        if stop.asked or (every and position.step % every == 0):
+        if every and position.step % every == 0 and not stop.asked:
             save_last({})
+        stop_if_asked()
+
+    def stop_if_asked() -> None:
         if stop.asked:
+            save_last({})
             raise Stopped(
                 f"{run.root}: stopped by {stop.asked} in epoch {position.epoch + 1} after step {position.step} of "
                 f"{steps}; the checkpoint is written: go on with --resume"
@@ -152,7 +158,9 @@ def _epochs(
                 before_step=before_step,
                 after_step=after_step,
             )
-            measured = evaluate(model, val_batches, device, class_weights=class_weights)
+            measured = evaluate(
+                model, val_batches, device, class_weights=class_weights, on_batch=lambda *_: stop_if_asked()
+            )
             position.epoch, position.step, position.tally = position.epoch + 1, 0, Tally()
             append_line(run.train_metrics, {"epoch": position.epoch, **learnt})
             append_line(run.val_metrics, {"epoch": position.epoch, **measured})

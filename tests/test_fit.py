@@ -56,12 +56,12 @@ def outcome(run: RunDir) -> tuple[Any, ...]:
             return value.numpy().tobytes()
         if isinstance(value, dict):
             return {key: bits(item) for key, item in value.items()}
-        return [bits(item) for item in value] if isinstance(value, list) else value
+        return [bits(item) for item in value] if isinstance(value, (list, tuple)) else value
 
     meta = best.meta.model_dump(exclude={"config"})
     return (
         bits(last.state),
-        bits(last.training),
+        bits(last.training and last.training.model_dump()),
         bits(best.state),
         meta,
         lines(run.train_metrics),
@@ -235,7 +235,7 @@ def test_changed_data_are_refused_on_resume(config: Config, tmp_path: Path, monk
     fit_until(run_config, 2, monkeypatch)
     content = load_checkpoint(tmp_path / "r/checkpoints/last.pt")
     assert content.training is not None
-    content.training["digests"]["val"] = "0"
+    content.training.digests["val"] = "0"
     save_checkpoint(tmp_path / "r/checkpoints/last.pt", content)
     with pytest.raises(CheckpointError, match=r"last.pt: the data of split val has changed since the run was begun"):
         fit(run_config, resume=True)
@@ -305,7 +305,9 @@ def test_a_dataset_with_features_needs_no_encoder_and_no_cache(make_config: Make
 def test_a_non_finite_loss_names_its_samples_and_keeps_the_checkpoint(make_config: MakeConfig) -> None:
     data = {"dataset_class_path": "test_fit.VisFeats", "dataset_kwargs": {"poison": 5}}
     config = make_config(data=data)
-    with pytest.raises(TrainingError, match=r"^the loss is (nan|inf) on the batch of .*w5.*lower training.lr or look at"):
+    with pytest.raises(
+        TrainingError, match=r"^the loss is (nan|inf) on the batch of .*w5.*lower training.lr or look at"
+    ):
         fit(config)
 
 
