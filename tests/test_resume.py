@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import MakeConfig
-from test_fit import VisFeats, fit_until, lines, outcome
+from test_fit import fit_until, lines, outcome
 
 import simv0.fit
 import simv0.resume
@@ -72,9 +72,10 @@ def test_a_damaged_last_never_replaces_the_good_previous_one(
     def die(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(SimError, match="No space left on device"):
-        patch.setattr("os.fsync", die)
+    monkeypatch.setattr("os.fsync", die)
+    with pytest.raises(SimError, match="No space left on device"):
         fit(config, resume=True)
+    monkeypatch.undo()
     assert load_checkpoint(run.previous).training is not None
     assert outcome(fit(config, resume=True)) == unbroken
 
@@ -114,11 +115,10 @@ def test_a_torn_or_lost_metrics_file_is_mended_or_said(
     run.train_metrics.write_bytes(run.train_metrics.read_bytes() + b'{"epoch": 2, "lo')
     run.val_metrics.write_bytes(run.val_metrics.read_bytes() + b'{"epoch": "2"}\n{"epoch": 2}\n[]\n\xff\n')
     assert outcome(fit(config, resume=True)) == unbroken
-    fit_until_again = config.model_copy(update={"training": config.training.model_copy(update={"seed": 1})})
     shutil.rmtree(run.root)
-    fit_until(fit_until_again, 5, monkeypatch)
+    fit_until(config, 5, monkeypatch)
     run.val_metrics.unlink()
-    fit(fit_until_again, resume=True)
+    fit(config, resume=True)
     assert any("val_metrics.jsonl: holds 0 lines for 1 finished epochs" in text for text in caplog.messages)
     assert [row["epoch"] for row in lines(run.val_metrics)] == [2]
 
@@ -213,11 +213,12 @@ def test_overwrite_killed_at_any_moment_never_brings_the_old_run_back(
 
         return call
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        for name in ("rename", "mkdir", "replace"):
-            patch.setattr(Path, name, dying(getattr(Path, name)))
-        patch.setattr("shutil.rmtree", dying(shutil.rmtree))
+    for name in ("rename", "mkdir", "replace"):
+        monkeypatch.setattr(Path, name, dying(getattr(Path, name)))
+    monkeypatch.setattr("shutil.rmtree", dying(shutil.rmtree))
+    with pytest.raises(Killed):
         run.begin(config)
+    monkeypatch.undo()
     checkpoint = find_checkpoint(run, config)
     assert checkpoint is None or (run.previous.exists() and run.best.exists())
     assert outcome(fit(config, resume=True)) == unbroken
@@ -264,23 +265,8 @@ def test_a_file_system_without_locks_is_said(
     assert "no locks on this file system (No locks available): start no second run here" in caplog.text
 
 
-class Interrupting(VisFeats):
-    """Sends a signal to its own process whenever a given window is read for the `when`-th time."""
-
-    def __init__(self, path: str, number: int, window: int, when: list[int]) -> None:
-        super().__init__(path)
-        self.number, self.window, self.when, self.seen = number, window, when, 0
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        if i == self.window:
-            self.seen += 1
-            if self.seen in self.when:
-                os.kill(os.getpid(), self.number)
-        return super().__getitem__(i)
-
-
 def test_a_second_interrupt_stops_at_once_and_leaves_a_checkpoint(
-    config: Config, make_config: MakeConfig, unbroken: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+    config: Config, unbroken: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunDir(config.output.output_dir)
     saves = 0
@@ -291,14 +277,13 @@ def test_a_second_interrupt_stops_at_once_and_leaves_a_checkpoint(
         if saves == 2:  # once before, once within: the second one lands in the middle of a save
             os.kill(os.getpid(), signal.SIGINT)
             original = os.fsync
-            with monkeypatch.context() as patch:
-                patch.setattr("os.fsync", lambda fd: os.kill(os.getpid(), signal.SIGINT) or original(fd))
-                save_checkpoint(path, content, **kwargs)
+            monkeypatch.setattr("os.fsync", lambda fd: os.kill(os.getpid(), signal.SIGINT) or original(fd))
         save_checkpoint(path, content, **kwargs)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(simv0.fit, "save_checkpoint", interrupted_save)
+    monkeypatch.setattr(simv0.fit, "save_checkpoint", interrupted_save)
+    with pytest.raises(KeyboardInterrupt):
         fit(config)
+    monkeypatch.undo()
     assert load_checkpoint(run.last).training is not None
     assert not list(run.root.rglob("*.tmp"))
     assert outcome(fit(config, resume=True)) == unbroken
@@ -313,12 +298,10 @@ def test_sigterm_while_saving_finishes_the_save_and_stops(
         os.kill(os.getpid(), signal.SIGTERM)
         save_checkpoint(path, content, **kwargs)
 
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(Stopped, match="stopped by SIGTERM in epoch 1 after step 1 of 3"),
-    ):
-        patch.setattr(simv0.fit, "save_checkpoint", warned_save)
+    monkeypatch.setattr(simv0.fit, "save_checkpoint", warned_save)
+    with pytest.raises(Stopped, match="stopped by SIGTERM in epoch 1 after step 1 of 3"):
         fit(config)
+    monkeypatch.undo()
     training = load_checkpoint(run.last).training
     assert training is not None
     assert training.step == 1
@@ -326,17 +309,10 @@ def test_sigterm_while_saving_finishes_the_save_and_stops(
 
 
 def test_a_signal_in_validation_does_not_wait_for_its_end(
-    config: Config, make_config: MakeConfig, unbroken: tuple[Any, ...]
+    config: Config, unbroken: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Read at: the contract check, the labels, then training and validation in turn."""
     run = RunDir(config.output.output_dir)
-    interrupting = make_config(
-        data={
-            "dataset_class_path": "test_fit.VisFeats",
-        },
-        evaluation={"batch_size": 4},
-        training={"checkpoint_every_steps": 1},
-    )
+    interrupting = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"batch_size": 4})})
     original, batches = simv0.fit.evaluate, 0
 
     def evaluate(*args: Any, on_batch: Any, **kwargs: Any) -> Any:
@@ -348,9 +324,10 @@ def test_a_signal_in_validation_does_not_wait_for_its_end(
 
         return original(*args, on_batch=count, **kwargs)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match="SIGTERM in epoch 1 after step 3 of 3"):
-        patch.setattr(simv0.fit, "evaluate", evaluate)
+    monkeypatch.setattr(simv0.fit, "evaluate", evaluate)
+    with pytest.raises(Stopped, match="SIGTERM in epoch 1 after step 3 of 3"):
         fit(interrupting)
+    monkeypatch.undo()
     assert batches == 1
     assert outcome(fit(config, resume=True)) == unbroken
     assert not list(run.root.rglob("*.tmp"))
@@ -361,7 +338,7 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_alone(
 ) -> None:
     """Ctrl-C in a terminal, and a cluster's SIGTERM, reach the loader's workers too."""
     run = RunDir(config.output.output_dir)
-    with_workers = make_config(data={"num_workers": 2})
+    with_workers = make_config(data={"dataset_class_path": "test_fit.VisFeats", "num_workers": 2})
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -372,8 +349,8 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_alone(
             os._exit(130)
         finally:
             os._exit(1)
-    deadline = time.monotonic() + 60
-    while not run.last.exists() and time.monotonic() < deadline:
+    deadline = time.monotonic() + 20
+    while not run.last.exists() and os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
         time.sleep(0.001)
     os.killpg(child, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
@@ -409,8 +386,8 @@ def test_the_config_inside_a_checkpoint_reaches_no_code_and_no_environment(
     assert read.model.trust_remote_code is False
     assert read.model.llm_name_or_path == "evil/${SECRET}"
     assert (read.data.dataset_class_path, read.data.dataset_kwargs) == ("simv0.datasets.ManifestDataset", {})
+    tree["model"]["x"] = 1
     with pytest.raises(SimError, match=r"best.pt \(the config inside\): model.x: unknown key"):
-        tree["model"]["x"] = 1
         config_of(hostile, run.best)
 
 
