@@ -9,11 +9,13 @@ import hashlib
 import io
 import pickle
 import struct
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor
 
 from simv0.alarm import Alarm
@@ -22,7 +24,12 @@ from simv0.files import keep_previous, write_atomically
 from simv0.labels import HEADS
 
 FORMAT_VERSION = 1
+MAX_BYTES = 1 << 31
+"""Larger files are refused unread: the widest model that is trained here takes a tenth of it."""
 _PREFIX = b"sha256:"
+
+Size = Annotated[int, Field(ge=1, le=65_536)]
+Frames = Annotated[int, Field(ge=1, le=4096)]
 
 
 class Meta(BaseModel):
@@ -32,26 +39,45 @@ class Meta(BaseModel):
 
     format: Literal["simv0 checkpoint"] = "simv0 checkpoint"
     format_version: Literal[1] = 1
-    dv: int
-    d: int
-    F: int
-    K: int
+    dv: Size
+    d: Size
+    F: Frames
+    K: Frames
     confidence_head: bool
     labels: dict[str, list[str]]
     llm: dict[str, JsonValue]
     """Identity of the frozen LLM: name, revision, digest of its weights."""
     encoder: dict[str, JsonValue] | None
     """Identity of the encoder that made the features; None when the dataset brought its own."""
-    epoch: int
+    epoch: int = Field(ge=0)
     """Finished epochs."""
     metrics: dict[str, float | None]
     """The val metrics of that epoch."""
     alarm: Alarm | None = None
     """The alarm chosen on val; None in last.pt."""
-    config: dict[str, JsonValue]
+    config: dict[str, dict[str, JsonValue]]
     """The resolved config, for reference and for paths; nothing in it is imported or executed."""
     provenance: dict[str, JsonValue]
     """Git hash and package versions."""
+
+
+class Training(BaseModel):
+    """What a run needs to go on from where `Meta.epoch` epochs and `step` steps were finished."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
+
+    step: int = Field(ge=0)
+    """Finished steps of the epoch under way."""
+    best: tuple[float, float]
+    """`ranking` of the best epoch."""
+    tally: dict[str, Tensor]
+    """`Tally.state` of the epoch under way."""
+    optimizer: dict[int, dict[str, Tensor]]
+    """AdamW's state of each parameter; its settings come from the config."""
+    scaler: dict[str, float] | None
+    """fp16's loss scaling."""
+    digests: dict[str, str]
+    """`split_digest` of each split."""
 
 
 class Checkpoint(BaseModel):
@@ -62,8 +88,17 @@ class Checkpoint(BaseModel):
     meta: Meta
     state: dict[str, Tensor]
     """`SimV0Model.trainable_state`."""
-    training: dict[str, Any] | None = None
-    """Only in last.pt: optimizer, scaler, position."""
+    training: Training | None = None
+    """Only in last.pt."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the file by its place."""
+        named = dict(self.state)
+        if self.training is not None:
+            named |= {f"tally.{name}": tensor for name, tensor in self.training.tally.items()}
+            for number, state in self.training.optimizer.items():
+                named |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
+        return named
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, previous: Path | None = None) -> None:
@@ -72,10 +107,13 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, previous: Path | None
     Raises:
         SimError: the disk is full or read-only; the file that was there is untouched.
     """
-    buffer = io.BytesIO()
-    torch.save(
-        {"meta": checkpoint.meta.model_dump(), "state": checkpoint.state, "training": checkpoint.training}, buffer
-    )
+    buffer, training = io.BytesIO(), checkpoint.training
+    content = {
+        "meta": checkpoint.meta.model_dump(),
+        "state": checkpoint.state,
+        "training": training.model_dump() if training is not None else None,
+    }
+    torch.save(content, buffer)
     data = seal(buffer.getvalue())
     if previous is not None:
         keep_previous(path, previous)
@@ -89,34 +127,74 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: not a checkpoint of ours, damaged, of another format version, or holding non-finite weights.
     """
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no such checkpoint") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    data = _read(path)
     check_seal(data, path)
-    try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(f"{path}: refused: it holds more than tensors and plain values") from None
-    except Exception as error:  # a sealed file that torch cannot parse was not written by simv0
-        raise CheckpointError(f"{path}: not a simv0 checkpoint: {type(error).__name__}") from None
+    content = _parse(data, path)
     try:
         checkpoint = Checkpoint.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "content"
-        found = f", found {first['input']!r:.60}" if first["type"] != "missing" else ""
+        first = error.errors(include_url=False)[0]
+        where = shown(".".join(map(str, first["loc"]))) or "content"
+        found = f", found {_plainly(first['input'])}" if first["type"] != "missing" else ""
         raise CheckpointError(
             f"{path}: not a checkpoint that this simv0 reads: {where}: {first['msg']}{found}"
         ) from None
     if checkpoint.meta.labels != {head: list(names) for head, names in HEADS.items()}:
-        raise CheckpointError(f"{path}: its labels are {checkpoint.meta.labels}, but this simv0 knows {HEADS}")
-    for name, tensor in checkpoint.state.items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path}: {name} holds NaN or inf")
+        labels = shown(repr(checkpoint.meta.labels))
+        raise CheckpointError(f"{path}: its labels are {labels}, but this simv0 knows {HEADS}")
+    for name, tensor in checkpoint.tensors().items():
+        _check_values(shown(name), tensor, path)
     return checkpoint
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path}: is not a file; name a .pt such as checkpoints/best.pt")
+        if path.stat().st_size > MAX_BYTES:
+            raise CheckpointError(f"{path}: not a simv0 checkpoint: larger than {MAX_BYTES} bytes")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _parse(data: bytes, path: Path) -> Any:
+    """Unpickle tensors and plain values, nothing else, and nothing that grows on the way."""
+    try:
+        entries = zipfile.ZipFile(io.BytesIO(data)).infolist()
+        if any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > len(data):
+            raise CheckpointError(f"{path}: refused: it holds more than it is long")
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError:
+        raise CheckpointError(f"{path}: refused: it holds more than tensors and plain values") from None
+    except Exception as error:  # a sealed file that torch cannot parse was not written by simv0
+        raise CheckpointError(f"{path}: not a simv0 checkpoint: {type(error).__name__}") from None
+
+
+def _check_values(name: str, tensor: Tensor, path: Path) -> None:
+    """Refuse tensors that are more than numbers in a row, and numbers that no training leaves."""
+    dense = type(tensor) is Tensor and tensor.layout is torch.strided and tensor.device.type == "cpu"
+    if not dense or tensor.dtype not in (torch.float32, torch.float64, torch.int64) or not tensor.is_contiguous():
+        raise CheckpointError(f"{path}: refused: {name} is not a plain tensor")
+    if not torch.isfinite(tensor).all():
+        raise CheckpointError(f"{path}: {name} holds NaN or inf")
+    if name.endswith("_std") and not (tensor > 0).all():
+        raise CheckpointError(f"{path}: {name} must be positive")
+
+
+def shown(text: str) -> str:
+    """A text that somebody else wrote, fit for one line of a terminal."""
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _plainly(value: Any) -> str:
+    """A value for a message; of what can be huge or clever only the type."""
+    return shown(repr(value))[:60] if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
 
 
 def load_state(model: torch.nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
@@ -126,19 +204,28 @@ def load_state(model: torch.nn.Module, state: dict[str, Tensor], path: str | Pat
         CheckpointError: names, shapes or types that differ from the model's; nothing is copied then.
     """
     wanted: dict[str, Tensor] = model.trainable_state()  # type: ignore[operator]
-    for what, names in (("lacks", wanted.keys() - state.keys()), ("has the unknown", state.keys() - wanted.keys())):
+    check_fits(state, wanted, "the model", path)
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(state[name])
+
+
+def check_fits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str, path: str | Path) -> None:
+    """Compare names, shapes and types.
+
+    Raises:
+        CheckpointError: naming the first that differs.
+    """
+    for fault, names in (("lacks", wanted.keys() - state.keys()), ("has the unknown", state.keys() - wanted.keys())):
         if names:
-            raise CheckpointError(f"{path}: does not fit the model: it {what} {', '.join(sorted(names))}")
+            raise CheckpointError(f"{path}: does not fit {what}: it {fault} {shown(', '.join(sorted(names)))}")
     for name, tensor in wanted.items():
         found = state[name]
         if found.shape != tensor.shape or found.dtype != tensor.dtype:
             raise CheckpointError(
-                f"{path}: does not fit the model: {name}: expected {tensor.dtype} {list(tensor.shape)}, "
+                f"{path}: does not fit {what}: {name}: expected {tensor.dtype} {list(tensor.shape)}, "
                 f"found {found.dtype} {list(found.shape)}"
             )
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.copy_(state[name])
 
 
 def check_frozen(kind: str, stored: dict[str, Any] | None, present: dict[str, Any], path: str | Path) -> None:
@@ -150,7 +237,7 @@ def check_frozen(kind: str, stored: dict[str, Any] | None, present: dict[str, An
     if stored is None:
         raise CheckpointError(f"{path}: was trained on features of unknown origin; it cannot take frames")
     differing = [
-        f"{key}: trained with {stored.get(key)!r}, found {present.get(key)!r}"
+        f"{key}: trained with {shown(repr(stored.get(key)))}, found {present.get(key)!r}"
         for key in present
         if stored.get(key) != present.get(key)
     ]

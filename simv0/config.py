@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from simv0.errors import ConfigError
 from simv0.yaml_safe import dump_yaml, parse_yaml
@@ -19,6 +20,14 @@ class Section(BaseModel):
     """What all sections share: unknown keys refused, no silent conversions, frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    @field_validator("*")
+    @classmethod
+    def _is_a_name(cls, value: Any) -> Any:
+        """No text here is empty or holds what no path and no name can hold (NUL, line ends, lone surrogates)."""
+        if isinstance(value, str) and not (value and value.isprintable()):
+            raise PydanticCustomError("name", "Expected text without control characters, not empty")
+        return value
 
 
 class DataConfig(Section):
@@ -194,14 +203,17 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     return build_config(tree, str(path))
 
 
-def build_config(tree: dict[str, Any], source: str) -> Config:
+def build_config(tree: dict[str, Any], source: str, *, environment: bool = True) -> Config:
     """Check a tree of plain values and make its paths absolute; `source` starts every error line.
+
+    With `environment`, every ${NAME} is replaced: never for a tree that somebody else wrote.
 
     Raises:
         ConfigError: as `load_config`.
     """
     mistakes: list[str] = []
-    tree = _expand_environment(tree, "", mistakes)
+    if environment:
+        tree = _expand_environment(tree, "", mistakes)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
@@ -233,7 +245,10 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 def _expand_environment(value: Any, where: str, mistakes: list[str]) -> Any:
     """Replace every ${NAME} in the texts of the tree."""
     if isinstance(value, dict):
-        return {key: _expand_environment(item, f"{where}.{key}".lstrip("."), mistakes) for key, item in value.items()}
+        return {
+            key: _expand_environment(item, f"{where}.{_printable(str(key))}".lstrip("."), mistakes)
+            for key, item in value.items()
+        }
     if isinstance(value, list):
         return [_expand_environment(item, f"{where}[{i}]", mistakes) for i, item in enumerate(value)]
     if not isinstance(value, str):

@@ -51,7 +51,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         SimError: the disk is full or the folder cannot be written; the old file is untouched.
     """
-    with told_plainly(path), replacing(path) as file:
+    with told_plainly(path, "; what was there before is intact"), replacing(path) as file:
         file.write(data)
 
 
@@ -64,7 +64,7 @@ def keep_previous(path: Path, previous: Path) -> None:
     if not path.exists():
         return
     link = previous.with_name(previous.name + ".tmp")
-    with told_plainly(previous):
+    with told_plainly(previous, "; what was there before is intact"):
         link.unlink(missing_ok=True)
         try:
             link.hardlink_to(path)
@@ -75,10 +75,10 @@ def keep_previous(path: Path, previous: Path) -> None:
 
 
 @contextmanager
-def told_plainly(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one line about `path`."""
+def told_plainly(path: Path, then: str = "") -> Iterator[None]:
+    """Turn what the file system refuses into one line about `path`, ending in `then`."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise SimError(f"{path}: cannot be written: {reason}; what was there before is intact") from error
+        raise SimError(f"{path}: cannot be written: {reason}{then}") from error

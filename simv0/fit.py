@@ -8,7 +8,7 @@ from torch import Tensor
 
 from simv0.alarm import choose_alarm
 from simv0.build import build_model, compute_dtype, lr_factor, make_optimizer, pick_device, set_stats
-from simv0.checkpoint import Checkpoint, Meta, load_checkpoint, save_checkpoint
+from simv0.checkpoint import Checkpoint, Meta, Training, load_checkpoint, save_checkpoint
 from simv0.config import Config
 from simv0.encoder import load_encoder
 from simv0.errors import DataError, TrainingError
@@ -18,7 +18,7 @@ from simv0.metrics import Metrics, Tally, ranking
 from simv0.model import SimV0Model
 from simv0.resume import Position, find_checkpoint, restore
 from simv0.rundir import RunDir, append_line, provenance
-from simv0.samples import warn_of_leakage
+from simv0.samples import Batch, warn_of_leakage
 from simv0.splits import BatchOrder, Split, eval_loader, open_split, split_digest, train_loader
 from simv0.stopping import Stopped, stop_request
 from simv0.trainer import LogitsKept, evaluate, train_one_epoch
@@ -46,6 +46,8 @@ def fit(config: Config, *, overwrite: bool = False, resume: bool = False) -> Run
                 "or another output.output_dir"
             )
         checkpoint = find_checkpoint(run, config) if resume else None
+        if checkpoint is None:
+            run.check_ours()
         if checkpoint is not None and checkpoint.meta.epoch == config.training.epochs:
             log.info(f"{run.root}: this run is finished ({config.training.epochs} epochs); nothing to do")
             return run
@@ -72,7 +74,8 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None) -> None:
         set_stats(model, train, config)
         run.begin(config)
     else:
-        position = restore(checkpoint, run, model, optimizer, scaler, digests)
+        steps = len(BatchOrder(len(train.labels), config.batch_size, config.training.seed))
+        position = restore(checkpoint, run, model, optimizer, scaler, digests, steps)
     handler = run.log_to_file()
     try:
         _introduce(config, model, train, val, device, position)
@@ -103,15 +106,14 @@ def _epochs(
     meta: dict[str, Any] = describe(config, model, train)
 
     def save_last(metrics: Metrics) -> None:
-        state = {
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler else None,
-            "epoch": position.epoch,
-            "step": position.step,
-            "tally": position.tally.state(),
-            "best": list(position.best),
-            "digests": digests,
-        }
+        state = Training(
+            step=position.step,
+            best=position.best,
+            tally=position.tally.state(),
+            optimizer=optimizer.state_dict()["state"],
+            scaler=scaler.state_dict() if scaler else None,
+            digests=digests,
+        )
         content = Checkpoint(
             meta=Meta(**meta, epoch=position.epoch, metrics=metrics, alarm=None),
             state=model.trainable_state(),
@@ -129,13 +131,23 @@ def _epochs(
     def after_step() -> None:
         position.step += 1
         every = training.checkpoint_every_steps
-        if stop.asked or (every and position.step % every == 0):
+        if every and position.step % every == 0 and not stop.asked:
             save_last({})
+        stop_if_asked()
+
+    def stop_if_asked() -> None:
         if stop.asked:
+            save_last({})
             raise Stopped(
                 f"{run.root}: stopped by {stop.asked} in epoch {position.epoch + 1} after step {position.step} of "
                 f"{steps}; the checkpoint is written: go on with --resume"
             )
+
+    val_logits = LogitsKept()
+
+    def after_val_batch(batch: Batch, logits: dict[str, Tensor]) -> None:
+        val_logits.keep(batch, logits)
+        stop_if_asked()
 
     log.info(table_head())
     with stop_request() as stop:
@@ -155,8 +167,8 @@ def _epochs(
                 before_step=before_step,
                 after_step=after_step,
             )
-            val_logits = LogitsKept()
-            measured = evaluate(model, val_batches, device, class_weights=class_weights, on_batch=val_logits.keep)
+            val_logits.clear()
+            measured = evaluate(model, val_batches, device, class_weights=class_weights, on_batch=after_val_batch)
             position.epoch, position.step, position.tally = position.epoch + 1, 0, Tally()
             append_line(run.train_metrics, {"epoch": position.epoch, **learnt})
             append_line(run.val_metrics, {"epoch": position.epoch, **measured})

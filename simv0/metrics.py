@@ -28,17 +28,19 @@ class Tally:
             counts += torch.bincount(labels * n + predicted, minlength=n * n).view(n, n)
             self.losses[head] += torch.stack([value.detach().double().cpu() for value in loss_sums[head]])
 
-    def state(self) -> dict[str, dict[str, Tensor]]:
+    def state(self) -> dict[str, Tensor]:
         """The counts, as a checkpoint holds them."""
-        return {"confusion": dict(self.confusion), "losses": dict(self.losses)}
+        return {
+            **{f"confusion.{head}": counts for head, counts in self.confusion.items()},
+            **{f"losses.{head}": sums for head, sums in self.losses.items()},
+        }
 
     @classmethod
-    def from_state(cls, state: dict[str, dict[str, Tensor]]) -> "Tally":
+    def from_state(cls, state: Mapping[str, Tensor]) -> "Tally":
         """A tally that counts on from `state`."""
         tally = cls()
-        for head in HEADS:
-            tally.confusion[head] = state["confusion"][head].clone()
-            tally.losses[head] = state["losses"][head].clone()
+        for name, counted in tally.state().items():
+            counted.copy_(state[name])
         return tally
 
     def metrics(self) -> Metrics:

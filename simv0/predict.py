@@ -87,6 +87,9 @@ def load_model(checkpoint: Checkpoint, path: str | Path, config: Config, *, with
         ModelError: the LLM or the encoder cannot be loaded.
     """
     meta, device = checkpoint.meta, pick_device(config)
+    weight = checkpoint.state.get("projector.weight")
+    if weight is None or list(weight.shape) != [meta.d, meta.dv]:  # before anything of that size is made
+        raise CheckpointError(f"{path}: its projector is not {meta.dv} -> {meta.d} as its metadata say")
     encoder = load_trained_encoder(checkpoint, path, config, device) if with_encoder else None
     wanted = config.model.model_copy(
         update={"F": meta.F, "K": meta.K, "confidence_head": meta.confidence_head, "d": None, "dv": None}
@@ -108,6 +111,8 @@ def load_trained_encoder(
     trained = checkpoint.meta.encoder
     if trained is None:
         raise CheckpointError(f"{path}: was trained on a dataset's own vis_feats; it has no encoder")
+    if trained.get("vision_precision") not in ("fp32", "bf16"):
+        raise CheckpointError(f"{path}: does not say at which precision its features were made")
     encoder = load_encoder(config.model, str(trained["vision_precision"]), device)
     check_frozen("vision encoder", trained, encoder.identity, path)
     return encoder
@@ -119,11 +124,11 @@ def config_of(checkpoint: Checkpoint, path: str | Path) -> Config:
     Raises:
         ConfigError: it is not a config that this simv0 reads.
     """
-    tree: dict[str, Any] = {section: dict(values) for section, values in checkpoint.meta.config.items()}  # type: ignore
+    tree: dict[str, Any] = {section: dict(values) for section, values in checkpoint.meta.config.items()}
     tree["model"] = {**tree.get("model", {}), "trust_remote_code": False}
     tree["data"] = {
         **tree.get("data", {}),
         "dataset_class_path": "simv0.datasets.ManifestDataset",
         "dataset_kwargs": {},
     }
-    return build_config(tree, f"{path} (the config inside)")
+    return build_config(tree, f"{path} (the config inside)", environment=False)

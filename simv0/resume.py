@@ -3,21 +3,24 @@
 import logging
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from simv0.checkpoint import Checkpoint, check_frozen, load_checkpoint, load_state
+from simv0.checkpoint import Checkpoint, Training, check_fits, check_frozen, load_checkpoint, load_state, shown
 from simv0.config import Config
 from simv0.errors import CheckpointError, ConfigError
+from simv0.files import told_plainly
 from simv0.metrics import Tally
 from simv0.model import SimV0Model
-from simv0.rundir import RunDir, cut_back
+from simv0.rundir import RunDir, cut_back, provenance
 
 log = logging.getLogger("simv0")
 
 OPERATIONAL = ("data.num_workers", "cache.", "evaluation.batch_size", "output.", "training.checkpoint_every_steps")
-"""Keys that may change on resume: they change no result (what the cache holds is compared by its digests)."""
+"""Keys that may change on resume: they change no weight (what the cache holds is compared by its digests), and
+`evaluation.batch_size` at most the last digit of a metric."""
 
 
 @dataclass
@@ -38,24 +41,14 @@ def find_checkpoint(run: RunDir, config: Config) -> Checkpoint | None:
     """The checkpoint to go on from: last.pt, or last.prev.pt when last.pt is damaged; None when there is none yet.
 
     Raises:
-        CheckpointError: both are damaged.
+        CheckpointError: neither can be used.
         ConfigError: the run was begun with another config.
     """
-    checkpoint = None
-    for path in (run.last, run.previous):
-        if not path.exists():
-            continue
-        try:
-            checkpoint = load_checkpoint(path)
-            break
-        except CheckpointError as error:
-            if path == run.previous or not run.previous.exists():
-                raise
-            log.warning(f"DAMAGED CHECKPOINT: {error}; going on from {run.previous.name}, one save earlier")
+    checkpoint = _load_either(run)
     if checkpoint is None:
         return None
-    if checkpoint.training is None:
-        raise CheckpointError(f"{run.last}: holds no training state; it is not a last.pt")
+    if checkpoint.meta.epoch > config.training.epochs:
+        raise CheckpointError(f"{run.last}: says {checkpoint.meta.epoch} of {config.training.epochs} epochs are done")
     differing = config_differences(checkpoint.meta.config, config.model_dump())
     if differing:
         raise ConfigError(
@@ -65,15 +58,46 @@ def find_checkpoint(run: RunDir, config: Config) -> Checkpoint | None:
     return checkpoint
 
 
-def config_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+def _load_either(run: RunDir) -> Checkpoint | None:
+    try:
+        if run.last.exists():
+            return _load_last(run.last)
+        if not run.previous.exists():
+            return None
+        fault = f"{run.last}: is missing"
+    except CheckpointError as error:
+        fault = str(error)
+    try:
+        checkpoint = _load_last(run.previous)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{fault}; nor can the one before be used: {error}; put a copy back, or begin anew with --overwrite"
+        ) from None
+    aside = run.last.with_name("last.damaged.pt")
+    if run.last.exists():
+        with told_plainly(run.last):
+            run.last.replace(aside)  # else the next save would keep it as the previous one, and lose the good one
+        fault += f" (kept as {aside.name})"
+    log.warning(f"DAMAGED CHECKPOINT: {fault}; going on from {run.previous.name}, one save earlier")
+    return checkpoint
+
+
+def _load_last(path: Path) -> Checkpoint:
+    checkpoint = load_checkpoint(path)
+    if checkpoint.training is None:
+        raise CheckpointError(f"{path}: holds no training state; it is not a last.pt")
+    return checkpoint
+
+
+def config_differences(stored: dict[str, dict[str, Any]], wanted: dict[str, dict[str, Any]]) -> list[str]:
     """`section.key: stored X, now Y` for every differing key but the operational ones."""
     differing = []
     for section in sorted(stored.keys() | wanted.keys()):
-        before, now = stored.get(section) or {}, wanted.get(section) or {}
+        before, now = stored.get(section, {}), wanted.get(section, {})
         for key in sorted(before.keys() | now.keys()):
             name = f"{section}.{key}"
             if before.get(key) != now.get(key) and not name.startswith(OPERATIONAL):
-                differing.append(f"{name}: begun with {before.get(key)!r}, now {now.get(key)!r}")
+                differing.append(f"{shown(name)}: begun with {shown(repr(before.get(key)))}, now {now.get(key)!r}")
     return differing
 
 
@@ -84,21 +108,54 @@ def restore(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None,
     digests: dict[str, str],
+    steps: int,
 ) -> Position:
-    """Put everything back where the checkpoint was written, the metrics files too."""
-    state = checkpoint.training
+    """Put everything back where the checkpoint was written, the metrics files too; `steps` has an epoch.
+
+    Raises:
+        CheckpointError: the frozen networks, the data or the model are others; nothing of the run is touched then.
+    """
+    meta, state = checkpoint.meta, checkpoint.training
     assert state is not None
     check_frozen("LLM", checkpoint.meta.llm, model.llm.identity, run.last)
     if model.encoder is not None:
         check_frozen("vision encoder", checkpoint.meta.encoder, model.encoder.identity, run.last)
     for name, digest in digests.items():
-        if state["digests"][name] != digest:
+        if state.digests.get(name) != digest:
             raise CheckpointError(f"{run.last}: the data of split {name} has changed since the run was begun")
+    if state.step > steps:
+        raise CheckpointError(f"{run.last}: says {state.step} of {steps} steps of the epoch are done")
+    check_fits(state.tally, Tally().state(), "the metrics", run.last)
+    _restore_optimizer(state, optimizer, scaler, run.last)
     load_state(model, checkpoint.state, run.last)
-    optimizer.load_state_dict(state["optimizer"])
-    if scaler is not None:
-        scaler.load_state_dict(state["scaler"])
+    now = provenance()
+    changed = [
+        f"{key} {shown(str(meta.provenance.get(key)))} -> {now[key]}"
+        for key in now
+        if key != "git" and meta.provenance.get(key) != now[key]
+    ]
+    if changed:
+        log.warning(f"resumed with other versions: {', '.join(changed)}: the last bits of the weights may differ")
     for path in (run.train_metrics, run.val_metrics):
-        cut_back(path, state["epoch"])
-    first, second = state["best"]
-    return Position(state["epoch"], state["step"], Tally.from_state(state["tally"]), (first, second))
+        cut_back(path, meta.epoch)
+    return Position(meta.epoch, state.step, Tally.from_state(state.tally), state.best)
+
+
+def _restore_optimizer(
+    state: Training, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None, path: Path
+) -> None:
+    """AdamW's moments, and the loss scale; torch itself takes any shape and fails at the next step."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    wanted = {
+        f"{number}.{name}": tensor
+        for number, p in enumerate(parameters)
+        for name, tensor in (("step", torch.tensor(0.0)), ("exp_avg", p), ("exp_avg_sq", p))
+    }
+    found = {f"{number}.{name}": tensor for number, own in state.optimizer.items() for name, tensor in own.items()}
+    if found or scaler is None:  # fp16 skips the first steps until its scale fits
+        check_fits(found, wanted, "the optimizer", path)
+    if scaler is not None:
+        if state.scaler is None or state.scaler.keys() != scaler.state_dict().keys():
+            raise CheckpointError(f"{path}: does not fit the loss scaling of fp16")
+        scaler.load_state_dict(state.scaler)
+    optimizer.load_state_dict({"state": state.optimizer, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -16,15 +16,30 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from simv0.config import Config, dump_config
 from simv0.errors import TrainingError
-from simv0.files import told_plainly, write_atomically
+from simv0.files import sync_folder, told_plainly, write_atomically
 from simv0.labels import HEADS
 
 PARTS = ("checkpoints", "metrics", "logs", "evaluation", "export")
+
+log = logging.getLogger("simv0")
+_held: set[int] = set()
+"""Lock files of this process."""
+
+
+def _forget_locks() -> None:
+    """In a forked child: a loader's worker that outlives a killed run must not keep its folder locked."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_locks)
 
 
 class RunDir:
@@ -51,39 +66,69 @@ class RunDir:
         """
         with told_plainly(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._lock)
+            os.close(descriptor)
             raise TrainingError(
                 f"{self.root}: another simv0 process is running here; wait for it, or choose another output.output_dir"
             ) from None
+        except OSError as error:
+            log.warning(f"{self.root}: no locks on this file system ({error.strerror}): start no second run here")
+        self._lock = descriptor
+        _held.add(descriptor)
 
     def release(self) -> None:
         """Let another process have the folder."""
         if self._lock is not None:
+            _held.discard(self._lock)
             os.close(self._lock)
             self._lock = None
 
     @property
     def holds_a_run(self) -> bool:
         """Whether a run was begun here."""
-        return self.config.exists() or (self.root / "checkpoints").exists()
+        return self.config.exists()
+
+    def check_ours(self) -> None:
+        """Refuse a folder whose parts no run has made: `begin` would remove them.
+
+        Raises:
+            TrainingError: naming them.
+        """
+        found = [part for part in PARTS if (self.root / part).exists()]
+        if found and not self.holds_a_run:
+            raise TrainingError(
+                f"{self.root}: holds {', '.join(found)} but no {self.config.name}, so no run of simv0 made them and "
+                "they are not removed; choose another output.output_dir"
+            )
 
     def begin(self, config: Config) -> None:
         """Make an empty run: remove what an earlier one left, write the config and the export.
 
+        Killed at any moment, it leaves the earlier run whole, or a run without a checkpoint.
+
         Raises:
             SimError: the folder cannot be written.
         """
+        doomed = self.root / ".removed"
         with told_plainly(self.root):
-            self.config.unlink(missing_ok=True)  # first: a half-removed run is no run
-            for part in PARTS:
-                shutil.rmtree(self.root / part, ignore_errors=True)
-                (self.root / part).mkdir()
-        self.write_export()
+            if doomed.exists():
+                shutil.rmtree(doomed)
+            if self.last.parent.exists():
+                self.last.parent.rename(doomed)  # all checkpoints at once
+                shutil.rmtree(doomed)
         write_atomically(self.config, dump_config(config).encode())
+        with told_plainly(self.root):
+            for part in PARTS:
+                if (self.root / part).exists():
+                    shutil.rmtree(self.root / part)
+                (self.root / part).mkdir()
+            sync_folder(self.root)
+        for path in (self.train_metrics, self.val_metrics):
+            write_atomically(path, b"")
+        self.write_export()
 
     def write_export(self) -> None:
         """`export/`: a short script that predicts with `../checkpoints/best.pt`, and the label names."""
@@ -93,13 +138,25 @@ class RunDir:
 
     def log_to_file(self) -> logging.Handler:
         """Let everything that is said also go to `logs/stdout.log`."""
-        handler = logging.FileHandler(self.log, encoding="utf-8")
+        with told_plainly(self.log):
+            handler = _Log(self.log, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger = logging.getLogger("simv0")
         if logger.level == logging.NOTSET:  # nobody has chosen: a library's user wants the log whole
             logger.setLevel(logging.INFO)
         logger.addHandler(handler)
         return handler
+
+
+class _Log(logging.FileHandler):
+    """A copy of what is said: where it cannot be written, the run goes on without a word of that."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
@@ -111,15 +168,17 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
 
 
 def cut_back(path: Path, epochs: int) -> None:
-    """Keep the lines of epochs 1..`epochs`; later ones, and a torn last one, are dropped."""
+    """Keep the lines of epochs 1..`epochs`; later ones, and a torn last one, are dropped; missing ones are said."""
     kept = []
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
         try:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and row.get("epoch", epochs + 1) <= epochs:
+        if isinstance(row, dict) and row.get("epoch") in range(1, epochs + 1):
             kept.append(line + b"\n")
+    if len(kept) != epochs:
+        log.warning(f"{path}: holds {len(kept)} lines for {epochs} finished epochs; the others are lost")
     write_atomically(path, b"".join(kept))
 
 

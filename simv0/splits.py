@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,13 @@ def eval_loader(split: Split, batch_size: int, num_workers: int) -> DataLoader[B
 def _workers(split: Split, num_workers: int) -> dict[str, Any]:
     if split.identity is not None:  # features are gathered from memory faster than a worker could send them
         num_workers = 0
-    return {"num_workers": num_workers, "persistent_workers": num_workers > 0}
+    return {"num_workers": num_workers, "persistent_workers": num_workers > 0, "worker_init_fn": _leave_signals_to_main}
+
+
+def _leave_signals_to_main(worker: int) -> None:
+    """Ctrl-C and a cluster's SIGTERM reach every process of the group: a worker that died of it would end the run."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def telemetry_stats(telemetry: Float[np.ndarray, "N 8"]) -> tuple[Float[Tensor, "8"], Float[Tensor, "8"]]:

@@ -128,6 +128,10 @@ class LogitsKept:
     def __init__(self) -> None:
         self._kept: list[dict[str, Tensor]] = []
 
+    def clear(self) -> None:
+        """Forget them."""
+        self._kept.clear()
+
     def keep(self, batch: Batch, logits: dict[str, Tensor]) -> None:
         """Keep one batch's."""
         self._kept.append({head: logits[f"{head}_logits"].float().cpu() for head in HEADS})

@@ -38,6 +38,8 @@ class _Loader(yaml.SafeLoader):
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
             raise _error("aliases (*name) are not used here", event.start_mark)
+        if event.tag is not None:  # !!int [1] and the like fail in ways of their own
+            raise _error("tags (!name) are not used here", event.start_mark)
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise _error(f"nested deeper than {MAX_DEPTH}", event.start_mark)

@@ -118,12 +118,49 @@ def test_hostile_pickles_run_nothing(tmp_path: Path) -> None:
     assert not Path("PWNED").exists()
 
 
+def with_meta(**changes: Any) -> dict[str, Any]:
+    return {"meta": {**checkpoint().meta.model_dump(), **changes}, "state": {}, "training": None}
+
+
+def with_state(tensor: torch.Tensor, name: str = "w") -> dict[str, Any]:
+    return {**with_meta(), "state": {name: tensor}}
+
+
+def endless() -> list[Any]:
+    itself: list[Any] = []
+    itself.append(itself)
+    return itself
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ({"meta": 1, "state": {}}, "not a checkpoint that this simv0 reads: meta: "),
         ([1], "not a checkpoint that this simv0 reads: content: "),
         ({"state": {}}, "not a checkpoint that this simv0 reads: meta: Field required"),
+        (with_state(torch.zeros(1).expand(10**12)), "refused: w is not a plain tensor"),  # 4 bytes that claim 4 TB
+        (with_state(torch.eye(2).to_sparse()), "refused: w is not a plain tensor"),
+        (with_state(torch.zeros(2, device="meta")), "refused: w is not a plain tensor"),
+        (with_state(torch.zeros(2).half()), "refused: w is not a plain tensor"),
+        (with_state(torch.zeros(1), "feats_std"), "feats_std must be positive"),
+        (with_state(torch.tensor(float("nan")), "a\nb"), "'a\\nb' holds NaN or inf"),
+        (
+            with_meta(F=10**9),
+            "not a checkpoint that this simv0 reads: meta.F: Input should be less than or equal to 4096",
+        ),
+        (with_meta(config={"a": []}), "not a checkpoint that this simv0 reads: meta.config.a: Input should be a valid"),
+        (
+            with_meta(config={"a": {"b": endless()}}),
+            "not a checkpoint that this simv0 reads: meta.config.a.b.list.0: Rec",
+        ),
+        (
+            with_meta(epoch=torch.zeros(1).expand(10**12)),
+            "not a checkpoint that this simv0 reads: meta.epoch: Input should",
+        ),
+        (
+            with_meta(**{"x\ny": 1}),
+            "not a checkpoint that this simv0 reads: 'meta.x\\ny': Extra inputs are not permitted",
+        ),
     ],
 )
 def test_foreign_content_names_the_field(tmp_path: Path, content: Any, message: str) -> None:
@@ -132,6 +169,20 @@ def test_foreign_content_names_the_field(tmp_path: Path, content: Any, message: 
     path = tmp_path / "f.pt"
     path.write_bytes(seal(buffer.getvalue()))
     assert refusal(path).startswith(f"{path}: {message}")
+
+
+def test_what_is_no_file_or_grows_when_read_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # would wait for ever
+    assert refusal(tmp_path / "pipe").endswith("pipe: is not a file; name a .pt such as checkpoints/best.pt")
+    assert "is not a file" in refusal(tmp_path)
+    with (tmp_path / "huge.pt").open("wb") as file:
+        file.truncate(1 << 40)
+    assert "not a simv0 checkpoint: larger than" in refusal(tmp_path / "huge.pt")
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/data.pkl", b"\0" * 10**6)
+    (tmp_path / "bomb.pt").write_bytes(seal(packed.getvalue()))
+    assert refusal(tmp_path / "bomb.pt").endswith("bomb.pt: refused: it holds more than it is long")
 
 
 def test_other_versions_labels_and_nan_are_refused(tmp_path: Path) -> None:

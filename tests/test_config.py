@@ -33,6 +33,14 @@ def refusal(tree: dict[str, Any]) -> str:
         ({"training": {"epochs": 0}}, "c.yaml: training.epochs: input should be greater than or equal to 1, found 0"),
         ({"training": None}, "c.yaml: training: expected a section with keys, found None"),
         (
+            {"output": {"output_dir": "~a\0b"}},
+            "c.yaml: output.output_dir: expected text without control characters, not empty, found '~a\\x00b'",
+        ),
+        (
+            {"output": {"output_dir": ""}},
+            "c.yaml: output.output_dir: expected text without control characters, not empty, found ''",
+        ),
+        (
             {"model": {"vision_resize_mode": "crop"}},
             "c.yaml: model.vision_resize_mode: expected 'squash', 'longest' or 'shortest', found 'crop'",
         ),
@@ -128,7 +136,10 @@ def test_yaml_scalars_mean_what_they_look_like(text: str, value: Any) -> None:
         ("a: .inf", "s: line 1 .inf is not a finite number"),
         ("1: 2", "s: line 1 the key '1' is not text; quote it"),
         ("a: [" * 40, "s: line 1 nested deeper than 16"),
-        ("a: !!python/object/apply:os.system [ls]", "s: line 1 could not determine a constructor for the tag"),
+        ("a: !!python/object/apply:os.system [ls]", "s: line 1 tags (!name) are not used here"),
+        ("a: !!timestamp x", "s: line 1 tags (!name) are not used here"),
+        ("a: !!int [1]", "s: line 1 tags (!name) are not used here"),
+        ("a: !!bool x", "s: line 1 tags (!name) are not used here"),
         ("a: b: c", "s: line 1 mapping values are not allowed here"),
         ("#" * (1 << 20) + "x", "s: larger than 1048576 bytes; a config is a page of text"),
     ],

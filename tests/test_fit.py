@@ -56,12 +56,12 @@ def outcome(run: RunDir) -> tuple[Any, ...]:
             return value.numpy().tobytes()
         if isinstance(value, dict):
             return {key: bits(item) for key, item in value.items()}
-        return [bits(item) for item in value] if isinstance(value, list) else value
+        return [bits(item) for item in value] if isinstance(value, (list, tuple)) else value
 
     meta = best.meta.model_dump(exclude={"config"})
     return (
         bits(last.state),
-        bits(last.training),
+        bits(last.training and last.training.model_dump()),
         bits(best.state),
         meta,
         lines(run.train_metrics),
@@ -235,7 +235,7 @@ def test_changed_data_are_refused_on_resume(config: Config, tmp_path: Path, monk
     fit_until(run_config, 2, monkeypatch)
     content = load_checkpoint(tmp_path / "r/checkpoints/last.pt")
     assert content.training is not None
-    content.training["digests"]["val"] = "0"
+    content.training.digests["val"] = "0"
     save_checkpoint(tmp_path / "r/checkpoints/last.pt", content)
     with pytest.raises(CheckpointError, match=r"last.pt: the data of split val has changed since the run was begun"):
         fit(run_config, resume=True)

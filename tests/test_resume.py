@@ -1,0 +1,408 @@
+"""Going on with a run that was hurt: every state that a kill, a full disk or a careless hand can leave."""
+
+import io
+import json
+import logging
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import MakeConfig
+from test_fit import fit_until, lines, outcome
+
+import simv0.fit
+import simv0.resume
+import simv0.rundir
+from simv0.checkpoint import Training, load_checkpoint, save_checkpoint, seal
+from simv0.config import Config
+from simv0.errors import CheckpointError, SimError, TrainingError
+from simv0.fit import fit
+from simv0.predict import config_of
+from simv0.resume import find_checkpoint
+from simv0.rundir import PARTS, RunDir
+from simv0.stopping import Stopped
+
+
+@pytest.fixture
+def config(make_config: MakeConfig) -> Config:
+    """Features from the dataset itself: 3 steps an epoch, 2 epochs, a checkpoint after each step."""
+    return make_config(data={"dataset_class_path": "test_fit.VisFeats"}, training={"checkpoint_every_steps": 1})
+
+
+@pytest.fixture
+def unbroken(config: Config, tmp_path: Path) -> tuple[Any, ...]:
+    elsewhere = config.output.model_copy(update={"output_dir": str(tmp_path / "unbroken")})
+    return outcome(fit(config.model_copy(update={"output": elsewhere})))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def refusal(config: Config) -> str:
+    with pytest.raises(SimError) as error:
+        fit(config, resume=True)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def change(path: Path, **changes: Any) -> None:
+    """Write another `training` part into a checkpoint."""
+    content = load_checkpoint(path)
+    assert content.training is not None
+    training = Training.model_construct(**{**dict(content.training), **changes})
+    save_checkpoint(path, content.model_copy(update={"training": training}))
+
+
+def test_a_damaged_last_never_replaces_the_good_previous_one(
+    config: Config, unbroken: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed again before the first save of the resumed run is whole, there is still a good checkpoint."""
+    run = RunDir(config.output.output_dir)
+    fit_until(config, 3, monkeypatch)
+    flip(run.last)
+
+    def die(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", die)
+    with pytest.raises(SimError, match="No space left on device"):
+        fit(config, resume=True)
+    monkeypatch.undo()
+    assert load_checkpoint(run.previous).training is not None
+    assert outcome(fit(config, resume=True)) == unbroken
+
+
+def test_a_missing_last_is_said_and_the_previous_one_used(
+    config: Config, unbroken: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunDir(config.output.output_dir)
+    fit_until(config, 4, monkeypatch)
+    run.last.unlink()
+    assert outcome(fit(config, resume=True)) == unbroken
+    assert any("last.pt: is missing; going on from last.prev.pt, one save earlier" in text for text in caplog.messages)
+
+
+def test_two_damaged_checkpoints_are_one_line(config: Config) -> None:
+    run = fit(config)
+    flip(run.last)
+    flip(run.previous)
+    assert refusal(config).endswith(
+        f"{run.previous}: damaged: its bytes do not match their digest; put a copy back, or begin anew with --overwrite"
+    )
+    fit(config, overwrite=True)
+
+
+def test_best_given_as_last_is_refused(config: Config) -> None:
+    run = fit(config)
+    shutil.copy(run.best, run.last)
+    run.previous.unlink()
+    assert "last.pt: holds no training state; it is not a last.pt" in refusal(config)
+
+
+def test_a_torn_or_lost_metrics_file_is_mended_or_said(
+    config: Config, unbroken: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunDir(config.output.output_dir)
+    fit_until(config, 5, monkeypatch)  # in epoch 2
+    run.train_metrics.write_bytes(run.train_metrics.read_bytes() + b'{"epoch": 2, "lo')
+    run.val_metrics.write_bytes(run.val_metrics.read_bytes() + b'{"epoch": "2"}\n{"epoch": 2}\n[]\n\xff\n')
+    assert outcome(fit(config, resume=True)) == unbroken
+    shutil.rmtree(run.root)
+    fit_until(config, 5, monkeypatch)
+    run.val_metrics.unlink()
+    fit(config, resume=True)
+    assert any("val_metrics.jsonl: holds 0 lines for 1 finished epochs" in text for text in caplog.messages)
+    assert [row["epoch"] for row in lines(run.val_metrics)] == [2]
+
+
+def zeros(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"step": -1}, "training.step: Input should be greater than or equal to 0, found -1"),
+        ({"step": 4}, "says 4 of 3 steps of the epoch are done"),
+        ({"best": (1.0,)}, "training.best.1: Field required"),
+        ({"tally": {}}, "does not fit the metrics: it lacks confusion.action"),
+        ({"digests": {}}, "the data of split train has changed since the run was begun"),
+        ({"optimizer": {}}, "does not fit the optimizer: it lacks 0.exp_avg"),
+        ({"optimizer": {"x": {}}}, "training.optimizer.x.[key]: Input should be a valid integer"),
+        ({"optimizer": {0: {"exp_avg": [1]}}}, "training.optimizer.0.exp_avg: Input should be an instance of Tensor"),
+        ({"optimizer": {0: {"exp_avg": torch.tensor(float("inf"))}}}, "optimizer.0.exp_avg holds NaN or inf"),
+        ({"epoch": 1}, "training.epoch: Extra inputs are not permitted"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_a_malformed_training_part_is_one_line(
+    config: Config, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    run = RunDir(config.output.output_dir)
+    fit_until(config, 2, monkeypatch)
+    content = torch.load(run.last, weights_only=True)
+    content["training"] |= changes
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    run.last.write_bytes(seal(buffer.getvalue()))
+    run.previous.unlink()
+    metrics = run.val_metrics.read_bytes()
+    assert message in refusal(config)
+    assert run.val_metrics.read_bytes() == metrics
+
+
+def test_optimizer_moments_of_another_shape_are_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch itself takes them and fails, or not, at the next step."""
+    run = RunDir(config.output.output_dir)
+    fit_until(config, 2, monkeypatch)
+    training = load_checkpoint(run.last).training
+    assert training is not None
+    training.optimizer[0]["exp_avg"] = zeros(1, 6)
+    change(run.last, optimizer=training.optimizer)
+    assert "does not fit the optimizer: 0.exp_avg: expected torch.float32 [64, 6], found torch.float32 [1, 6]" in (
+        refusal(config)
+    )
+
+
+def test_other_package_versions_are_said(
+    config: Config, unbroken: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunDir(config.output.output_dir)
+    fit_until(config, 2, monkeypatch)
+    content = load_checkpoint(run.last)
+    now = content.meta.provenance["torch"]
+    meta = content.meta.model_copy(update={"provenance": {**content.meta.provenance, "torch": "2.10.0"}})
+    save_checkpoint(run.last, content.model_copy(update={"meta": meta}))
+    fit(config, resume=True)
+    assert f"resumed with other versions: torch 2.10.0 -> {now}: the last bits of the weights may differ" in (
+        caplog.messages
+    )
+
+
+def test_without_git_the_hash_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert simv0.rundir.provenance()["git"] is None
+
+
+@pytest.mark.parametrize("dies_at", range(1, 12))
+def test_overwrite_killed_at_any_moment_never_brings_the_old_run_back(
+    config: Config, unbroken: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, dies_at: int
+) -> None:
+    """Either the old run is whole, or `--resume` begins from zero."""
+    run = fit(config)
+    calls = 0
+
+    class Killed(BaseException):
+        pass
+
+    def dying(original: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == dies_at:
+                raise Killed
+            return original(*args, **kwargs)
+
+        return call
+
+    for name in ("rename", "mkdir", "replace"):
+        monkeypatch.setattr(Path, name, dying(getattr(Path, name)))
+    monkeypatch.setattr("shutil.rmtree", dying(shutil.rmtree))
+    with pytest.raises(Killed):
+        run.begin(config)
+    monkeypatch.undo()
+    checkpoint = find_checkpoint(run, config)
+    assert checkpoint is None or (run.previous.exists() and run.best.exists())
+    assert outcome(fit(config, resume=True)) == unbroken
+    assert not (run.root / ".removed").exists() or checkpoint is not None
+
+
+@pytest.mark.parametrize("how", [{"resume": True}, {"overwrite": True}, {}])
+def test_a_folder_that_is_no_run_keeps_its_content(config: Config, how: dict[str, bool]) -> None:
+    """An output_dir such as `.` may hold a `logs` folder of somebody else."""
+    mine = Path(config.output.output_dir) / "logs/mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("x")
+    with pytest.raises(TrainingError, match=r"run: holds logs but no config_resolved.yaml, so no run of simv0 made"):
+        fit(config, **how)
+    assert mine.exists()
+
+
+def test_a_worker_that_outlives_the_run_does_not_keep_it_locked(config: Config) -> None:
+    """Loader workers notice the death of their parent only after seconds."""
+    owner = RunDir(config.output.output_dir)
+    owner.claim()
+    worker = os.fork()
+    if worker == 0:
+        time.sleep(30)
+        os._exit(0)
+    try:
+        owner.release()  # what the kernel does for a killed process
+        RunDir(config.output.output_dir).claim()
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+
+
+def test_a_file_system_without_locks_is_said(
+    config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*args: Any) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    run = RunDir(config.output.output_dir)
+    run.claim()
+    run.release()
+    assert "no locks on this file system (No locks available): start no second run here" in caplog.text
+
+
+def test_a_second_interrupt_stops_at_once_and_leaves_a_checkpoint(
+    config: Config, unbroken: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(config.output.output_dir)
+    saves = 0
+
+    def interrupted_save(path: Path, content: Any, **kwargs: Any) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == 2:  # once before, once within: the second one lands in the middle of a save
+            os.kill(os.getpid(), signal.SIGINT)
+            original = os.fsync
+            monkeypatch.setattr("os.fsync", lambda fd: os.kill(os.getpid(), signal.SIGINT) or original(fd))
+        save_checkpoint(path, content, **kwargs)
+
+    monkeypatch.setattr(simv0.fit, "save_checkpoint", interrupted_save)
+    with pytest.raises(KeyboardInterrupt):
+        fit(config)
+    monkeypatch.undo()
+    assert load_checkpoint(run.last).training is not None
+    assert not list(run.root.rglob("*.tmp"))
+    assert outcome(fit(config, resume=True)) == unbroken
+
+
+def test_sigterm_while_saving_finishes_the_save_and_stops(
+    config: Config, unbroken: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(config.output.output_dir)
+
+    def warned_save(path: Path, content: Any, **kwargs: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        save_checkpoint(path, content, **kwargs)
+
+    monkeypatch.setattr(simv0.fit, "save_checkpoint", warned_save)
+    with pytest.raises(Stopped, match="stopped by SIGTERM in epoch 1 after step 1 of 3"):
+        fit(config)
+    monkeypatch.undo()
+    training = load_checkpoint(run.last).training
+    assert training is not None
+    assert training.step == 1
+    assert outcome(fit(config, resume=True)) == unbroken
+
+
+def test_a_signal_in_validation_does_not_wait_for_its_end(
+    config: Config, unbroken: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(config.output.output_dir)
+    interrupting = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"batch_size": 4})})
+    original, batches = simv0.fit.evaluate, 0
+
+    def evaluate(*args: Any, on_batch: Any, **kwargs: Any) -> Any:
+        def count(*seen: Any) -> None:
+            nonlocal batches
+            batches += 1
+            os.kill(os.getpid(), signal.SIGTERM)
+            on_batch(*seen)
+
+        return original(*args, on_batch=count, **kwargs)
+
+    monkeypatch.setattr(simv0.fit, "evaluate", evaluate)
+    with pytest.raises(Stopped, match="SIGTERM in epoch 1 after step 3 of 3"):
+        fit(interrupting)
+    monkeypatch.undo()
+    assert batches == 1
+    assert outcome(fit(config, resume=True)) == unbroken
+    assert not list(run.root.rglob("*.tmp"))
+
+
+def test_a_signal_to_the_whole_group_leaves_the_workers_alone(
+    config: Config, make_config: MakeConfig, unbroken: tuple[Any, ...]
+) -> None:
+    """Ctrl-C in a terminal, and a cluster's SIGTERM, reach the loader's workers too."""
+    run = RunDir(config.output.output_dir)
+    with_workers = make_config(data={"dataset_class_path": "test_fit.VisFeats", "num_workers": 2})
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        logging.disable()
+        try:
+            fit(with_workers)
+        except Stopped:
+            os._exit(130)
+        finally:
+            os._exit(1)
+    deadline = time.monotonic() + 20
+    while not run.last.exists() and os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    os.killpg(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    assert outcome(fit(config, resume=True)) == unbroken
+
+
+def test_the_log_file_may_fail_without_a_word(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDir(config.output.output_dir)
+    run.claim()
+    run.begin(config)
+    handler = run.log_to_file()
+    assert isinstance(handler, logging.FileHandler)
+    handler.stream.close()
+    handler.stream = open("/dev/full", "w")  # noqa: SIM115
+    logging.getLogger("simv0").info("x" * 10)
+    logging.getLogger("simv0").removeHandler(handler)
+    handler.close()
+    run.release()
+    assert capsys.readouterr().err == ""
+
+
+def test_the_config_inside_a_checkpoint_reaches_no_code_and_no_environment(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "hunter2")
+    run = fit(config)
+    content = load_checkpoint(run.best)
+    tree = json.loads(json.dumps(content.meta.config))
+    tree["model"] |= {"trust_remote_code": True, "llm_name_or_path": "evil/${SECRET}"}
+    tree["data"] |= {"dataset_class_path": "os.system", "dataset_kwargs": {"a": 1}}
+    hostile = content.model_copy(update={"meta": content.meta.model_copy(update={"config": tree})})
+    read = config_of(hostile, run.best)
+    assert read.model.trust_remote_code is False
+    assert read.model.llm_name_or_path == "evil/${SECRET}"
+    assert (read.data.dataset_class_path, read.data.dataset_kwargs) == ("simv0.datasets.ManifestDataset", {})
+    tree["model"]["x"] = 1
+    with pytest.raises(SimError, match=r"best.pt \(the config inside\): model.x: unknown key"):
+        config_of(hostile, run.best)
+
+
+def test_parts_are_all_that_begin_removes(config: Config) -> None:
+    run = fit(config)
+    (run.root / "world").mkdir()
+    fit(config, overwrite=True)
+    assert {path.name for path in run.root.iterdir()} == {*PARTS, "world", ".lock", "config_resolved.yaml"}
+
+
+def test_a_projector_that_its_metadata_belie_is_refused_before_it_is_built(config: Config) -> None:
+    from simv0.predict import load_model
+
+    run = fit(config)
+    content = load_checkpoint(run.best)
+    lying = content.model_copy(update={"meta": content.meta.model_copy(update={"dv": 60_000})})
+    with pytest.raises(CheckpointError, match="its projector is not 60000 -> 64 as its metadata say"):
+        load_model(lying, run.best, config, with_encoder=False)
