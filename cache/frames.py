@@ -72,7 +72,10 @@ class FrameSource(Dataset[Any]):
     def _read_unit(self, unit: Any) -> Num[Tensor, "n 3 H W"]:
         if self.shares:
             return check_frames(self.dataset.load_frame(unit), f"{self.split}: frame {unit!r}")[None]
-        frames: Tensor = check_sample(self.dataset[unit], self.split, unit, F=self.F)["frames"]
+        sample = check_sample(self.dataset[unit], self.split, unit, F=self.F)
+        if "frames" not in sample:
+            raise DataError(f"{self.split}[{unit}]: yields vis_feats, other samples yield frames; yield one of them")
+        frames: Tensor = sample["frames"]
         return frames
 
     def __getitems__(self, job: Job) -> tuple[Job, Tensor | SimError]:

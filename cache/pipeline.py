@@ -23,7 +23,7 @@ from simv0.files import sync_folder
 from simv0.identity import compare_identity, full_identity
 from simv0.labels import HEADS
 from simv0.parts import Parts, Plan, parts_of
-from simv0.samples import Labels, read_labels, warn_of_leakage
+from simv0.samples import Labels, SharesFrames, read_labels, warn_of_leakage
 
 log = logging.getLogger("simv0")
 
@@ -115,7 +115,7 @@ def choose_device() -> torch.device:
 def open_split(config: Config, name: str) -> Split:
     """Load one split and check all that can be checked without an encoder."""
     dataset = load_dataset(config.data, name)
-    if len(dataset) and not hasattr(dataset, "labels_of") and "vis_feats" in dataset[0]:
+    if len(dataset) and not isinstance(dataset, SharesFrames) and "vis_feats" in dataset[0]:
         raise DataError(
             f"{name}: {config.data.dataset_class_path} yields vis_feats itself; it needs no cache-vis: "
             "`simv0 train` reads it directly"
@@ -160,29 +160,32 @@ def cache_split(config: Config, split: Split, encoder: Encoder, overwrite: bool 
                 outcome = "written" if work.counts.windows else "skipped"
                 break
             _agree_on(plan, split.parts)
-            room = room_for_both(split.parts, plan)
-            if not room:
+            if not room_for_both(split.parts, plan):
                 log.warning("%s: no room for the final file beside its shards: they will stay shards", split.final)
             work.probe()
             with show_progress(work):
                 work.run()
         with split.gate.held():  # the others have finished, or died
-            if not room:
-                outcome = "shards"
-            elif not split.final.exists() and publish(
-                split.final, split.parts, plan, split.labels, split.class_weights
-            ):
-                outcome = "written"
+            if not split.final.exists():
+                outcome = _finish(split, plan)
     _tidy(split)
     path = split.parts.folder if outcome == "shards" else split.final
     return CacheReport(split.name, path, outcome, len(split.labels), work.counts)
+
+
+def _finish(split: Split, plan: Plan) -> Outcome | None:
+    """Make the final file if there is room for it; None if damaged shards must be encoded again."""
+    if not room_for_both(split.parts, plan):
+        return "shards"
+    return "written" if publish(split.final, split.parts, plan, split.labels, split.class_weights) else None
 
 
 def _start_over(split: Split) -> None:
     """Remove what is there, unless another process works on it: then it has started over already."""
     gate = split.gate
     if gate.acquire(wait=False):
-        split.final.unlink(missing_ok=True)
+        with mendable_write(split.final):
+            split.final.unlink(missing_ok=True)
         shutil.rmtree(split.parts.folder, ignore_errors=True)
         gate.release()
 

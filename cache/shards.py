@@ -1,6 +1,7 @@
 """Work on the shards of one split: claim one, encode its frames, write it, record it. Any number of processes may."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
@@ -87,7 +88,7 @@ class ShardWork:
             DataError: a frame that breaks the sample contract.
         """
         try:
-            while missing := self.parts.missing(self.plan):
+            while missing := _from_own_place(self.parts.missing(self.plan)):
                 before = self.counts.windows
                 self._encode(missing)
                 if self.counts.windows == before:  # all claimed by others: wait until the first lets go
@@ -209,6 +210,13 @@ class ShardWork:
         if torch.isfinite(feats[bad]).all():
             raise CacheError(f"{what}: a feature is {feats[bad].abs().max():.4g}; set cache.dtype: float32")
         raise CacheError(f"{what}: the encoder gave NaN or inf; try cache.precision: fp32, or look at the frame")
+
+
+def _from_own_place(shards: list[int]) -> list[int]:
+    """Under torchrun each rank begins elsewhere: neighbouring shards share frames. Any order gives the same bytes."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    first = len(shards) * rank // world
+    return shards[first:] + shards[:first]
 
 
 def check_unchanged(stored: Float[np.ndarray, "N F dv"], windows: range, work: ShardWork, path: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from simv0.errors import CacheError
 from simv0.features import FeatureFile, read_features
 from simv0.labels import HEADS, TELEMETRY
-from simv0.parts import Parts, join_labels
+from simv0.parts import Parts, join_labels, parts_of
 from simv0.samples import Labels
 
 
@@ -24,6 +24,8 @@ def inspect_path(path: Path, verify: bool = False) -> dict[str, Any]:
     """
     if path.is_dir():
         return _inspect_parts(Parts(path), verify)
+    if not path.exists() and parts_of(path).folder.is_dir():
+        return _inspect_parts(parts_of(path), verify)
     file = read_features(path)
     N = file.info.identity["N"]
     whole = len(file.info.labels) == N

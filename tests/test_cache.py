@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -187,14 +188,17 @@ def test_frames_that_changed_behind_their_names_are_caught_on_resume(
 def test_no_room(world: tuple[Config, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = fresh(world[0], tmp_path)
 
-    def free(amount: int) -> None:
-        usage = shutil.disk_usage(tmp_path)._replace(free=amount)
-        monkeypatch.setattr(cache.publish.shutil, "disk_usage", lambda _: usage)
+    def disk(size: int) -> None:
+        def usage(parts: Path) -> Any:  # somebody else fills the disk as well
+            used = 1.5 * sum(path.stat().st_size for path in parts.glob("*.h5"))
+            return namedtuple("usage", "free")(size - used)
 
-    free(1000)
+        monkeypatch.setattr(cache.publish.shutil, "disk_usage", usage)
+
+    disk(1000)
     with pytest.raises(CacheError, match=r"the features need 0 MB, 0 MB are free; free some space, or choose another"):
         cache_vis(config)
-    free(40_000)
+    disk(100_000)
     train, _ = cache_vis(config)
     assert train.outcome == "shards"
     assert train.path == train_file(config).with_name("train.h5.parts")
@@ -203,8 +207,25 @@ def test_no_room(world: tuple[Config, bytes], tmp_path: Path, monkeypatch: pytes
     for key, value in whole.__getitems__(rows).items():
         other = shards.__getitems__(rows)[key]  # type: ignore[literal-required]
         assert torch.equal(other, value) if isinstance(value, torch.Tensor) else other == value
-    free(10**9)
+    disk(10**9)
     assert cache_vis(config)[0].outcome == "written"
+    assert train_file(config).read_bytes() == world[1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_begin_at_their_own_shards(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    config = fresh(world[0], tmp_path)
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            cache_vis(config)
+    assert parts_of(train_file(config)).record(2 * rank)
+    train, _ = cache_vis(config)
+    assert train.counts.windows == 18
     assert train_file(config).read_bytes() == world[1]
 
 
