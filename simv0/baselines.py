@@ -103,7 +103,7 @@ def logistic_regression(
         return total
 
     with torch.enable_grad():
-        solver.step(loss)
+        solver.step(loss)  # type: ignore[no-untyped-call]
     return weight.detach().float(), bias.detach().float()
 
 
@@ -115,9 +115,7 @@ def score(logits: dict[str, Tensor], batch: Batch) -> Metrics:
     return {**tally.metrics(), "risk_high_recall_at_5": recall}
 
 
-def recall_at_false_alarms(
-    p_high: Float[Tensor, " N"], is_high: Tensor, rate: float = FALSE_ALARMS
-) -> float | None:
+def recall_at_false_alarms(p_high: Float[Tensor, " N"], is_high: Tensor, rate: float = FALSE_ALARMS) -> float | None:
     """Recall of "high" at the lowest threshold that raises at most `rate` false alarms; None without both kinds.
 
     The alarm is raised above the threshold, so that a model which gives every window the same p recalls nothing.

@@ -137,6 +137,8 @@ class TrainingConfig(Section):
     """Hold and run the frozen LLM in 16 bit; the trained modules stay in fp32 either way."""
     amp_dtype: Literal["bf16", "fp16"] = "bf16"
     """fp16 needs CUDA and brings loss scaling."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile for the frozen LLM's blocks: about a minute, then faster steps; `auto` does so for long runs."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Initial weights, order of the samples, every random draw."""
     best_metric: Literal["composite", "risk_high_recall"] = "composite"

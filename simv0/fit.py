@@ -9,6 +9,7 @@ from torch import Tensor
 from simv0.alarm import choose_alarm
 from simv0.build import build_model, compute_dtype, lr_factor, make_optimizer, pick_device, set_stats
 from simv0.checkpoint import Checkpoint, Meta, Training, load_checkpoint, save_checkpoint
+from simv0.compiled import compile_llm
 from simv0.config import Config
 from simv0.encoder import load_encoder
 from simv0.errors import DataError, TrainingError
@@ -16,7 +17,7 @@ from simv0.identity import compare_splits
 from simv0.labels import HEADS, HIGH
 from simv0.metrics import Metrics, Tally, ranking
 from simv0.model import SimV0Model
-from simv0.resume import Position, find_checkpoint, restore
+from simv0.resume import Position, find_checkpoint, numerics, restore
 from simv0.rundir import RunDir, append_line, provenance
 from simv0.samples import Batch, warn_of_leakage
 from simv0.splits import BatchOrder, Split, eval_loader, open_split, split_digest, train_loader
@@ -70,11 +71,15 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None) -> None:
     optimizer = make_optimizer(model, config.training)
     scaler = torch.amp.GradScaler(device.type) if compute_dtype(config) is torch.float16 else None
     position = Position()
+    steps = len(BatchOrder(len(train.labels), config.batch_size, config.training.seed))
+    tokens, all_steps = model.K + 2, config.training.epochs * steps
+    seconds = compile_llm(model.llm, config.training.compile, batch=config.batch_size, tokens=tokens, steps=all_steps)
+    if seconds is not None:
+        log.info(f"compiled the LLM's blocks in {seconds:.0f} s")
     if checkpoint is None:
         set_stats(model, train, config)
         run.begin(config)
     else:
-        steps = len(BatchOrder(len(train.labels), config.batch_size, config.training.seed))
         position = restore(checkpoint, run, model, optimizer, scaler, digests, steps)
     handler = run.log_to_file()
     try:
@@ -208,7 +213,7 @@ def describe(config: Config, model: SimV0Model, train: Split) -> dict[str, Any]:
         "llm": model.llm.identity,
         "encoder": encoder,
         "config": config.model_dump(),
-        "provenance": provenance(),
+        "provenance": {**provenance(), **numerics(model)},
     }
 
 

@@ -128,7 +128,7 @@ def restore(
     check_fits(state.tally, Tally().state(), "the metrics", run.last)
     _restore_optimizer(state, optimizer, scaler, run.last)
     load_state(model, checkpoint.state, run.last)
-    now = provenance()
+    now = {**provenance(), **numerics(model)}
     changed = [
         f"{key} {shown(str(meta.provenance.get(key)))} -> {now[key]}"
         for key in now
@@ -139,6 +139,11 @@ def restore(
     for path in (run.train_metrics, run.val_metrics):
         cut_back(path, meta.epoch)
     return Position(meta.epoch, state.step, Tally.from_state(state.tally), state.best)
+
+
+def numerics(model: SimV0Model) -> dict[str, str]:
+    """How the LLM is computed: another way gives other last bits."""
+    return {"llm_path": model.llm.path, "llm_compiled_for": str(model.llm.compiled_for)}
 
 
 def _restore_optimizer(
