@@ -17,9 +17,9 @@ ROVER_RADIUS = 0.25
 """The camera sits in the middle of a round rover."""
 CREEP = 0.5
 """A standing rover is judged as if it set off at this speed, m/s."""
-RISK_TIMES = (4.8, 2.4, 1.2)
+RISK_TIMES = (4.0, 2.2, 1.2)
 """A contact sooner than this, in s, is low, med, high."""
-MARGIN = 0.3
+MARGIN = 0.5
 """Passing something this close without touching it counts as one risk less than touching it."""
 TOO_CLOSE = 0.6
 """A rover that stands with less room than this before an obstacle has to back off, m."""
