@@ -20,7 +20,7 @@ CREEP = 0.5
 RISK_TIMES = (4.0, 2.2, 1.2)
 """A contact sooner than this, in s, is low, med, high."""
 MARGIN = 0.5
-"""Passing something this close without touching it counts as one risk less than touching it."""
+"""Passing a post this close makes a tight space, one risk below touching anything else as soon, m."""
 TOO_CLOSE = 0.6
 """A rover that stands with less room than this before an obstacle has to back off, m."""
 STANDSTILL = 0.2
@@ -43,9 +43,9 @@ class Thing:
     radius: float
     height: float
     vy: float = 0.0
-    """Speed across the corridor now, m/s; 0 while a walker waits."""
+    """Speed across the yard now, m/s; 0 while a walker waits."""
     pace: float = 0.0
-    """Speed across the corridor when nothing is in the way; 0 for what never moves."""
+    """Speed across the yard when nothing is in the way; 0 for what never moves."""
 
 
 @dataclass(frozen=True)

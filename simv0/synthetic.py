@@ -1,7 +1,7 @@
 """The demo world: a rover drives past people, boxes and narrow gaps; what it sees, feels and should do goes to disk.
 
 In order: a scene (`make_scene`) -> a drive through it (`drive`) -> telemetry (`measure`), labels (`judge`) and pictures
-(`simv0.render`) -> manifests (`write_world`). World axes: x along the corridor, y to the left, metres and seconds.
+(`simv0.render`) -> manifests (`write_world`). World axes: x along the yard, y to the left, metres and seconds.
 
 No head can be had from one input alone: time to collision needs distance (picture) and speed (telemetry), and
 whether a walking person will be in the way needs several frames.
@@ -31,7 +31,7 @@ _NOISE = np.array([0.2, 0.2, 0.2, 0.02, 0.02, 0.02, 0.03, 0.02])
 
 @dataclass(frozen=True)
 class Scene:
-    """A yard with its walls at y = +-half_width, never near enough to hit, and what stands or walks in it at the start."""
+    """A yard, its walls at y = +-half_width too far off to hit, and what stands or walks in it at the start."""
 
     half_width: float
     things: tuple[Thing, ...]
