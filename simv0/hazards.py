@@ -17,10 +17,10 @@ ROVER_RADIUS = 0.25
 """The camera sits in the middle of a round rover."""
 CREEP = 0.5
 """A standing rover is judged as if it set off at this speed, m/s."""
-RISK_TIMES = (4.8, 2.4, 1.2)
+RISK_TIMES = (4.0, 2.2, 1.2)
 """A contact sooner than this, in s, is low, med, high."""
-MARGIN = 0.3
-"""Passing something this close without touching it counts as one risk less than touching it."""
+MARGIN = 0.5
+"""Passing a post this close makes a tight space, one risk below touching anything else as soon, m."""
 TOO_CLOSE = 0.6
 """A rover that stands with less room than this before an obstacle has to back off, m."""
 STANDSTILL = 0.2
@@ -43,9 +43,9 @@ class Thing:
     radius: float
     height: float
     vy: float = 0.0
-    """Speed across the corridor now, m/s; 0 while a walker waits."""
+    """Speed across the yard now, m/s; 0 while a walker waits."""
     pace: float = 0.0
-    """Speed across the corridor when nothing is in the way; 0 for what never moves."""
+    """Speed across the yard when nothing is in the way; 0 for what never moves."""
 
 
 @dataclass(frozen=True)

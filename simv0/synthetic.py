@@ -1,7 +1,7 @@
 """The demo world: a rover drives past people, boxes and narrow gaps; what it sees, feels and should do goes to disk.
 
 In order: a scene (`make_scene`) -> a drive through it (`drive`) -> telemetry (`measure`), labels (`judge`) and pictures
-(`simv0.render`) -> manifests (`write_world`). World axes: x along the corridor, y to the left, metres and seconds.
+(`simv0.render`) -> manifests (`write_world`). World axes: x along the yard, y to the left, metres and seconds.
 
 No head can be had from one input alone: time to collision needs distance (picture) and speed (telemetry), and
 whether a walking person will be in the way needs several frames.
@@ -19,8 +19,10 @@ from simv0.hazards import CREEP, ROVER_RADIUS, STANDSTILL, State, Thing, arc, co
 from simv0.labels import ACTIONS, REASONS, RISKS
 from simv0.render import Look, make_look, render
 
-RATE = 4.0
+RATE = 3.0
 """Frames per second."""
+SUBSTEPS = 3
+"""The motion is worked out this many times a frame."""
 WALK = 1.6
 """People who walk go to and fro this far from the middle, m."""
 
@@ -29,7 +31,7 @@ _NOISE = np.array([0.2, 0.2, 0.2, 0.02, 0.02, 0.02, 0.03, 0.02])
 
 @dataclass(frozen=True)
 class Scene:
-    """A corridor with its walls at y = +-half_width, and what stands or walks in it at the start."""
+    """A yard, its walls at y = +-half_width too far off to hit, and what stands or walks in it at the start."""
 
     half_width: float
     things: tuple[Thing, ...]
@@ -73,28 +75,28 @@ def make_scene(rng: np.random.Generator) -> Scene:
 def drive(scene: Scene, rng: np.random.Generator, frames: int, reckless: float) -> list[State]:
     """Drive through the scene, one state a frame."""
     driver = Driver(
-        cruise=float(rng.uniform(0.4, 0.8) + 0.3 * reckless),
+        cruise=float(rng.uniform(0.5, 0.7) + 0.3 * reckless),
         brake_time=float(rng.uniform(0.4, 0.8) if reckless > 0.4 else rng.uniform(1.6, 2.2)),
         look_ahead=float(rng.choice([0.3, 3.0])),
         clearance=float(rng.uniform(0.2, 0.4)),
-        patience=int(rng.integers(3, 9)),
+        patience=int(rng.integers(2, 7)),
     )
     state = State(
         0.0, float(rng.uniform(-0.2, 0.2)), float(rng.uniform(-0.1, 0.1)), driver.cruise, 0.0, 0.0, scene.things
     )
     states, standing, backing = [state], 0, 0
     for i in range(1, frames):
-        if i % 10 == 0:  # nobody keeps one pace, nor looks ahead all the time
-            cruise = float(np.clip(driver.cruise + rng.uniform(-0.25, 0.25), 0.4, 1.1))
+        if i % 8 == 0:  # nobody keeps one pace, nor looks ahead all the time
+            cruise = float(np.clip(driver.cruise + rng.uniform(-0.25, 0.25), 0.5, 1.0))
             driver = replace(driver, cruise=cruise, look_ahead=float(rng.choice([0.3, 3.0])))
         standing = standing + 1 if abs(state.v) < STANDSTILL else 0
         blocked = _blocked(state)
         if standing > driver.patience and blocked:
-            backing, standing = int(rng.integers(6, 11)), 0
+            backing, standing = int(rng.integers(4, 7)), 0
             driver = replace(driver, look_ahead=3.0)
         backing = max(backing - 1, 0)
-        for _ in range(2):
-            state = _step(state, driver, -0.25 if backing else driver.cruise, rng)
+        for _ in range(SUBSTEPS):
+            state = _step(state, driver, -0.35 if backing else driver.cruise, rng)
         states.append(state)
     return states
 
@@ -105,7 +107,7 @@ def _blocked(state: State) -> bool:
 
 
 def _step(state: State, driver: Driver, speed: float, rng: np.random.Generator) -> State:
-    dt = 0.5 / RATE
+    dt = 1 / RATE / SUBSTEPS
     if speed > 0:
         time = min(contact_time(state, thing) for thing in state.things)
         if time < driver.brake_time or time * max(state.v, CREEP) < 0.2 + state.v**2 / 5:
@@ -137,7 +139,7 @@ def _target_y(state: State, driver: Driver) -> float:
 
 
 def _walk(thing: Thing, rover_x: float, rover_y: float, dt: float) -> Thing:
-    """People walk to and fro between the walls, and wait rather than walk into the rover."""
+    """People walk to and fro, and wait rather than walk into the rover."""
     if thing.pace == 0:
         return thing
     pace = -thing.pace if abs(thing.y) > WALK and thing.y * thing.pace > 0 else thing.pace
