@@ -145,6 +145,22 @@ def predict(
 
 
 @app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A feature file, a folder of shards, or a checkpoint.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Read all of it and check every digest.")] = False,
+) -> None:
+    """Say what a file holds, what it was made of, and whether it is whole; exits with 1 if it is damaged."""
+    with user_errors():
+        from simv0.inspect import inspect_path
+        from simv0.yaml_safe import dump_yaml
+
+        facts = inspect_path(path, verify)
+        typer.echo(dump_yaml(facts).rstrip())
+        if facts.get("damaged"):
+            raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path("runs/demo"),
 ) -> None:

@@ -1,10 +1,11 @@
-"""What a feature file or a folder of shards holds, whether it is finished, and whether its bytes are good."""
+"""What a feature file, a folder of shards or a checkpoint holds, whether it is whole, and whether its bytes are good."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from simv0.checkpoint import load_checkpoint
 from simv0.errors import CacheError
 from simv0.features import FeatureFile, read_features
 from simv0.labels import HEADS, TELEMETRY
@@ -13,15 +14,18 @@ from simv0.samples import Labels
 
 
 def inspect_path(path: Path, verify: bool = False) -> dict[str, Any]:
-    """Facts about a feature file or a folder of shards, in the order in which people ask for them.
+    """Facts about a feature file, a folder of shards or a checkpoint, in the order in which people ask for them.
 
     Args:
-        path: an .h5 file, or a `.parts` folder, finished or not.
+        path: an .h5 file, a `.parts` folder, finished or not, or a .pt file.
         verify: read all features and check their digests; `damaged` names what is bad.
 
     Raises:
-        CacheError: neither, or damaged so that it cannot be opened.
+        CacheError: none of them, or damaged so that it cannot be opened.
+        CheckpointError: a damaged checkpoint (its digest is always checked).
     """
+    if path.suffix == ".pt":
+        return _inspect_checkpoint(path)
     if path.is_dir():
         return _inspect_parts(Parts(path), verify)
     if not path.exists() and parts_of(path).folder.is_dir():
@@ -31,6 +35,25 @@ def inspect_path(path: Path, verify: bool = False) -> dict[str, Any]:
     whole = len(file.info.labels) == N
     facts = {"kind": "feature file" if whole else f"shard of {N} windows", "path": str(path), "complete": whole}
     return {**facts, **_contents([file]), **(_verify([file]) if verify else {})}
+
+
+def _inspect_checkpoint(path: Path) -> dict[str, Any]:
+    checkpoint = load_checkpoint(path)
+    meta = checkpoint.meta
+    facts: dict[str, Any] = {
+        "kind": "checkpoint" if checkpoint.training is None else "checkpoint to resume from",
+        "path": str(path),
+        "complete": True,
+        "epoch": meta.epoch,
+        "weights": {name: list(tensor.shape) for name, tensor in checkpoint.state.items()},
+        **meta.model_dump(include={"dv", "d", "F", "K", "confidence_head", "metrics", "llm", "encoder", "alarm"}),
+        "provenance": meta.provenance,
+        "config": meta.config,
+        "damaged": [],
+    }
+    if checkpoint.training is not None:
+        facts["step"] = checkpoint.training.step
+    return facts
 
 
 def _inspect_parts(parts: Parts, verify: bool) -> dict[str, Any]:

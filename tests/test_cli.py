@@ -16,7 +16,9 @@ from cli.main import app
 from simv0.checkpoint import load_checkpoint
 from simv0.config import dump_config
 from simv0.datasets import ManifestDataset
+from simv0.features import read_features
 from simv0.predict import Predictor
+from simv0.yaml_safe import parse_yaml
 
 runner = CliRunner()
 ROOT = Path(__file__).parents[1]
@@ -143,11 +145,31 @@ def test_another_encoder_is_refused_at_evaluation(config_file: Path, tmp_path: P
     assert result.stderr.startswith(f"error: {best}: belongs to another vision encoder: vision_weights: trained with ")
 
 
+def test_inspect_tells_a_checkpoint_and_a_damaged_cache(config_file: Path, tmp_path: Path, features: Path) -> None:
+    assert run("train", "--config", config_file, "--set", f"cache.dir={features}").exit_code == 0
+    best = parse_yaml(run("inspect", tmp_path / "run/checkpoints/best.pt").stdout, "stdout")
+    assert (best["kind"], best["dv"], best["weights"]["projector.weight"]) == ("checkpoint", 32, [64, 32])
+    assert best["encoder"]["vision_encoder_name"] == "local-dir:vision"
+    last = parse_yaml(run("inspect", tmp_path / "run/checkpoints/last.pt").stdout, "stdout")
+    assert (last["kind"], last["epoch"], last["step"]) == ("checkpoint to resume from", 2, 0)
+    whole = run("inspect", features / "val.h5", "--verify")
+    assert whole.exit_code == 0
+    facts = parse_yaml(whole.stdout, "stdout")
+    assert (facts["kind"], facts["windows"], facts["damaged"]) == ("feature file", 20, [])
+    bad = tmp_path / "bad.h5"
+    data = bytearray((features / "val.h5").read_bytes())
+    data[read_features(features / "val.h5").offset] ^= 1
+    bad.write_bytes(data)
+    result = run("inspect", bad, "--verify")
+    assert result.exit_code == 1
+    assert parse_yaml(result.stdout, "stdout")["damaged"] == [f"{bad}: block 0 (windows 0..15) is damaged"]
+
+
 def test_help_is_quick_and_names_every_command() -> None:
     code = "import sys; from cli.main import app; app(['--help'], standalone_mode=False); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.splitlines()[-1] == "False"
-    for command in ("cache-vis", "train", "evaluate", "predict", "demo"):
+    for command in ("cache-vis", "train", "evaluate", "predict", "inspect", "demo"):
         assert command in done.stdout
 
 
