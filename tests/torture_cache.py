@@ -1,6 +1,7 @@
-"""Try to break the cache: kill it, fill its disk, let writes fail, damage its files.
+"""Try to break the cache: kill it, cut its power, fill its disk, let writes fail, damage its files.
 
-    python tests/torture_cache.py [--size full|ci] [kills syscalls disk_full short_writes failing_syscalls mutations]
+    python tests/torture_cache.py [--size full|ci] [kills syscalls failing_syscalls short_writes disk_full
+                                   power_cuts mutations]
 
 Each attack prints one JSON line and ends the program with an error if a promise was broken. A run under attack is a
 fork of this process, which has all imports behind it. What needs strace, root or a tmpfs is skipped with the reason.
@@ -18,8 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,16 +30,9 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from cache_world import make_world  # noqa: E402
+from arena import Arena, Run  # noqa: E402
 
-from cache.pipeline import cache_vis  # noqa: E402
-from simv0.config import Config  # noqa: E402
-from simv0.errors import SimError  # noqa: E402
 from simv0.features import read_features  # noqa: E402
-from simv0.parts import Parts, Record, parts_of  # noqa: E402
-
-DEADLINE = 60
-"""Seconds after which a run counts as hanging."""
 
 
 @dataclass
@@ -49,108 +42,10 @@ class Size:
     disks: int
     limits: int
     mutations: int
+    cuts: int
 
 
-SIZES = {"full": Size(200, 10**6, 20, 40, 2000), "ci": Size(4, 6, 4, 4, 100)}
-
-
-class Run:
-    """One forked `cache_vis`: what it reported, how it ended."""
-
-    def __init__(self, config: Config, prepare: Callable[[], None] = lambda: None, stopped: bool = False) -> None:
-        self.reader, writer = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.close(self.reader)
-            os._exit(self._child(config, writer, prepare, stopped))
-        os.close(writer)
-        self.started = time.monotonic()
-        if stopped:
-            os.waitpid(self.pid, os.WUNTRACED)
-
-    @staticmethod
-    def _child(config: Config, pipe: int, prepare: Callable[[], None], stopped: bool) -> int:
-        os.set_inheritable(pipe, True)
-        record = Parts.write_record
-
-        def reporting(self: Parts, shard: int, made: Record) -> None:
-            record(self, shard, made)
-            os.write(pipe, f"done {self.folder.name} {shard}\n".encode())
-
-        Parts.write_record = reporting  # type: ignore[method-assign]
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-        try:
-            prepare()
-            if stopped:
-                os.kill(os.getpid(), signal.SIGSTOP)
-            cache_vis(config)
-        except SimError as error:
-            os.write(pipe, f"error {error}\n".encode())
-            return 1
-        except BaseException:
-            os.write(pipe, f"bug {traceback.format_exc()}\n".encode())
-            return 70
-        return 0
-
-    def end(self, *, kill: bool = False) -> "Run":
-        """Wait for the end, or bring it about; then `status`, `done`, `errors` are known."""
-        if kill:
-            os.kill(self.pid, signal.SIGKILL)
-        while (found := os.waitpid(self.pid, os.WNOHANG))[0] == 0:
-            assert time.monotonic() - self.started < DEADLINE, "hangs"
-            time.sleep(0.002)
-        self.status = os.waitstatus_to_exitcode(found[1])
-        with os.fdopen(self.reader, "rb") as file:
-            os.set_blocking(file.fileno(), False)  # an orphaned loader worker may hold the other end
-            text = (file.read() or b"").decode()
-        assert "bug " not in text, text
-        self.done = [(name, int(shard)) for name, shard in re.findall(r"^done (\S+) (\d+)$", text, re.MULTILINE)]
-        self.errors = re.findall(r"^error (.*)", text, re.MULTILINE)
-        assert self.status in (0, 1, -signal.SIGKILL), f"ended with {self.status}: {text}"
-        return self
-
-
-class Arena:
-    """A small world, the files an unbroken run makes of it, and the checks after each blow."""
-
-    def __init__(self, folder: Path, windows: int, shard_windows: int) -> None:
-        self.folder = folder
-        self.config = make_world(folder, windows, shard_windows=shard_windows)
-        Run(self.config).end()
-        self.truth = {name: (folder / "cache" / name).read_bytes() for name in ("train.h5", "val.h5")}
-        self.at(folder / "attacked")
-
-    def at(self, folder: Path) -> None:
-        """Attack a cache in this folder from now on, which is emptied."""
-        shutil.rmtree(folder, ignore_errors=True)
-        self.reported: set[tuple[str, int]] = set()
-        self.dir = folder
-        self.config = self.config.model_copy(
-            update={"cache": self.config.cache.model_copy(update={"dir": str(folder)})}
-        )
-
-    def check(self, run: Run) -> None:
-        """After a run: nothing that was ever reported is lost, nothing reported twice, no final name on half a file."""
-        again = self.reported & set(run.done)
-        assert not again, f"{again} were done twice"
-        self.reported |= set(run.done)
-        for name, truth in self.truth.items():
-            final = self.dir / name
-            if final.exists():
-                assert final.read_bytes() == truth, f"{name} differs"
-                continue
-            parts = parts_of(final)
-            for folder, shard in self.reported:
-                if folder == parts.folder.name:
-                    assert parts.record(shard), f"{folder}: the record of shard {shard} is lost"
-                    assert read_features(parts.shard_path(shard)).bad_blocks() == [], f"shard {shard} is damaged"
-
-    def finish(self) -> None:
-        """Run undisturbed: the files must be those of an unbroken run, and alone."""
-        run = Run(self.config).end()
-        assert run.status == 0, run.errors
-        self.check(run)
-        assert {path.name: path.read_bytes() for path in self.dir.iterdir()} == self.truth, sorted(self.dir.iterdir())
+SIZES = {"full": Size(200, 10**6, 20, 40, 2000, 24), "ci": Size(4, 6, 4, 4, 100, 1)}
 
 
 def kills(arena: Arena, size: Size) -> dict[str, Any]:
@@ -315,6 +210,47 @@ def _believe_in_room() -> None:
     shutil.disk_usage = lambda _: collections.namedtuple("usage", "free")(10**12)  # type: ignore[assignment]
 
 
+@contextmanager
+def mounted_image(image: Path, folder: Path) -> Iterator[None]:
+    """An ext4 file system in a file."""
+    folder.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=True, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def power_cuts(arena: Arena, size: Size) -> dict[str, Any]:
+    """What a power cut leaves: the image of an ext4 file system without its dirty pages, taken at a random moment."""
+    disk, image, left = arena.folder / "power", arena.folder / "image", arena.folder / "left"
+    draw = np.random.default_rng(2)
+    counts: collections.Counter[str] = collections.Counter()
+    for _ in range(size.cuts):
+        with image.open("wb") as file:
+            file.truncate(64 << 20)
+        try:
+            subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
+            with mounted_image(image, disk):
+                os.sync()
+                arena.at(disk / "cache")
+                run = Run(arena.config)
+                time.sleep(draw.random() * 4)
+                os.kill(run.pid, signal.SIGSTOP)
+                shutil.copyfile(image, left)
+                run.end(kill=True)
+        except (OSError, subprocess.CalledProcessError):
+            return {"skipped": "no permission to mount an image of ext4"}
+        with mounted_image(left, disk):
+            arena.dir.mkdir(exist_ok=True)  # a cut before anything was synced
+            arena.check(run)
+            counts["shards reported"] += len(run.done)
+            counts["final files"] += len(list(arena.dir.glob("*.h5")))
+            arena.finish()
+        counts["cuts"] += 1
+    return {**counts, "reported shards lost": 0}
+
+
 def mutations(arena: Arena, size: Size) -> dict[str, Any]:
     """Flipped bits, cut ends, copied pieces: refused, or read right."""
     from test_store import attack
@@ -333,7 +269,7 @@ def mutations(arena: Arena, size: Size) -> dict[str, Any]:
     return {**counts, "wrong data accepted": 0}
 
 
-ATTACKS = {f.__name__: f for f in (kills, syscalls, failing_syscalls, short_writes, disk_full, mutations)}
+ATTACKS = {f.__name__: f for f in (kills, syscalls, failing_syscalls, short_writes, disk_full, power_cuts, mutations)}
 
 
 def main() -> None:
