@@ -336,3 +336,46 @@ def test_record_must_match_its_shard(world: tuple[Config, bytes], tmp_path: Path
     record.write_text(json.dumps({**tree, "sha256": "0" * 64}))
     assert cache_vis(config)[0].counts.windows == 23 - 5  # shard 0 again, shard 1 kept
     assert train_file(config).read_bytes() == world[1]
+
+
+def test_a_window_of_too_few_frames_is_found_before_the_encoder_is_loaded(tmp_path: Path) -> None:
+    config = make_world(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "val.jsonl").read_text().splitlines()]
+    rows[6]["frames"].pop()
+    (tmp_path / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.rmtree(tmp_path / "encoder")
+    with pytest.raises(DataError, match=r"val\[6\]: frame_ids: expected 4 \(model.F\), found 3"):
+        cache_vis(config)
+
+
+def test_frames_of_two_types_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = ManifestDataset.load_frame
+    config = make_world(tmp_path)
+    monkeypatch.setattr(
+        ManifestDataset,
+        "load_frame",
+        lambda self, name: load(self, name) / 255 if "/7." in str(name) else load(self, name),
+    )
+    with pytest.raises(DataError, match="train: some frames are uint8, others float; give one type"):
+        cache_vis(config)
+
+
+def test_a_damaged_plan_and_a_foreign_shard(world: tuple[Config, bytes], tmp_path: Path, monkeypatch: Any) -> None:
+    config = fresh(world[0], tmp_path)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            cache_vis(config)
+    parts = parts_of(train_file(config))
+    shutil.copy(parts.shard_path(0), parts.shard_path(1))  # whole, but of other windows
+    shutil.copy(parts.record_path(0), parts.record_path(1))
+    plan = (parts.folder / "plan.json").read_text()
+    (parts.folder / "plan.json").write_text(plan[:100])
+    with pytest.raises(CacheError, match=r"plan.json: cannot be read: .*; delete the folder to start again"):
+        cache_vis(config)
+    (parts.folder / "plan.json").write_text("{}")
+    with pytest.raises(CacheError, match=r"plan.json: expected the keys \['batch_size', 'identity', 'shard_windows'\]"):
+        cache_vis(config)
+    (parts.folder / "plan.json").write_text(plan)
+    assert cache_vis(config)[0].outcome == "written"
+    assert train_file(config).read_bytes() == world[1]
