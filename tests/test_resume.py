@@ -240,11 +240,14 @@ def test_a_worker_that_outlives_the_run_does_not_keep_it_locked(config: Config) 
     """Loader workers notice the death of their parent only after seconds."""
     owner = RunDir(config.output.output_dir)
     owner.claim()
+    running, ready = os.pipe()
     worker = os.fork()
     if worker == 0:
+        os.write(ready, b"x")
         time.sleep(30)
         os._exit(0)
     try:
+        os.read(running, 1)  # a child lets go when it begins to run
         owner.release()  # what the kernel does for a killed process
         RunDir(config.output.output_dir).claim()
     finally:
