@@ -1,6 +1,6 @@
 """What simple models make of the same windows: whoever trains an LLM around them should see that it earns its keep.
 
-Majority class; logistic regression on the telemetry; logistic regression on the window's mean feature and the telemetry.
+Majority class; logistic regression on telemetry; logistic regression on the mean feature and telemetry of a window.
 """
 
 from collections.abc import Callable
