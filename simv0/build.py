@@ -102,8 +102,8 @@ def lr_factor(schedule: str, step: int, total: int) -> float:
 def class_weights(mode: str | None, train: Split, device: torch.device) -> dict[str, Tensor] | None:
     """Head -> weight of each class, as `training.class_weights` says; None where every class weighs 1.
 
-    `balanced` divides by a class's total weight in the split, `sqrt_balanced` by its root; both leave the mean weight of
-    a sample as it was, and give 0 to a class that does not occur.
+    `balanced` divides by a class's total weight in the split, `sqrt_balanced` by its root; both leave the mean weight
+    of a sample as it was, and give 0 to a class that does not occur.
 
     Raises:
         ConfigError: `dataset`, but the dataset has no `class_weights`.

@@ -59,14 +59,15 @@ def test_each_baseline_knows_what_its_inputs_tell() -> None:
     majority, telemetry, both = measured.values()
     assert majority["risk_accuracy"] == float((new["risk_id"] == counted).double().mean())
     assert majority["risk_high_recall_at_5"] == 0
-    assert telemetry["risk_accuracy"] is not None and telemetry["risk_accuracy"] > 0.9
-    assert telemetry["action_accuracy"] is not None and telemetry["action_accuracy"] < 0.35
-    assert both["action_accuracy"] is not None and both["action_accuracy"] > 0.75
+    assert (telemetry["risk_accuracy"] or 0) > 0.9
+    assert (telemetry["action_accuracy"] or 1) < 0.35
+    assert (both["action_accuracy"] or 0) > 0.75
 
 
 def test_a_class_that_train_never_shows_is_not_predicted_and_costs_no_nan() -> None:
     known, new = windows(100, 0), windows(50, 1)
-    assert 3 not in known["reason_id"] and 5 in new["action_id"]
+    assert 3 not in known["reason_id"]
+    assert 5 in new["action_id"]
     known["action_id"] = known["action_id"].clamp(max=4)
     for name, logits in baseline_logits(known, new).items():
         assert not (logits["action_logits"].argmax(-1) == 5).any(), name
