@@ -39,6 +39,7 @@ class PrefixMean(nn.Module):
     """In the LLM's place: the mean of the prefix."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B,T,d] -> [B,d]."""
         return x.mean(1)
 
 

@@ -117,7 +117,9 @@ def score(logits: dict[str, Tensor], batch: Batch) -> Metrics:
 
 
 def recall_at_false_alarms(p_high: Float[Tensor, " N"], is_high: Bool[Tensor, " N"]) -> float | None:
-    """Recall of "high" at the lowest threshold that raises at most `FALSE_ALARMS` false alarms; None without both kinds.
+    """Recall of "high" at the lowest threshold that raises at most `FALSE_ALARMS` false alarms.
+
+    None where there is no high window, or nothing else.
 
     A model that gives every window the same p recalls nothing.
     """

@@ -167,7 +167,7 @@ def write_world(
 ) -> None:
     """Write `train.jsonl`, `val.jsonl` and `images/` for `ManifestDataset`; the same seed, the same bytes.
 
-    Each recording (`group`) is one drive of its own scene and belongs to one split; a window ends at every frame from F on.
+    Each recording (`group`) is one drive of its own scene and belongs to one split; windows start at every frame.
 
     Args:
         folder: created if need be.
