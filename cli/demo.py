@@ -19,7 +19,8 @@ from simv0.tiny import save_tiny_llm, save_tiny_tower
 
 log = logging.getLogger("simv0")
 
-WORLD: dict[str, Any] = {"train_windows": 1400, "val_windows": 500, "seed": 0}
+WORLD: dict[str, Any] = {"train_windows": 5000, "val_windows": 1500, "seed": 0}
+LLM = {"d": 128}
 TOWER = {"dv": 512, "image_size": 32}
 
 
@@ -33,7 +34,7 @@ def run_demo(out: Path, seed: int = 0) -> Path:
             write_world(world, **WORLD)
             write_atomically(done, json.dumps(WORLD).encode())
     with _step("2/5 a tiny LLM and a tiny vision tower, random weights (no download)"):
-        save_tiny_llm(models / "llm")
+        save_tiny_llm(models / "llm", **LLM)
         save_tiny_tower(models / "vision", **TOWER)
     with _step("3/5 cache-vis: every frame through the frozen vision tower, once"):
         for report in cache_vis(config):

@@ -1,15 +1,16 @@
 """What simple models make of the same windows: whoever trains an LLM around them should see that it earns its keep.
 
-Majority class; logistic regression on the telemetry; logistic regression on the window's mean feature and the telemetry.
+Majority class; logistic regression on telemetry; logistic regression on the mean feature and telemetry of a window.
 """
 
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as nnf
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from simv0.alarm import threshold_for_false_alarms
 from simv0.labels import HEADS, HIGH
 from simv0.losses import loss_sums
 from simv0.metrics import Metrics, Tally
@@ -115,14 +116,14 @@ def score(logits: dict[str, Tensor], batch: Batch) -> Metrics:
     return {**tally.metrics(), "risk_high_recall_at_5": recall}
 
 
-def recall_at_false_alarms(p_high: Float[Tensor, " N"], is_high: Tensor, rate: float = FALSE_ALARMS) -> float | None:
-    """Recall of "high" at the lowest threshold that raises at most `rate` false alarms; None without both kinds.
+def recall_at_false_alarms(p_high: Float[Tensor, " N"], is_high: Bool[Tensor, " N"]) -> float | None:
+    """Recall of "high" at the lowest threshold that raises at most `FALSE_ALARMS` false alarms.
 
-    The alarm is raised above the threshold, so that a model which gives every window the same p recalls nothing.
+    None where there is no high window, or nothing else.
+
+    A model that gives every window the same p recalls nothing.
     """
-    high, rest = p_high[is_high], p_high[~is_high]
-    if not len(high) or not len(rest):
+    if is_high.all() or not is_high.any():
         return None
-    allowed = int(rate * len(rest))
-    threshold = rest.sort(descending=True).values[allowed]
-    return float((high > threshold).double().mean())
+    p, high = p_high.double().numpy(), is_high.numpy()
+    return float((p[high] >= threshold_for_false_alarms(p, high, FALSE_ALARMS)).mean())

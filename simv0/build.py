@@ -2,11 +2,14 @@
 
 import math
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from simv0.config import Config, TrainingConfig
 from simv0.encoder import Encoder
 from simv0.errors import ConfigError
+from simv0.labels import HEADS
 from simv0.llm import load_llm
 from simv0.model import TRAINABLE, SimV0Model
 from simv0.splits import Split, feature_stats, telemetry_stats
@@ -57,6 +60,7 @@ def build_model(config: Config, dv: int, encoder: Encoder | None, device: torch.
         confidence_head=wanted.confidence_head,
         encoder=encoder,
         visual_dropout=config.training.visual_dropout,
+        feature_dropout=config.training.feature_dropout,
     )
     return model.to(device)
 
@@ -93,3 +97,33 @@ def lr_factor(schedule: str, step: int, total: int) -> float:
     if at < warm:
         return 0.5 - 0.5 * math.cos(math.pi * at / warm)
     return 0.5 + 0.5 * math.cos(math.pi * (at - warm) / (total - warm))
+
+
+def class_weights(mode: str | None, train: Split, device: torch.device) -> dict[str, Tensor] | None:
+    """Head -> weight of each class, as `training.class_weights` says; None where every class weighs 1.
+
+    `balanced` divides by a class's total weight in the split, `sqrt_balanced` by its root; both leave the mean weight
+    of a sample as it was, and give 0 to a class that does not occur.
+
+    Raises:
+        ConfigError: `dataset`, but the dataset has no `class_weights`.
+    """
+    if mode is None:
+        mode = "sqrt_balanced" if train.class_weights is None else "dataset"
+    if mode == "none":
+        return None
+    if mode == "dataset":
+        if train.class_weights is None:
+            raise ConfigError(
+                "training.class_weights: `dataset`, but the dataset has no class_weights; write none, balanced or "
+                "sqrt_balanced"
+            )
+        return {head: torch.tensor(weights, device=device) for head, weights in train.class_weights.items()}
+    power = 1.0 if mode == "balanced" else 0.5
+    balanced = {}
+    for head, names in HEADS.items():
+        total = np.bincount(train.labels.ids[head], train.labels.weight, minlength=len(names))
+        weight = np.where(total > 0, np.maximum(total, 1e-12) ** -power, 0.0)
+        weight *= total.sum() / (weight * total).sum()
+        balanced[head] = torch.from_numpy(weight).float().to(device)
+    return balanced

@@ -70,6 +70,8 @@ class Training(BaseModel):
     """Finished steps of the epoch under way."""
     best: tuple[float, float]
     """`ranking` of the best epoch."""
+    since_best: int
+    """Finished epochs after that one."""
     tally: dict[str, Tensor]
     """`Tally.state` of the epoch under way."""
     optimizer: dict[int, dict[str, Tensor]]

@@ -117,18 +117,26 @@ class TrainingConfig(Section):
     lr: float = Field(default=1e-3, gt=0)
     """Learning rate of AdamW, at its peak."""
     lr_scale: dict[Literal["projector", "telemetry_mlp", "task_token", "heads"], float] = {
-        "projector": 1.0,
+        "projector": 0.3,
         "telemetry_mlp": 10.0,
         "task_token": 10.0,
         "heads": 10.0,
     }
-    """Factor on `lr` per module: the wide projector overfits, the others are small and slow (docs/quality.md)."""
+    """Factor on `lr` per module: the wide projector overfits, the others are small and slow (docs/quality.md). A map
+    that names some modules leaves the others at 1."""
     schedule: Literal["one_cycle", "constant"] = "one_cycle"
     """Course of the learning rate: `one_cycle` rises over the first 30 % of the steps and falls to zero by a cosine."""
     visual_dropout: float = Field(default=0.5, ge=0, lt=1)
-    """Share of the training samples that are shown without their visual tokens, so that telemetry is learnt too."""
+    """Share of the training samples that are shown the average picture instead of theirs, so that telemetry is learnt
+    too."""
+    feature_dropout: float = Field(default=0.8, ge=0, lt=1)
+    """Share of the vision features that is hidden, drawn anew for each visual token: wide features overfit."""
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     """Share of the target that is spread over all classes of a head."""
+    class_weights: Literal["none", "dataset", "balanced", "sqrt_balanced"] | None = None
+    """Weights of the classes in the loss: `dataset` takes the dataset's own, `balanced` gives every class the same
+    total weight, `sqrt_balanced` goes half of the way; unset: the dataset's own where it has them, else
+    `sqrt_balanced`."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's decay of weight matrices; biases and the task token are not decayed."""
     grad_clip: float = Field(default=1.0, gt=0)
@@ -144,6 +152,8 @@ class TrainingConfig(Section):
     best_metric: Literal["composite", "risk_high_recall"] = "composite"
     """What `best.pt` follows: `composite` is the harmonic mean of risk_high_recall, risk_macro_f1 and action_macro_f1.
     Recall alone is won by a model that always says "high"; ties go to macro_f1."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after so many epochs without a new best; unset: never."""
     confidence_weight: float = Field(default=0.1, ge=0)
     """Weight of the confidence head's loss."""
     checkpoint_every_steps: int | None = Field(default=None, ge=1)

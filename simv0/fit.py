@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from simv0.alarm import choose_alarm
-from simv0.build import build_model, compute_dtype, lr_factor, make_optimizer, pick_device, set_stats
+from simv0.build import build_model, class_weights, compute_dtype, lr_factor, make_optimizer, pick_device, set_stats
 from simv0.checkpoint import Checkpoint, Meta, Training, load_checkpoint, save_checkpoint
 from simv0.compiled import compile_llm
 from simv0.config import Config
@@ -107,13 +107,14 @@ def _epochs(
     steps = len(order)
     batches = train_loader(train, order, config.data.num_workers)
     val_batches = eval_loader(val, config.evaluation.batch_size, config.data.num_workers)
-    class_weights = _class_weights(train, device)
+    weights = class_weights(training.class_weights, train, device)
     meta: dict[str, Any] = describe(config, model, train)
 
     def save_last(metrics: Metrics) -> None:
         state = Training(
             step=position.step,
             best=position.best,
+            since_best=position.since_best,
             tally=position.tally.state(),
             optimizer=optimizer.state_dict()["state"],
             scaler=scaler.state_dict() if scaler else None,
@@ -154,9 +155,12 @@ def _epochs(
         val_logits.keep(batch, logits)
         stop_if_asked()
 
+    def gave_up() -> bool:
+        return training.patience is not None and position.since_best >= training.patience
+
     log.info(table_head())
     with stop_request() as stop:
-        while position.epoch < training.epochs:
+        while position.epoch < training.epochs and not gave_up():
             order.epoch, order.start = position.epoch, position.step
             learnt = train_one_epoch(
                 model,
@@ -164,7 +168,7 @@ def _epochs(
                 optimizer,
                 scaler,
                 device,
-                class_weights=class_weights,
+                class_weights=weights,
                 label_smoothing=training.label_smoothing,
                 confidence_weight=training.confidence_weight,
                 grad_clip=training.grad_clip,
@@ -173,12 +177,13 @@ def _epochs(
                 after_step=after_step,
             )
             val_logits.clear()
-            measured = evaluate(model, val_batches, device, class_weights=class_weights, on_batch=after_val_batch)
+            measured = evaluate(model, val_batches, device, class_weights=weights, on_batch=after_val_batch)
             position.epoch, position.step, position.tally = position.epoch + 1, 0, Tally()
             append_line(run.train_metrics, {"epoch": position.epoch, **learnt})
             append_line(run.val_metrics, {"epoch": position.epoch, **measured})
             rates = {key: value for key, value in measured.items() if key not in ("seconds", "data_wait_share")}
             better = ranking(measured, training.best_metric) > position.best
+            position.since_best = 0 if better else position.since_best + 1
             if better:
                 position.best = ranking(measured, training.best_metric)
                 alarm = choose_alarm(
@@ -188,14 +193,10 @@ def _epochs(
                 save_checkpoint(run.best, Checkpoint(meta=about, state=model.trainable_state()))
             save_last(rates)
             log.info(table_row(position.epoch, learnt, measured, better))
+    if gave_up() and position.epoch < training.epochs:
+        log.info(f"stopped after epoch {position.epoch}: {training.patience} epochs without a new best")
     best = load_checkpoint(run.best).meta
     log.info(f"best epoch {best.epoch}; {best.alarm}")
-
-
-def _class_weights(train: Split, device: torch.device) -> dict[str, Tensor] | None:
-    if train.class_weights is None:
-        return None
-    return {head: torch.tensor(weights, device=device) for head, weights in train.class_weights.items()}
 
 
 def describe(config: Config, model: SimV0Model, train: Split) -> dict[str, Any]:

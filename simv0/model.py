@@ -25,6 +25,8 @@ from simv0.samples import Batch
 
 TRAINABLE = ("projector", "telemetry_mlp", "task_token", "heads")
 TELEMETRY_HIDDEN = 128
+PICTURE_SHARE = 0.1
+"""RMS of the picture in a visual token at the start, beside the learned token's 1."""
 
 
 class SimV0Model(nn.Module):
@@ -37,7 +39,8 @@ class SimV0Model(nn.Module):
         K: visual tokens, at most F.
         confidence_head: also say how likely risk and action are both right.
         encoder: needed only to take `frames`.
-        visual_dropout: share of the training samples that are shown without their visual tokens.
+        visual_dropout: share of the training samples whose features are hidden: they count as the average picture.
+        feature_dropout: share of the features that is hidden anew in every training step.
 
     Raises:
         ModelError: K > F, or an encoder whose features are not `dv` wide.
@@ -59,6 +62,7 @@ class SimV0Model(nn.Module):
         confidence_head: bool = False,
         encoder: Encoder | None = None,
         visual_dropout: float = 0.0,
+        feature_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if not 1 <= K <= F:
@@ -67,7 +71,7 @@ class SimV0Model(nn.Module):
             raise ModelError(f"model.dv: expected {dv}, but the encoder gives features of width {encoder.dv}")
         self.llm, self.encoder = llm, encoder
         self.dv, self.F, self.K = dv, F, K
-        self.visual_dropout = visual_dropout
+        self.visual_dropout, self.feature_dropout = visual_dropout, feature_dropout
         self.register_buffer("segments", segment_means(F, K), persistent=False)
         # Standardisation with the train split's stats; identities until `set_stats`.
         self.register_buffer("telemetry_mean", torch.zeros(len(TELEMETRY)))
@@ -77,9 +81,11 @@ class SimV0Model(nn.Module):
 
         # Every token starts with RMS 1 and is then scaled by `llm.embed_rms`, so that a prefix looks to the LLM like
         # tokens of its own, and a learning rate means the same beside any LLM.
+        # A visual token starts as one learned token (the bias) with a little of the picture in it: an LLM normalises
+        # what it reads, so a random projection alone would be noise as loud as the telemetry, and would be memorised.
         self.projector = nn.Linear(dv, llm.d)
-        nn.init.normal_(self.projector.weight, std=dv**-0.5)
-        nn.init.zeros_(self.projector.bias)
+        nn.init.normal_(self.projector.weight, std=PICTURE_SHARE * dv**-0.5)
+        nn.init.normal_(self.projector.bias)
         last = nn.Linear(TELEMETRY_HIDDEN, llm.d)
         first = nn.Linear(len(TELEMETRY), TELEMETRY_HIDDEN)
         nn.init.normal_(first.weight, std=len(TELEMETRY) ** -0.5)
@@ -133,15 +139,22 @@ class SimV0Model(nn.Module):
     ) -> Float[Tensor, "B {self.K+2} d"]:
         """The tokens that the LLM reads: K visual, one telemetry, one task token."""
         means = torch.einsum("kf,bfv->bkv", self.segments, vis_feats)
-        visual = self.projector((means - self.feats_mean) / self.feats_std)
-        if self.training and self.visual_dropout:
-            # Else the wide features are memorised before the eight numbers are understood.
-            shown = torch.rand(len(visual), 1, 1) >= self.visual_dropout  # drawn on the CPU: the same on every device
-            visual = visual * shown.to(visual.device)
+        visual = self.projector(self._hide((means - self.feats_mean) / self.feats_std))
         measured = self.telemetry_mlp((telemetry - self.telemetry_mean) / self.telemetry_std)
         task = self.task_token.expand(len(visual), 1, -1)
         tokens: Tensor = torch.cat([visual, measured.unsqueeze(1), task], 1) * self.llm.embed_rms
         return tokens
+
+    def _hide(self, feats: Float[Tensor, "B K dv"]) -> Float[Tensor, "B K dv"]:
+        """In training, hide some samples' features and some of the rest: else the wide features are memorised before
+        the eight numbers of the telemetry are understood. 0 is the average picture.
+        """
+        if not self.training:
+            return feats
+        if self.visual_dropout:
+            shown = torch.rand(len(feats), 1, 1) >= self.visual_dropout  # drawn on the CPU: the same on every device
+            feats = feats * shown.to(feats.device)
+        return nnf.dropout(feats, self.feature_dropout)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`vis_feats` [B,F,dv] or `frames` [B,F,3,H,W], and raw `telemetry` [B,8] -> logits.

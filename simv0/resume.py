@@ -35,6 +35,8 @@ class Position:
     """What those steps counted."""
     best: tuple[float, float] = (-math.inf, -math.inf)
     """`ranking` of the best epoch."""
+    since_best: int = 0
+    """Finished epochs after that one."""
 
 
 def find_checkpoint(run: RunDir, config: Config) -> Checkpoint | None:
@@ -138,7 +140,7 @@ def restore(
         log.warning(f"resumed with other versions: {', '.join(changed)}: the last bits of the weights may differ")
     for path in (run.train_metrics, run.val_metrics):
         cut_back(path, meta.epoch)
-    return Position(meta.epoch, state.step, Tally.from_state(state.tally), state.best)
+    return Position(meta.epoch, state.step, Tally.from_state(state.tally), state.best, state.since_best)
 
 
 def numerics(model: SimV0Model) -> dict[str, str]:

@@ -167,7 +167,7 @@ def write_world(
 ) -> None:
     """Write `train.jsonl`, `val.jsonl` and `images/` for `ManifestDataset`; the same seed, the same bytes.
 
-    Each recording (`group`) is one drive of its own scene and belongs to one split; its windows overlap by half.
+    Each recording (`group`) is one drive of its own scene and belongs to one split; windows start at every frame.
 
     Args:
         folder: created if need be.
@@ -193,10 +193,9 @@ def record(
     folder: Path, group: str, rng: np.random.Generator, reckless: float, most: int, F: int, size: tuple[int, int]
 ) -> list[dict[str, object]]:
     """Drive and write one recording; returns its windows as manifest rows, at most `most`."""
-    stride = max(1, F // 2)
-    windows = min(most, max(1, (int(rng.integers(48, 97)) - F) // stride + 1))
+    windows = min(most, max(1, int(rng.integers(48, 97)) - F + 1))
     scene = make_scene(rng)
-    states = drive(scene, rng, F + (windows - 1) * stride, reckless)
+    states = drive(scene, rng, F + windows - 1, reckless)
     telemetry = measure(states, rng)
     images = folder / "images" / group
     images.mkdir(parents=True, exist_ok=True)
@@ -204,7 +203,7 @@ def record(
         picture = render(state, scene.half_width, scene.look, size, rng)
         picture.save(images / f"{i:03d}.jpg", quality=90)
     rows = []
-    for start in range(0, windows * stride, stride):
+    for start in range(windows):
         last = start + F - 1
         verdict = judge(states[last])
         rows.append(

@@ -137,10 +137,21 @@ def test_visual_dropout_only_in_training_and_by_sample(models: Path) -> None:
     whole = model.eval().prefix(batch["vis_feats"], batch["telemetry"])
     torch.manual_seed(3)
     dropped = model.train().prefix(batch["vis_feats"], batch["telemetry"])
-    gone = (dropped[:, :2] == 0).all(-1).all(-1)
+    average = model.projector.bias * model.llm.embed_rms  # the token of the average picture
+    gone = (dropped[:, :2] == average).all(-1).all(-1)
     assert 20 <= gone.sum() <= 44
     assert torch.equal(dropped[~gone], whole[~gone])
     assert torch.equal(dropped[:, 2:], whole[:, 2:])  # telemetry and task tokens stay
+
+
+def test_feature_dropout_hides_features_and_keeps_their_mean(models: Path) -> None:
+    model = small(models, feature_dropout=0.75)
+    feats = torch.randn(2000, 2, 32) + 3
+    torch.manual_seed(3)
+    hidden = model._hide(feats)
+    assert 0.74 < (hidden == 0).float().mean() < 0.76
+    assert torch.equal(hidden[hidden != 0], 4 * feats[hidden != 0])
+    assert torch.equal(model.eval()._hide(feats), feats)
 
 
 def test_confidence_does_not_change_what_the_model_says(models: Path) -> None:
