@@ -161,6 +161,47 @@ def inspect(
 
 
 @app.command()
+def overlay(
+    ckpt: CkptPath,
+    frames: Annotated[
+        Path, typer.Option("--frames", help="A folder of images, a video, or a sequence.jsonl.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The MP4 to write.", show_default=False)],
+    telemetry: Annotated[
+        Path | None,
+        typer.Option("--telemetry", help="CSV (t,ax,ay,az,gx,gy,gz,v,w) or JSONL; a sequence.jsonl carries its own."),
+    ] = None,
+    spacing: Annotated[
+        float | None,
+        typer.Option("--spacing", help="Seconds between the frames of a training window; else that of the recording."),
+    ] = None,
+    fps: Annotated[float | None, typer.Option("--fps", help="Frames a second of a folder of images.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Where the frozen networks are, if not where the run had them.")
+    ] = None,
+    set_: Overrides = None,
+) -> None:
+    """Run a recording through the stream and draw what it says on the frames: an MP4."""
+    with user_errors():
+        from simv0.config import load_config
+
+        loaded = load_config(config, set_) if config is not None else None
+        from simv0.overlay import render_overlay
+        from simv0.predict import Predictor
+        from simv0.sequence import open_sequence
+        from simv0.stream import Stream
+
+        sequence = open_sequence(frames, telemetry, fps)
+        stream = Stream(Predictor.load(ckpt, loaded), spacing or sequence.interval, live=False)
+        count = render_overlay(stream, sequence, out)
+        stats = stream.stats()
+        typer.echo(
+            f"{out}: {count} frames, {stats['judged']} judged, {stats['waiting']} waiting, {stats['bad']} bad; "
+            f"windows of frames {stream.spacing:.3f} s apart; {stats['latency_p50_ms'] or 0:.0f} ms a prediction"
+        )
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path("runs/demo"),
 ) -> None:

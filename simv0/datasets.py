@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import json
+import os
 import warnings
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -20,6 +21,9 @@ from simv0.errors import ConfigError, DataError
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused unread: a small file can declare an image that fills the memory."""
+
+OPEN_VIDEOS = 4
+"""Video files kept open at a time."""
 
 
 def load_image(path: Path) -> UInt8[Tensor, "3 H W"]:
@@ -49,36 +53,53 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         {"sample_id": "run1-0030", "frames": ["images/0.jpg", ...], "telemetry": [8 numbers],
          "risk_id": 0, "reason_id": 3, "action_id": 0, "weight": 1.0, "group": "run1"}
 
-    `frames` are paths relative to the manifest, never outside its folder. `sample_id`, `weight` and `group` are
-    optional; the labels too, for prediction; further fields are ignored.
+    `frames` are paths relative to the manifest, never outside its folder. Instead of them a row may name a video and
+    the seconds of its frames, `"video": "run1.mp4", "timestamps": [0.0, 0.2, ...]`: the nearest frame is taken each
+    time. `sample_id`, `weight` and `group` are optional; the labels too, for prediction; further fields are ignored.
 
     Args:
         manifest: path of the JSONL file.
 
     Raises:
         DataError: unreadable, a line that is not such an object, a frame that is missing or outside the folder.
+        ConfigError: videos, but PyAV is not installed.
     """
 
     def __init__(self, manifest: str | Path) -> None:
         self.manifest = Path(manifest)
         self.root = self.manifest.resolve().parent
         self.rows = read_jsonl(self.manifest)
+        self._videos: dict[str, Any] = {}
+        self._process = os.getpid()
         checked: set[str] = set()
         for line, row in enumerate(self.rows, 1):
-            frames = row.get("frames")
-            if not isinstance(frames, list) or not frames or not all(isinstance(name, str) for name in frames):
-                raise DataError(f"{self.manifest}:{line}: frames: expected a list of image paths, found {frames!r:.60}")
-            for name in frames:
+            for key, name in self._files_of(row, line):
                 if name not in checked:
-                    self._locate(name, line)
+                    self._locate(name, key, line)
                     checked.add(name)
 
-    def _locate(self, name: str, line: int) -> None:
+    def _files_of(self, row: dict[str, Any], line: int) -> list[tuple[str, str]]:
+        """(key, name) of every file that a row names."""
+        where = f"{self.manifest}:{line}"
+        frames, video, times = row.get("frames"), row.get("video"), row.get("timestamps")
+        if video is None:
+            if not isinstance(frames, list) or not frames or not all(isinstance(name, str) for name in frames):
+                raise DataError(f"{where}: frames: expected a list of image paths, found {frames!r:.60}")
+            return [("frames", name) for name in frames]
+        if frames is not None:
+            raise DataError(f"{where}: expected one of the keys 'frames' and 'video', found both")
+        if not isinstance(video, str):
+            raise DataError(f"{where}: video: expected a path, found {video!r:.60}")
+        if not isinstance(times, list) or not times or not all(type(t) in (int, float) and t >= 0 for t in times):
+            raise DataError(f"{where}: timestamps: expected a list of seconds >= 0, found {times!r:.60}")
+        return [("video", video)]
+
+    def _locate(self, name: str, key: str, line: int) -> None:
         path = (self.root / name).resolve()
         if not path.is_relative_to(self.root):
-            raise DataError(f"{self.manifest}:{line}: frames: {name!r} leads outside the manifest's folder")
+            raise DataError(f"{self.manifest}:{line}: {key}: {name!r} leads outside the manifest's folder")
         if not path.is_file():
-            raise DataError(f"{self.manifest}:{line}: frames: there is no file {name!r} beside the manifest")
+            raise DataError(f"{self.manifest}:{line}: {key}: there is no file {name!r} beside the manifest")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -90,18 +111,36 @@ class ManifestDataset(Dataset[dict[str, Any]]):
             raise DataError(f"{self.manifest}:{index + 1}: frames: one window needs one size, found {sorted(sizes)}")
         return {**self.labels_of(index), "frames": torch.stack(frames)}
 
-    def frame_ids(self, index: int) -> list[str]:
-        """The window's frames: paths relative to the manifest."""
-        frames: list[str] = self.rows[index]["frames"]
-        return frames
+    def frame_ids(self, index: int) -> list[Hashable]:
+        """The window's frames: paths relative to the manifest, or (video, seconds)."""
+        row = self.rows[index]
+        if row.get("video") is None:
+            return list(row["frames"])
+        return [(row["video"], float(t)) for t in row["timestamps"]]
 
     def load_frame(self, frame_id: Hashable) -> UInt8[Tensor, "3 H W"]:
-        """One frame, RGB."""
-        return load_image(self.root / str(frame_id))
+        """One frame, RGB. A video is read forwards, each of its frames decoded once; far back it seeks."""
+        if not isinstance(frame_id, tuple):
+            return load_image(self.root / str(frame_id))
+        name, t = frame_id
+        if self._process != os.getpid():  # a forked worker shares the parent's file offsets
+            self._videos, self._process = {}, os.getpid()
+        if name not in self._videos:
+            from simv0.video import VideoReader
+
+            while len(self._videos) >= OPEN_VIDEOS:
+                self._videos.pop(next(iter(self._videos))).close()
+            self._videos[name] = VideoReader(self.root / name)
+        frame: Tensor = self._videos[name].frame_at(t)
+        return frame
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Spawned workers open the videos themselves."""
+        return {**self.__dict__, "_videos": {}}
 
     def labels_of(self, index: int) -> dict[str, Any]:
         """Everything but the frames."""
-        row = {key: value for key, value in self.rows[index].items() if key != "frames"}
+        row = {k: value for k, value in self.rows[index].items() if k not in ("frames", "video", "timestamps")}
         if isinstance(row.get("telemetry"), list) and all(type(x) in (int, float) for x in row["telemetry"]):
             row["telemetry"] = [float(x) for x in row["telemetry"]]  # 0 and 0.0 are the same number in JSON
         return row
@@ -109,7 +148,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
     def content_digest(self) -> str:
         """sha256 over the manifest's bytes and those of every frame, in order of first use."""
         digest = hashlib.sha256(self.manifest.read_bytes())
-        for name in dict.fromkeys(name for row in self.rows for name in row["frames"]):
+        for name in dict.fromkeys(name for i, row in enumerate(self.rows, 1) for _, name in self._files_of(row, i)):
             with (self.root / name).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
