@@ -25,6 +25,7 @@ check: venv
 
 torture: venv
 	$(BIN)/python tests/torture_cache.py
+	$(BIN)/python benchmarks/torture_train.py
 
 clean:
 	rm -rf .venv runs

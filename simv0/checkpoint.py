@@ -9,6 +9,7 @@ import hashlib
 import io
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -168,7 +169,9 @@ def _parse(data: bytes, path: Path) -> Any:
         entries = zipfile.ZipFile(io.BytesIO(data)).infolist()
         if any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > len(data):
             raise CheckpointError(f"{path}: refused: it holds more than it is long")
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on foreign pickles
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except pickle.UnpicklingError:

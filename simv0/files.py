@@ -72,6 +72,7 @@ def keep_previous(path: Path, previous: Path) -> None:
             write_atomically(previous, path.read_bytes())
         else:
             link.replace(previous)
+            link.unlink(missing_ok=True)  # renaming does nothing where both already name one file
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from simv0.checkpoint import (
     seal,
 )
 from simv0.errors import CheckpointError, SimError
+from simv0.files import keep_previous
 from simv0.labels import HEADS
 
 
@@ -241,6 +242,9 @@ def test_the_previous_file_is_kept_and_a_failed_save_changes_nothing(saved: Path
     assert previous.read_bytes() == first
     assert load_checkpoint(saved).meta.epoch == 2
     second = saved.read_bytes()
+    for _ in range(2):  # as after a kill before the new file was there
+        keep_previous(saved, previous)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "prev.pt"]
     folder_in_the_way = tmp_path / "a.pt.tmp"
     folder_in_the_way.mkdir()
     with pytest.raises(SimError, match=r"a.pt: cannot be written: Is a directory; what was there before is intact"):
