@@ -1,4 +1,4 @@
-"""What a feature file, a folder of shards or a checkpoint holds, whether it is whole, and whether its bytes are good."""
+"""What a feature file, a folder of shards or a checkpoint holds: is it whole, are its bytes good?"""
 
 from pathlib import Path
 from typing import Any
