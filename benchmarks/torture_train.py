@@ -72,13 +72,13 @@ def small_config(folder: Path, name: str = "run", workers: int = 0) -> Config:
 
 
 def outcome(run: RunDir) -> dict[str, Any]:
-    """What must equal an unbroken run's, bit for bit."""
+    """What must equal an unbroken run's, bit for bit: all but paths (in the config) and the git hash of the moment."""
 
     def bits(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return value.numpy().tobytes()
         if isinstance(value, dict):
-            return {key: bits(item) for key, item in value.items() if key != "config"}
+            return {key: bits(item) for key, item in value.items() if key not in ("config", "provenance")}
         return value
 
     def rows(path: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +278,19 @@ def test_pretrained_llm_reads_a_story() -> None:
     torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-4)
     logits = causal.lm_head(states[:, :-1])
     assert nn.functional.cross_entropy(logits[0], ids[0, 1:]) < 1.5  # uniform: log(512) = 6.2
+
+
+def test_a_hostile_bin_runs_nothing(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """A checkpoint's config may name any folder: its pickled weights are read as data or not at all."""
+
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "PWNED",))
+
+    folder = tmp_path / "llm"
+    shutil.copytree(checkpoints["llama"], folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({"embed_tokens.weight": Payload()}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="cannot be loaded as an LLM"):
+        load_llm(str(folder))
+    assert not (tmp_path / "PWNED").exists()
