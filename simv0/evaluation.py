@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,22 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from simv0.baselines import fit_baselines
 from simv0.cached import CachedDataset
 from simv0.checkpoint import Checkpoint, check_frozen, load_checkpoint
 from simv0.config import Config, load_config
-from simv0.datasets import ManifestDataset
-from simv0.errors import CheckpointError, ConfigError
+from simv0.datasets import ManifestDataset, load_dataset, read_jsonl
+from simv0.errors import CheckpointError, ConfigError, DataError, SimError
 from simv0.files import told_plainly, write_atomically
 from simv0.labels import HIGH
 from simv0.metrics import Metrics
 from simv0.model import predictions
 from simv0.predict import Predictor, config_of, load_model, load_trained_encoder
-from simv0.samples import Batch, CheckedDataset, collate
+from simv0.report import Evaluated, write_report
+from simv0.rundir import RunDir
+from simv0.samples import Batch, CheckedDataset, check_sample, collate
 from simv0.splits import Split, eval_loader, open_split
-from simv0.trainer import evaluate
+from simv0.trainer import LogitsKept, evaluate
 
 log = logging.getLogger("simv0")
 
@@ -31,7 +34,7 @@ log = logging.getLogger("simv0")
 def evaluate_checkpoint(
     ckpt: str | Path, config: Config | None = None, data: str | None = None, split: str = "val"
 ) -> tuple[Metrics, Path]:
-    """Evaluate a checkpoint; writes `metrics.json` and `predictions.jsonl` into the run's `evaluation/`.
+    """Evaluate a checkpoint; writes `metrics.json`, `predictions.jsonl` and `report.html` into the run's `evaluation/`.
 
     Args:
         ckpt: a checkpoint; inside a run, the config comes from the run's `config_resolved.yaml`.
@@ -54,12 +57,13 @@ def evaluate_checkpoint(
         config = load_config(run / "config_resolved.yaml")
     source, encodes = _open(checkpoint, ckpt, config, data, split)
     model = load_model(checkpoint, ckpt, config, with_encoder=encodes)
-    alarm = checkpoint.meta.alarm
+    alarm, logits_kept = checkpoint.meta.alarm, LogitsKept()
     rows: list[dict[str, Any]] = []
 
     def keep(batch: Batch, logits: dict[str, Tensor]) -> None:
         threshold, temperatures = (alarm.threshold, alarm.temperatures) if alarm else (None, None)
         rows.extend(predictions(logits, batch["sample_id"], threshold, temperatures))
+        logits_kept.keep(batch, logits)
 
     batches = eval_loader(source, config.evaluation.batch_size, config.data.num_workers)
     metrics = evaluate(model, batches, model.task_token.device, on_batch=keep)
@@ -71,7 +75,68 @@ def evaluate_checkpoint(
     content = {**about, **metrics, "alarm_chosen_on_val": alarm.model_dump() if alarm else None}
     write_atomically(folder / "metrics.json", (json.dumps(content, indent=2) + "\n").encode())
     write_atomically(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    evaluated = Evaluated(
+        about=about,
+        metrics=metrics,
+        logits=logits_kept.arrays(),
+        labels=source.labels,
+        alarm=alarm,
+        epoch=checkpoint.meta.epoch,
+        baselines=_baselines(config, source, data),
+        history=_history(run),
+        frames=_frames(config, source, data),
+    )
+    try:
+        write_report(folder / "report.html", evaluated)
+    except ConfigError as error:
+        log.warning(str(error))
     return metrics, folder
+
+
+def _baselines(config: Config, source: Split, data: str | None) -> dict[str, Metrics] | str:
+    """What simple models, fitted on the train split's features, make of the same windows."""
+    if source.identity is None:
+        return "the baselines need feature files; run `simv0 cache-vis`"
+    try:
+        train = open_split(config, "train")
+    except SimError as error:
+        return f"the train split is not here: {error}"
+    if train.identity is None or train.dv != source.dv or (source.name == "train" and data is None):
+        return "they would be fitted on the same windows, or on other features"
+    return fit_baselines(train, source)
+
+
+def _history(run: Path | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The lines of a run's two metrics files."""
+    if run is None:
+        return [], []
+    folder = RunDir(run)
+    train, val = (read_jsonl(path) if path.exists() else [] for path in (folder.train_metrics, folder.val_metrics))
+    return train, val
+
+
+def _frames(config: Config, source: Split, data: str | None) -> Callable[[int], Tensor] | str:
+    """Window -> frames, from the dataset that the features were made of; or why not."""
+    if source.identity is None:
+        dataset: Any = getattr(source.dataset, "dataset", None)
+    elif data is not None:
+        return "a feature file holds no pictures"
+    else:
+        try:
+            dataset = load_dataset(config.data, source.name)
+        except SimError as error:
+            return str(error)
+    if len(dataset) != len(source.labels):
+        return "the dataset has changed since its features were made"
+
+    def frames(window: int) -> Tensor:
+        sample = check_sample(dataset[window], source.name, window, F=config.model.F, labels=False)
+        if "frames" not in sample:
+            raise DataError("the dataset yields features, no pictures")
+        pictures: Tensor = sample["frames"]
+        return pictures
+
+    return frames
 
 
 def alarm_rates(rows: list[dict[str, Any]], is_high: Bool[np.ndarray, " N"]) -> Metrics:
