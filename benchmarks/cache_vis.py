@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from cache.pipeline import SPLITS, cache_split, open_split
-from simv0.config import Config, build_config
+from simv0.config import Config
+from simv0.config_file import build_config
 from simv0.encoder import Encoder, resolve_precision
 from simv0.features import FeatureInfo, sha256
 from simv0.labels import HEADS

@@ -19,7 +19,8 @@ from cache.pipeline import cache_vis
 from cli.demo import LLM, TOWER, WORLD, demo_config
 from simv0.baselines import cached_features, fit_baselines, score
 from simv0.build import build_model, class_weights, lr_factor, make_optimizer, set_stats
-from simv0.config import Config, build_config, load_config
+from simv0.config import Config
+from simv0.config_file import build_config, load_config
 from simv0.labels import HEADS
 from simv0.llm import FrozenLLM
 from simv0.metrics import Metrics

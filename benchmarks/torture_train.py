@@ -30,7 +30,8 @@ from hypothesis import strategies as st
 
 import simv0.fit
 from simv0.checkpoint import check_fits, load_checkpoint, save_checkpoint, seal
-from simv0.config import Config, all_keys, build_config, load_config
+from simv0.config import Config
+from simv0.config_file import all_keys, build_config, load_config
 from simv0.errors import CheckpointError, ConfigError, SimError
 from simv0.fit import fit
 from simv0.rundir import RunDir

@@ -10,7 +10,8 @@ from typing import Any
 
 from cache.pipeline import cache_vis
 from cli.tables import metrics_table
-from simv0.config import Config, load_config
+from simv0.config import Config
+from simv0.config_file import load_config
 from simv0.evaluation import evaluate_checkpoint
 from simv0.files import write_atomically
 from simv0.fit import fit

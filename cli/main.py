@@ -58,7 +58,7 @@ def cache_vis(
 ) -> None:
     """Run the vision encoder once over both splits and write their feature files."""
     with user_errors():
-        from simv0.config import load_config
+        from simv0.config_file import load_config
 
         loaded = load_config(config, set_)
         from cache.pipeline import cache_vis as run
@@ -76,7 +76,7 @@ def train(
 ) -> None:
     """Train projector, telemetry MLP, task token and heads."""
     with user_errors():
-        from simv0.config import load_config
+        from simv0.config_file import load_config
         from simv0.errors import ConfigError
 
         loaded = load_config(config, set_)
@@ -102,7 +102,7 @@ def evaluate(
 ) -> None:
     """Say how good a checkpoint is."""
     with user_errors():
-        from simv0.config import load_config
+        from simv0.config_file import load_config
         from simv0.errors import ConfigError
 
         if split not in ("train", "val"):
@@ -130,7 +130,7 @@ def predict(
 ) -> None:
     """Print one JSON line a window: risk, reason, action and their probabilities."""
     with user_errors():
-        from simv0.config import load_config
+        from simv0.config_file import load_config
 
         loaded = load_config(config, set_) if config is not None else None
         from simv0.evaluation import predict_manifest
@@ -183,7 +183,7 @@ def overlay(
 ) -> None:
     """Run a recording through the stream and draw what it says on the frames: an MP4."""
     with user_errors():
-        from simv0.config import load_config
+        from simv0.config_file import load_config
 
         loaded = load_config(config, set_) if config is not None else None
         from simv0.overlay import render_overlay

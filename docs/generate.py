@@ -10,7 +10,8 @@ from typing import Any
 from typer.main import get_command
 
 from cli.main import app
-from simv0.config import Config, all_keys
+from simv0.config import Config
+from simv0.config_file import all_keys
 from simv0.yaml_safe import dump_yaml
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from simv0.baselines import fit_baselines
 from simv0.cached import CachedDataset
 from simv0.checkpoint import Checkpoint, check_frozen, load_checkpoint
-from simv0.config import Config, load_config
+from simv0.config import Config
+from simv0.config_file import load_config
 from simv0.datasets import ManifestDataset, load_dataset, read_jsonl
 from simv0.errors import CheckpointError, ConfigError, DataError, SimError
 from simv0.files import told_plainly, write_atomically

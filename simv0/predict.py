@@ -9,7 +9,8 @@ from torch import Tensor
 
 from simv0.build import build_model, pick_device
 from simv0.checkpoint import Checkpoint, check_frozen, load_checkpoint, load_state
-from simv0.config import Config, build_config
+from simv0.config import Config
+from simv0.config_file import build_config
 from simv0.encoder import Encoder, load_encoder
 from simv0.errors import CheckpointError
 from simv0.model import SimV0Model

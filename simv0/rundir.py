@@ -20,7 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from simv0.config import Config, dump_config
+from simv0.config import Config
+from simv0.config_file import dump_config
 from simv0.errors import TrainingError
 from simv0.files import sync_folder, told_plainly, write_atomically
 from simv0.labels import HEADS

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from simv0.config import Config, build_config
+from simv0.config import Config
+from simv0.config_file import build_config
 from simv0.tiny import save_tiny_tower
 
 DV = 24

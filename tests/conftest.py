@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from cache.pipeline import cache_vis
-from simv0.config import Config, build_config
+from simv0.config import Config
+from simv0.config_file import build_config
 from simv0.tiny import save_tiny_llm, save_tiny_tower
 
 torch.set_num_threads(1)  # bit-exact whatever the machine, and faster at these sizes

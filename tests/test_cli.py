@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from simv0.checkpoint import load_checkpoint
-from simv0.config import dump_config
+from simv0.config_file import dump_config
 from simv0.datasets import ManifestDataset
 from simv0.features import read_features
 from simv0.predict import Predictor

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simv0.config import Config, build_config, dump_config, load_config
+from simv0.config import Config
+from simv0.config_file import build_config, dump_config, load_config
 from simv0.errors import ConfigError
 from simv0.yaml_safe import dump_yaml, parse_yaml
 
@@ -172,5 +173,5 @@ def test_any_tree_is_a_config_or_one_line_a_mistake(tree: dict[str, Any]) -> Non
 
 
 def test_config_imports_no_torch() -> None:
-    code = "import simv0.config, cli.main, sys; sys.exit('torch' in sys.modules)"
+    code = "import simv0.config_file, cli.main, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

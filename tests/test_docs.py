@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from simv0.config import load_config
+from simv0.config_file import load_config
 
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")

@@ -16,7 +16,8 @@ from conftest import MakeConfig
 import simv0.fit
 from simv0.build import lr_factor
 from simv0.checkpoint import load_checkpoint, save_checkpoint
-from simv0.config import Config, load_config
+from simv0.config import Config
+from simv0.config_file import load_config
 from simv0.errors import CacheError, CheckpointError, ConfigError, DataError, TrainingError
 from simv0.evaluation import evaluate_checkpoint
 from simv0.fit import fit

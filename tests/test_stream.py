@@ -15,7 +15,8 @@ from torch import Tensor
 
 from cache.pipeline import cache_vis
 from simv0.checkpoint import load_checkpoint
-from simv0.config import Config, build_config
+from simv0.config import Config
+from simv0.config_file import build_config
 from simv0.datasets import load_image, read_jsonl
 from simv0.errors import ConfigError
 from simv0.fit import fit

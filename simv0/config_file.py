@@ -1,0 +1,187 @@
+"""One YAML file -> one `Config`: overrides, environment, absolute paths, and every mistake in the user's words."""
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from simv0.config import Config, Section
+from simv0.errors import ConfigError
+from simv0.yaml_safe import dump_yaml, parse_yaml
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML config, apply `section.key=value` overrides, check it, make its paths absolute.
+
+    Raises:
+        ConfigError: every mistake, one line each, with the file, the key, and what to write instead.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    tree = parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected sections ({', '.join(Config.model_fields)}), found no mapping")
+    for override in overrides or []:
+        _apply_override(tree, override)
+    return build_config(tree, str(path))
+
+
+def build_config(tree: dict[str, Any], source: str, *, environment: bool = True) -> Config:
+    """Check a tree of plain values and make its paths absolute; `source` starts every error line.
+
+    With `environment`, every ${NAME} is replaced: never for a tree that somebody else wrote.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    mistakes: list[str] = []
+    if environment:
+        tree = _expand_environment(tree, "", mistakes)
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        mistakes += [_explain(dict(item)) for item in error.errors()]
+    if mistakes:
+        raise ConfigError("\n".join(f"{source}: {mistake}" for mistake in mistakes))
+    return _with_absolute_paths(config)
+
+
+def dump_config(config: Config) -> str:
+    """The config as YAML that `load_config` reads back to an equal `Config`."""
+    return dump_yaml(config.model_dump())
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, value = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or len(keys) < 2 or not all(keys):
+        raise ConfigError(f"--set {override}: expected section.key=value, for example --set training.lr=3e-3")
+    at = tree
+    for key in keys[:-1]:
+        inner = at.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {override}: {key} is not a section")
+        at = inner
+    at[keys[-1]] = parse_yaml(value, f"--set {override}")
+
+
+def _expand_environment(value: Any, where: str, mistakes: list[str]) -> Any:
+    """Replace every ${NAME} in the texts of the tree."""
+    if isinstance(value, dict):
+        return {
+            key: _expand_environment(item, f"{where}.{_printable(str(key))}".lstrip("."), mistakes)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_expand_environment(item, f"{where}[{i}]", mistakes) for i, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def lookup(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in os.environ:
+            mistakes.append(f"{where}: the environment variable {name} is not set; set it or write the path")
+        return os.environ.get(name, "")
+
+    return re.sub(r"\$\{(\w+)\}", lookup, value)
+
+
+def _explain(error: dict[str, Any]) -> str:
+    """One pydantic error as one line in the user's words."""
+    location = [_printable(str(part)) for part in error["loc"]]
+    where = ".".join(location)
+    found = repr(error.get("input"))
+    found = found if len(found) <= 60 else found[:57] + "..."
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{where}: unknown key; {_nearest(location)}"
+        case "missing":
+            return f"{where}: missing; it has no default"
+        case "value_error":
+            return str(error["ctx"]["error"])
+        case "bool_type":
+            return f"{where}: expected true or false, found {found}"
+        case "model_type" | "model_attributes_type":
+            return f"{where}: expected a section with keys, found {found}"
+        case "literal_error":
+            return f"{where}: expected {error['ctx']['expected']}, found {found}"
+        case _:
+            return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, found {found}"
+
+
+def _printable(key: str) -> str:
+    return key if key.isprintable() else repr(key)
+
+
+def _nearest(location: list[str]) -> str:
+    """The known key closest to an unknown one: in its own section first, else anywhere."""
+    *section, key = location
+    everywhere = all_keys()
+    here = [
+        name for name in (everywhere if section else Config.model_fields) if not section or name.startswith(section[0])
+    ]
+    candidates = {name.split(".")[-1]: name for name in [*everywhere, *here]}
+    close = difflib.get_close_matches(key, candidates, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {candidates[close[0]]}?"
+    known = [name.split(".")[-1] for name in here]
+    return f"known here: {', '.join(known)}"
+
+
+def all_keys() -> dict[str, Any]:
+    """`section.key` -> pydantic's FieldInfo, in the order of the code."""
+    return {
+        f"{section}.{key}": info
+        for section, outer in Config.model_fields.items()
+        for key, info in _section_class(outer).model_fields.items()
+    }
+
+
+def _section_class(info: Any) -> type[Section]:
+    annotation: type[Section] = info.annotation or get_args(info)[0]
+    return annotation
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    data, model = config.data, config.model
+    return config.model_copy(
+        update={
+            "data": data.model_copy(
+                update={
+                    "train_split_path": _absolute(data.train_split_path),
+                    "val_split_path": _absolute(data.val_split_path),
+                }
+            ),
+            "cache": config.cache.model_copy(update={"dir": _absolute(config.cache.dir)}),
+            "model": model.model_copy(
+                update={
+                    "llm_name_or_path": _absolute_if_folder(model.llm_name_or_path),
+                    "vision_encoder_name": _absolute_local_dir(model.vision_encoder_name),
+                }
+            ),
+            "output": config.output.model_copy(update={"output_dir": _absolute(config.output.output_dir)}),
+        }
+    )
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def _absolute_if_folder(name: str) -> str:
+    """A hub name such as `Qwen/Qwen2.5-0.5B` looks like a relative path: only what is a folder, or says so, is one."""
+    is_path = name.startswith((".", "~", "/")) or os.path.isdir(name)
+    return _absolute(name) if is_path else name
+
+
+def _absolute_local_dir(name: str) -> str:
+    prefix = "local-dir:"
+    return prefix + _absolute(name.removeprefix(prefix)) if name.startswith(prefix) else name
