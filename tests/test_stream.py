@@ -2,8 +2,11 @@
 
 import itertools
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -357,6 +360,27 @@ def test_wrong_settings(predictor: Predictor, settings: dict[str, Any], message:
     with pytest.raises(ConfigError) as error:
         Stream(predictor, **{"spacing": SPACING, **settings})
     assert str(error.value) == message
+
+
+# ---- the exported script ----------------------------------------------------------------------------------------
+
+
+def test_the_exported_script_shows_the_stream(run: Config, manifests: Path, predictor: Predictor) -> None:
+    root = Path(__file__).parents[1]
+    images = [str(path) for path in sorted((manifests / "val_images").iterdir())[:6]]
+    script = [sys.executable, str(Path(run.output.output_dir) / "export" / "sim_v0_infer.py"), *images]
+    done = subprocess.run(
+        [*script, "--spacing", "0.2", "--telemetry", *"00000000"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        check=True,
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert lines[0] == {"risk": "unknown", "unknown": "the window is not full yet: 1 of 4 frames", "alarm": None}
+    last = predictor.predict(torch.stack([load_image(Path(path)) for path in images[2:]]), GOOD)
+    assert [line["risk"] == "unknown" for line in lines] == [True] * 3 + [False] * 3
+    assert lines[5]["risk"] == last["risk"]
 
 
 # ---- an hour ----------------------------------------------------------------------------------------------------
