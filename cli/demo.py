@@ -43,8 +43,8 @@ def run_demo(out: Path, seed: int = 0) -> Path:
     with _step("4/5 train: projector, telemetry MLP, task token, heads"):
         run = fit(config, overwrite=True)
     with _step("5/5 evaluate"):
-        metrics, folder = evaluate_checkpoint(run.best)
-        metrics_table(metrics, "best.pt on val")
+        found, folder = evaluate_checkpoint(run.best)
+        metrics_table(found.metrics, found.baselines, "best.pt on val")
     log.info(
         f"\nthe run: {out}\n  best checkpoint  {run.best}\n  metrics          {run.val_metrics}\n"
         f"  predictions      {folder / 'predictions.jsonl'}\n  config           {run.config}\n"

@@ -99,6 +99,9 @@ def evaluate(
         str | None, typer.Option("--data", help="A feature file, or another split path for the dataset class.")
     ] = None,
     split: Annotated[str, typer.Option("--split", help="val or train.")] = "val",
+    baselines: Annotated[
+        bool, typer.Option("--baselines/--no-baselines", help="Fit simple models on train, for comparison.")
+    ] = True,
 ) -> None:
     """Say how good a checkpoint is."""
     with user_errors():
@@ -113,8 +116,8 @@ def evaluate(
         from cli.tables import metrics_table
         from simv0.evaluation import evaluate_checkpoint
 
-        metrics, folder = evaluate_checkpoint(ckpt, loaded, data, split)
-        metrics_table(metrics, f"{ckpt.name} on {data or split}")
+        found, folder = evaluate_checkpoint(ckpt, loaded, data, split, baselines)
+        metrics_table(found.metrics, found.baselines, f"{ckpt.name} on {data or split}")
         typer.echo(f"written to {folder}")
 
 

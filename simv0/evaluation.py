@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from simv0.baselines import fit_baselines
+from simv0.baselines import fit_baselines, recall_at_false_alarms
 from simv0.cached import CachedDataset
 from simv0.checkpoint import Checkpoint, check_frozen, load_checkpoint
 from simv0.config import Config
@@ -33,8 +34,12 @@ log = logging.getLogger("simv0")
 
 
 def evaluate_checkpoint(
-    ckpt: str | Path, config: Config | None = None, data: str | None = None, split: str = "val"
-) -> tuple[Metrics, Path]:
+    ckpt: str | Path,
+    config: Config | None = None,
+    data: str | None = None,
+    split: str = "val",
+    baselines: bool = True,
+) -> tuple[Evaluated, Path]:
     """Evaluate a checkpoint; writes `metrics.json`, `predictions.jsonl` and `report.html` into the run's `evaluation/`.
 
     Args:
@@ -42,9 +47,10 @@ def evaluate_checkpoint(
         config: overrides that; needed for a checkpoint outside a run.
         data: instead of the config's split: a feature file (`.h5`) or another split path for its dataset class.
         split: "val" or "train".
+        baselines: also fit simple models on the train split, for comparison (seconds, on cached features).
 
     Returns:
-        The metrics, and the folder that they were written to.
+        What was found, and the folder that it was written to.
 
     Raises:
         SimError: what the user can mend.
@@ -68,12 +74,16 @@ def evaluate_checkpoint(
 
     batches = eval_loader(source, config.evaluation.batch_size, config.data.num_workers)
     metrics = evaluate(model, batches, model.task_token.device, on_batch=keep)
-    metrics |= alarm_rates(rows, source.labels.ids["risk"] == HIGH)
+    is_high = source.labels.ids["risk"] == HIGH
+    metrics |= alarm_rates(rows, is_high)
+    p_high = torch.tensor([row["probs"]["risk"]["high"] for row in rows])
+    metrics["risk_high_recall_at_5"] = recall_at_false_alarms(p_high, torch.from_numpy(is_high))
     folder = (run or ckpt.parent) / "evaluation"
     with told_plainly(folder):
         folder.mkdir(exist_ok=True)
     about = {"checkpoint": ckpt.name, "epoch": checkpoint.meta.epoch, "data": data or split, "windows": len(rows)}
-    content = {**about, **metrics, "alarm_chosen_on_val": alarm.model_dump() if alarm else None}
+    compared = _baselines(config, source, data) if baselines else "left out by --no-baselines"
+    content = {**about, **metrics, "baselines": compared, "alarm_chosen_on_val": alarm.model_dump() if alarm else None}
     write_atomically(folder / "metrics.json", (json.dumps(content, indent=2) + "\n").encode())
     write_atomically(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     evaluated = Evaluated(
@@ -83,7 +93,7 @@ def evaluate_checkpoint(
         labels=source.labels,
         alarm=alarm,
         epoch=checkpoint.meta.epoch,
-        baselines=_baselines(config, source, data),
+        baselines=compared,
         history=_history(run),
         frames=_frames(config, source, data),
     )
@@ -91,7 +101,7 @@ def evaluate_checkpoint(
         write_report(folder / "report.html", evaluated)
     except ConfigError as error:
         log.warning(str(error))
-    return metrics, folder
+    return evaluated, folder
 
 
 def _baselines(config: Config, source: Split, data: str | None) -> dict[str, Metrics] | str:

@@ -181,7 +181,8 @@ def test_train_stores_the_alarm_and_evaluate_and_predict_use_it(
     assert meta.alarm.n_high == 10
     assert f"best epoch {meta.epoch}; alarm: P(high) >= " in run.log.read_text()
 
-    metrics, folder = evaluate_checkpoint(run.best)
+    found, folder = evaluate_checkpoint(run.best)
+    metrics = found.metrics
     assert run.best.read_bytes() == before
     assert metrics["alarm_recall"] == meta.alarm.chosen.recall.value >= 0.8
     assert metrics["alarm_false_alarm_rate"] == meta.alarm.chosen.false_alarm_rate.value

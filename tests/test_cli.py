@@ -52,6 +52,10 @@ def test_the_main_job(config_file: Path, manifests: Path, tmp_path: Path) -> Non
     metrics = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())
     assert metrics["composite"] == stored.metrics["composite"]
     assert metrics["windows"] == 20
+    assert "against simple models" in evaluated.stdout
+    assert set(metrics["baselines"]) == {"majority class", "linear, telemetry", "linear, features + telemetry"}
+    plain = run("evaluate", "--ckpt", best, "--no-baselines")
+    assert "not compared with simple models: left out by --no-baselines" in plain.stdout
     cached = [json.loads(line) for line in (tmp_path / "run/evaluation/predictions.jsonl").read_text().splitlines()]
     assert [row["sample_id"] for row in cached] == [f"val-{i}" for i in range(20)]
 

@@ -299,8 +299,8 @@ def test_a_dataset_with_features_needs_no_encoder_and_no_cache(make_config: Make
     run = fit(config)
     checkpoint = load_checkpoint(run.best)
     assert (checkpoint.meta.dv, checkpoint.meta.encoder) == (6, None)
-    metrics, _ = evaluate_checkpoint(run.best)
-    assert metrics["composite"] == checkpoint.meta.metrics["composite"]
+    found, _ = evaluate_checkpoint(run.best)
+    assert found.metrics["composite"] == checkpoint.meta.metrics["composite"]
 
 
 def test_a_non_finite_loss_names_its_samples_and_keeps_the_checkpoint(make_config: MakeConfig) -> None:
