@@ -138,7 +138,7 @@ def cache_split(config: Config, split: Split, encoder: Encoder, overwrite: bool 
         CacheError, DataError: as `cache_vis`.
     """
     content = split.dataset.content_digest() if hasattr(split.dataset, "content_digest") else None
-    identity = full_identity(config, encoder, split.labels, split.class_weights, content)
+    identity = full_identity(config, split.name, encoder, split.labels, split.class_weights, content)
     plan = Plan(identity, config.cache.shard_windows, config.cache.batch_size)
     source = FrameSource(split.dataset, split.name, config.model.F, encoder.resize)
     try:

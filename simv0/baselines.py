@@ -19,7 +19,7 @@ from simv0.splits import Split, eval_loader
 
 C = 1.0
 """Inverse strength of the L2 penalty, as scikit-learn counts it (and its default)."""
-MAX_ITERATIONS = 300
+MAX_ITERATIONS = 200
 FALSE_ALARMS = 0.05
 """Rate of false alarms at which the recall of "high" is compared."""
 
@@ -93,7 +93,7 @@ def logistic_regression(
     weight = torch.zeros(classes, x.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
     solver = torch.optim.LBFGS(
-        [weight, bias], max_iter=MAX_ITERATIONS, tolerance_grad=1e-7, history_size=20, line_search_fn="strong_wolfe"
+        [weight, bias], max_iter=MAX_ITERATIONS, tolerance_grad=1e-5, history_size=20, line_search_fn="strong_wolfe"
     )
 
     def loss() -> Tensor:

@@ -3,7 +3,7 @@
 `docs/config.md` is generated from the field docstrings below; a test holds the two together.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -102,21 +102,25 @@ class ModelConfig(Section):
         return self
 
 
+Module = Literal["projector", "telemetry_mlp", "task_token", "heads"]
+LR_SCALE: dict[Module, float] = {
+    "projector": 0.3,
+    "telemetry_mlp": 10.0,
+    "task_token": 10.0,
+    "heads": 10.0,
+}
+
+
 class TrainingConfig(Section):
     """How the projector, the telemetry MLP, the task token and the heads are trained."""
 
     epochs: int = Field(default=10, ge=1)
     """Passes over the train split."""
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0, le=10)
     """Learning rate of AdamW, at its peak."""
-    lr_scale: dict[Literal["projector", "telemetry_mlp", "task_token", "heads"], float] = {
-        "projector": 0.3,
-        "telemetry_mlp": 10.0,
-        "task_token": 10.0,
-        "heads": 10.0,
-    }
+    lr_scale: dict[Module, Annotated[float, Field(gt=0, le=1000)]] = LR_SCALE
     """Factor on `lr` per module: the wide projector overfits, the others are small and slow (docs/quality.md). A map
-    that names some modules leaves the others at 1."""
+    that names some modules leaves the others as they are."""
     schedule: Literal["one_cycle", "constant"] = "one_cycle"
     """Course of the learning rate: `one_cycle` rises over the first 30 % of the steps and falls to zero by a cosine."""
     visual_dropout: float = Field(default=0.5, ge=0, lt=1)
@@ -151,6 +155,11 @@ class TrainingConfig(Section):
     """Weight of the confidence head's loss."""
     checkpoint_every_steps: int | None = Field(default=None, ge=1)
     """Also write last.pt every so many steps within an epoch; unset: at the end of each epoch."""
+
+    @field_validator("lr_scale")
+    @classmethod
+    def _others_keep_theirs(cls, value: dict[Module, float]) -> dict[Module, float]:
+        return {**LR_SCALE, **value}
 
 
 class EvaluationConfig(Section):

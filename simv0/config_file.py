@@ -128,10 +128,11 @@ def _nearest(location: list[str]) -> str:
     here = [
         name for name in (everywhere if section else Config.model_fields) if not section or name.startswith(section[0])
     ]
-    candidates = {name.split(".")[-1]: name for name in [*everywhere, *here]}
-    close = difflib.get_close_matches(key, candidates, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {candidates[close[0]]}?"
+    for names, cutoff in ((here, 0.5), (everywhere, 0.8)):  # elsewhere only what is nearly the same
+        candidates = {name.split(".")[-1]: name for name in names}
+        close = difflib.get_close_matches(key, candidates, n=1, cutoff=cutoff)
+        if close:
+            return f"did you mean {candidates[close[0]]}?"
     known = [name.split(".")[-1] for name in here]
     return f"known here: {', '.join(known)}"
 

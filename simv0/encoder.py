@@ -1,5 +1,6 @@
 """The frozen vision encoder: an open_clip image tower, its preprocessing on tensors, and its identity."""
 
+import difflib
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -145,11 +146,8 @@ def load_encoder(model: ModelConfig, precision: str = "fp32", device: torch.devi
     import open_clip
 
     name, tag = model.vision_encoder_name, model.vision_pretrained
-    if tag is None and not name.startswith(("local-dir:", "hf-hub:")):
-        raise ModelError(
-            f"model.vision_pretrained: {name} without a pretrained tag would have random weights; "
-            f"write one of its tags ({', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'it has none'})"
-        )
+    if not name.startswith(("local-dir:", "hf-hub:")):
+        _check_names(name, tag, open_clip.list_models(), open_clip.list_pretrained_tags_by_model(name))
     silenced = logging.root.level
     logging.root.setLevel(logging.CRITICAL)  # open_clip logs each step, and its errors twice
     try:
@@ -169,6 +167,20 @@ def load_encoder(model: ModelConfig, precision: str = "fp32", device: torch.devi
     if model.dv is not None and model.dv != encoder.dv:
         raise ModelError(f"model.dv: the config says {model.dv}, but {name} gives features of width {encoder.dv}")
     return encoder
+
+
+def _check_names(name: str, tag: str | None, names: list[str], tags: list[str]) -> None:
+    if name.replace("/", "-") not in names:
+        close = difflib.get_close_matches(name, names, n=3) or ["local-dir:PATH for a folder of your own"]
+        raise ModelError(f"model.vision_encoder_name: open_clip has no model {name}; did you mean {', '.join(close)}?")
+    known = ", ".join(tags) or "it has none"
+    if tag is None:
+        raise ModelError(
+            f"model.vision_pretrained: {name} without a pretrained tag would have random weights; "
+            f"write one of its tags ({known})"
+        )
+    if tag not in tags and not Path(tag).is_file():
+        raise ModelError(f"model.vision_pretrained: {name} has no tag {tag!r}; write one of its tags ({known})")
 
 
 def resolve_precision(precision: str, device: torch.device | str = "cpu") -> str:

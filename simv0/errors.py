@@ -7,6 +7,14 @@ class SimError(Exception):
     exit_code = 1
 
 
+def unwrap(error: SimError) -> SimError:
+    """The error as it was raised, where a DataLoader's worker has wrapped its traceback around it."""
+    lines = str(error).rstrip().splitlines()
+    if not lines or not lines[0].startswith(f"Caught {type(error).__name__} in DataLoader worker"):
+        return error
+    return type(error)(lines[-1].split(": ", 1)[1])  # ends with "module.DataError: the message"
+
+
 class ConfigError(SimError):
     """A wrong command line or config; several mistakes come as several lines."""
 

@@ -18,6 +18,7 @@ from simv0.checkpoint import Checkpoint, check_frozen, load_checkpoint
 from simv0.config import Config
 from simv0.config_file import load_config
 from simv0.datasets import ManifestDataset, load_dataset, read_jsonl
+from simv0.encoder import Encoder
 from simv0.errors import CheckpointError, ConfigError, DataError, SimError
 from simv0.files import told_plainly, write_atomically
 from simv0.labels import HIGH
@@ -28,7 +29,7 @@ from simv0.report import Evaluated, write_report
 from simv0.rundir import RunDir
 from simv0.samples import Batch, CheckedDataset, check_sample, collate
 from simv0.splits import Split, eval_loader, open_split
-from simv0.trainer import LogitsKept, evaluate
+from simv0.trainer import LogitsKept, Stopwatch, evaluate
 
 log = logging.getLogger("simv0")
 
@@ -62,8 +63,8 @@ def evaluate_checkpoint(
         if run is None:
             raise ConfigError(f"{ckpt}: lies outside a run, so its data is unknown; give --config")
         config = load_config(run / "config_resolved.yaml")
-    source, encodes = _open(checkpoint, ckpt, config, data, split)
-    model = load_model(checkpoint, ckpt, config, with_encoder=encodes)
+    source, encoder = _open(checkpoint, ckpt, config, data, split)
+    model = load_model(checkpoint, ckpt, config, encoder)
     alarm, logits_kept = checkpoint.meta.alarm, LogitsKept()
     rows: list[dict[str, Any]] = []
 
@@ -161,9 +162,11 @@ def alarm_rates(rows: list[dict[str, Any]], is_high: Bool[np.ndarray, " N"]) -> 
     }
 
 
-def _open(checkpoint: Checkpoint, ckpt: Path, config: Config, data: str | None, split: str) -> tuple[Split, bool]:
-    """The split to evaluate, and whether its frames must be encoded."""
-    if data is not None and data.endswith(".h5"):
+def _open(
+    checkpoint: Checkpoint, ckpt: Path, config: Config, data: str | None, split: str
+) -> tuple[Split, Encoder | None]:
+    """The split to evaluate, and the encoder where its frames must be encoded."""
+    if data is not None and data.endswith((".h5", ".h5.parts")):
         cached = CachedDataset(data, config.cache.in_memory)
         source = Split(split, cached, cached.labels, cached.class_weights, cached.dv, cached.identity)
     else:
@@ -171,17 +174,19 @@ def _open(checkpoint: Checkpoint, ckpt: Path, config: Config, data: str | None, 
             override = {"train_split_path": data, "val_split_path": data}
             config = config.model_copy(update={"data": config.data.model_copy(update=override)})
         encodes = checkpoint.meta.encoder is not None and (data is not None or not config.model.use_cached_vis_feats)
-        encoder = load_trained_encoder(checkpoint, ckpt, config, "cpu") if encodes else None
+        encoder = load_trained_encoder(checkpoint, ckpt, config) if encodes else None
         source = open_split(config, split, encoder)
-        if encodes:
-            return source, True
+        if encoder is not None:
+            return source, encoder
     trained = checkpoint.meta.encoder
     if source.identity is not None:
         present = {key: value for key, value in source.identity.items() if key.startswith("vision_")}
         check_frozen("vision encoder", trained, present, ckpt)
     if source.dv != checkpoint.meta.dv:
         raise CheckpointError(f"{ckpt}: was trained on features of width {checkpoint.meta.dv}, found {source.dv}")
-    return source, False
+    if source.identity is not None and source.identity["F"] != checkpoint.meta.F:
+        raise CheckpointError(f"{ckpt}: takes {checkpoint.meta.F} frames a window, found {source.identity['F']}")
+    return source, None
 
 
 def predict_manifest(ckpt: str | Path, manifest: str | Path, config: Config | None = None) -> Iterator[dict[str, Any]]:
@@ -198,7 +203,7 @@ def predict_manifest(ckpt: str | Path, manifest: str | Path, config: Config | No
         dataset, Path(manifest).name, F=predictor.meta.F, labels=False, resize=predictor.model.encoder.resize
     )
     loader = DataLoader(checked, batch_size=8, collate_fn=collate, num_workers=config.data.num_workers)
-    for batch in loader:
+    for batch in Stopwatch().over(loader):
         yield from predictor.predict_batch(batch)
 
 

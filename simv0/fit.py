@@ -12,7 +12,7 @@ from simv0.checkpoint import Checkpoint, Meta, Training, load_checkpoint, save_c
 from simv0.compiled import compile_llm
 from simv0.config import Config
 from simv0.encoder import load_encoder
-from simv0.errors import DataError, TrainingError
+from simv0.errors import CacheError, DataError, TrainingError
 from simv0.identity import compare_splits
 from simv0.labels import HEADS, HIGH
 from simv0.metrics import Metrics, Tally, ranking
@@ -64,6 +64,12 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None) -> None:
     train, val = (open_split(config, name, encoder) for name in ("train", "val"))
     if train.identity is not None and val.identity is not None:
         compare_splits(train.identity, val.identity, "val")
+    elif train.identity is not None or val.identity is not None:
+        cached, other = ("train", "val") if train.identity is not None else ("val", "train")
+        raise CacheError(
+            f"{config.cache.dir}: {cached} would come from its feature file, {other} from the dataset itself; "
+            "run `simv0 cache-vis` for both, or choose another cache.dir"
+        )
     if train.dv != val.dv:
         raise DataError(f"val: features of width {val.dv}, but train has {train.dv}")
     model = build_model(config, train.dv, encoder, device)
@@ -81,6 +87,7 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None) -> None:
         run.begin(config)
     else:
         position = restore(checkpoint, run, model, optimizer, scaler, digests, steps)
+        run.write_config(config)  # operational keys may have changed
     handler = run.log_to_file()
     try:
         _introduce(config, model, train, val, device, position)
@@ -177,7 +184,7 @@ def _epochs(
                 after_step=after_step,
             )
             val_logits.clear()
-            measured = evaluate(model, val_batches, device, class_weights=weights, on_batch=after_val_batch)
+            measured = evaluate(model, val_batches, device, on_batch=after_val_batch)
             position.epoch, position.step, position.tally = position.epoch + 1, 0, Tally()
             append_line(run.train_metrics, {"epoch": position.epoch, **learnt})
             append_line(run.val_metrics, {"epoch": position.epoch, **measured})

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from simv0.config import Config
@@ -11,15 +11,19 @@ from simv0.encoder import Encoder, portable_name
 from simv0.errors import CacheError
 from simv0.samples import Labels
 
-OF_THE_SPLIT = ("N", "content_digest", "labels_digest")
+OF_THE_SPLIT = ("split", "split_file", "N", "content_digest", "labels_digest")
 """Fields in which train and val differ."""
 
 MISSING = "(missing)"
 
 
-def wanted_identity(config: Config) -> dict[str, Any]:
-    """The fields that the config alone tells: no encoder, no frames, no dataset needed."""
+def wanted_identity(config: Config, split: str) -> dict[str, Any]:
+    """The fields that the config alone tells about `split`: no encoder, no frames, no dataset needed.
+
+    `split_file`, the digest of a manifest, is among them where the manifest is on this machine.
+    """
     model, cache, data = config.model, config.cache, config.data
+    source = Path(data.train_split_path if split == "train" else data.val_split_path)
     wanted: dict[str, Any] = {
         "vision_encoder_name": portable_name(model.vision_encoder_name),
         "vision_pretrained": model.vision_pretrained,
@@ -28,7 +32,11 @@ def wanted_identity(config: Config) -> dict[str, Any]:
         "dtype": cache.dtype,
         "dataset_class_path": data.dataset_class_path,
         "dataset_kwargs": _without_folders(data.dataset_kwargs),
+        "split": source.name,
     }
+    if source.is_file():
+        with source.open("rb") as file:
+            wanted["split_file"] = hashlib.file_digest(file, "sha256").hexdigest()
     if cache.precision != "auto":
         wanted["vision_precision"] = cache.precision
     if model.dv is not None:
@@ -38,6 +46,7 @@ def wanted_identity(config: Config) -> dict[str, Any]:
 
 def full_identity(
     config: Config,
+    split: str,
     encoder: Encoder,
     labels: Labels,
     class_weights: Mapping[str, list[float]] | None,
@@ -47,13 +56,14 @@ def full_identity(
 
     Args:
         config: names of dataset and encoder, F, dtype.
+        split: "train" or "val".
         encoder: brings its weights' digest, precision and preprocessing.
         labels: of the split: a dataset that was relabelled needs a new file.
         class_weights: the dataset's own.
         content: the dataset's `content_digest()`, if it has one.
     """
     return {
-        **{key: value for key, value in wanted_identity(config).items() if "." not in key},
+        **{key: value for key, value in wanted_identity(config, split).items() if "." not in key},
         **encoder.identity,
         "dv": encoder.dv,
         "N": len(labels),

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
@@ -43,11 +42,8 @@ class Predictor:
         """
         checkpoint = load_checkpoint(ckpt)
         config = config or config_of(checkpoint, ckpt)
-        if checkpoint.meta.encoder is None:
-            raise CheckpointError(
-                f"{ckpt}: was trained on a dataset's own vis_feats; without an encoder it takes no frames"
-            )
-        return cls(load_model(checkpoint, ckpt, config, with_encoder=True), checkpoint)
+        encoder = load_trained_encoder(checkpoint, ckpt, config)
+        return cls(load_model(checkpoint, ckpt, config, encoder), checkpoint)
 
     def predict(
         self, frames: Num[Tensor, "F 3 H W"], telemetry: Float[Tensor, "8"], sample_id: str = "0"
@@ -80,18 +76,17 @@ class Predictor:
         )
 
 
-def load_model(checkpoint: Checkpoint, path: str | Path, config: Config, *, with_encoder: bool) -> SimV0Model:
-    """The model of a checkpoint, its frozen networks loaded and compared with those trained with.
+def load_model(checkpoint: Checkpoint, path: str | Path, config: Config, encoder: Encoder | None = None) -> SimV0Model:
+    """The model of a checkpoint beside its LLM, and `encoder` (of `load_trained_encoder`) where frames come.
 
     Raises:
-        CheckpointError: another LLM or encoder, or weights that do not fit.
-        ModelError: the LLM or the encoder cannot be loaded.
+        CheckpointError: another LLM, or weights that do not fit.
+        ModelError: the LLM cannot be loaded.
     """
     meta, device = checkpoint.meta, pick_device(config)
     weight = checkpoint.state.get("projector.weight")
     if weight is None or list(weight.shape) != [meta.d, meta.dv]:  # before anything of that size is made
         raise CheckpointError(f"{path}: its projector is not {meta.dv} -> {meta.d} as its metadata say")
-    encoder = load_trained_encoder(checkpoint, path, config, device) if with_encoder else None
     wanted = config.model.model_copy(
         update={"F": meta.F, "K": meta.K, "confidence_head": meta.confidence_head, "d": None, "dv": None}
     )
@@ -101,9 +96,7 @@ def load_model(checkpoint: Checkpoint, path: str | Path, config: Config, *, with
     return model.eval()
 
 
-def load_trained_encoder(
-    checkpoint: Checkpoint, path: str | Path, config: Config, device: torch.device | str
-) -> Encoder:
+def load_trained_encoder(checkpoint: Checkpoint, path: str | Path, config: Config) -> Encoder:
     """The encoder at the precision and with the preprocessing that the checkpoint was trained with.
 
     Raises:
@@ -111,10 +104,12 @@ def load_trained_encoder(
     """
     trained = checkpoint.meta.encoder
     if trained is None:
-        raise CheckpointError(f"{path}: was trained on a dataset's own vis_feats; it has no encoder")
+        raise CheckpointError(
+            f"{path}: was trained on a dataset's own vis_feats; without an encoder it takes no frames"
+        )
     if trained.get("vision_precision") not in ("fp32", "bf16"):
         raise CheckpointError(f"{path}: does not say at which precision its features were made")
-    encoder = load_encoder(config.model, str(trained["vision_precision"]), device)
+    encoder = load_encoder(config.model, str(trained["vision_precision"]), pick_device(config))
     check_frozen("vision encoder", trained, encoder.identity, path)
     return encoder
 

@@ -49,14 +49,14 @@ def find_checkpoint(run: RunDir, config: Config) -> Checkpoint | None:
     checkpoint = _load_either(run)
     if checkpoint is None:
         return None
-    if checkpoint.meta.epoch > config.training.epochs:
-        raise CheckpointError(f"{run.last}: says {checkpoint.meta.epoch} of {config.training.epochs} epochs are done")
     differing = config_differences(checkpoint.meta.config, config.model_dump())
     if differing:
         raise ConfigError(
             f"{run.root}: the run was begun with another config: {'; '.join(differing)}; "
             "give the same values, or another output.output_dir"
         )
+    if checkpoint.meta.epoch > config.training.epochs:
+        raise CheckpointError(f"{run.last}: says {checkpoint.meta.epoch} of {config.training.epochs} epochs are done")
     return checkpoint
 
 

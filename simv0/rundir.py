@@ -120,7 +120,7 @@ class RunDir:
             if self.last.parent.exists():
                 self.last.parent.rename(doomed)  # all checkpoints at once
                 shutil.rmtree(doomed)
-        write_atomically(self.config, dump_config(config).encode())
+        self.write_config(config)
         with told_plainly(self.root):
             for part in PARTS:
                 if (self.root / part).exists():
@@ -130,6 +130,10 @@ class RunDir:
         for path in (self.train_metrics, self.val_metrics):
             write_atomically(path, b"")
         self.write_export()
+
+    def write_config(self, config: Config) -> None:
+        """`config_resolved.yaml`."""
+        write_atomically(self.config, dump_config(config).encode())
 
     def write_export(self) -> None:
         """`export/`: a short script that predicts with `../checkpoints/best.pt`, and the label names."""

@@ -19,7 +19,7 @@ from simv0.cached import CachedDataset
 from simv0.config import Config
 from simv0.datasets import class_weights_of, load_dataset
 from simv0.encoder import Encoder
-from simv0.errors import CacheError, DataError
+from simv0.errors import CacheError, DataError, SimError
 from simv0.identity import compare_identity, labels_digest, wanted_identity
 from simv0.labels import HEADS
 from simv0.parts import parts_of
@@ -54,13 +54,32 @@ def open_split(config: Config, name: str, encoder: Encoder | None = None) -> Spl
         CacheError: no feature file, or one of other data or another encoder.
         DataError: what breaks the sample contract.
     """
-    F = config.model.F
     path = Path(config.cache.dir) / f"{name}.h5"
     shards = parts_of(path).folder
     if encoder is None and (path.exists() or shards.exists()):
         cached = CachedDataset(path if path.exists() else shards, config.cache.in_memory)
-        compare_identity(cached.identity, wanted_identity(config), path)
+        try:
+            compare_identity(cached.identity, wanted_identity(config, name), path)
+        except CacheError:
+            if not _brings_features(config, name):  # what lies there is not of this dataset, which needs no file
+                raise
+            return _open_dataset(config, name, None, path)
         return Split(name, cached, cached.labels, cached.class_weights, cached.dv, cached.identity)
+    return _open_dataset(config, name, encoder, path)
+
+
+def _brings_features(config: Config, name: str) -> bool:
+    """Whether the dataset is here and yields `vis_feats` itself."""
+    try:
+        dataset = load_dataset(config.data, name)
+        return len(dataset) > 0 and not hasattr(dataset, "load_frame") and "vis_feats" in dataset[0]
+    except (SimError, TypeError):
+        return False
+
+
+def _open_dataset(config: Config, name: str, encoder: Encoder | None, path: Path) -> Split:
+    """The dataset's frames, or its own features; `path` is where the feature file would be."""
+    F = config.model.F
     dataset = load_dataset(config.data, name)
     if len(dataset) == 0:
         raise DataError(f"{name}: the split is empty")

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from simv0.errors import TrainingError
+from simv0.errors import SimError, TrainingError, unwrap
 from simv0.labels import HEADS
 from simv0.losses import loss_sums, objective
 from simv0.metrics import Metrics, Tally
@@ -55,7 +55,8 @@ def train_one_epoch(
         The metrics of the training batches as they came, with `seconds` and `data_wait_share`.
 
     Raises:
-        TrainingError: a non-finite loss, naming the batch's samples; the weights are those of before the step.
+        TrainingError: a non-finite loss or gradient, naming the batch's samples; the weights are those
+            of before the step.
     """
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -69,15 +70,13 @@ def train_one_epoch(
         sums = loss_sums(logits, batch, class_weights, label_smoothing)
         loss = objective(sums, confidence_weight)["loss"]
         if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} on the batch of {', '.join(batch['sample_id'][:8])}"
-                f"{', ...' if len(batch['sample_id']) > 8 else ''}; lower training.lr or look at these samples "
-                "(the last checkpoint is untouched)"
-            )
+            raise TrainingError(_non_finite("the loss", loss, batch))
         optimizer.zero_grad(set_to_none=True)
         if scaler is None:
             loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(trained, grad_clip)
+            norm = nn.utils.clip_grad_norm_(trained, grad_clip)
+            if not torch.isfinite(norm):
+                raise TrainingError(_non_finite("the gradient", norm, batch))
             optimizer.step()
         else:
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -91,13 +90,20 @@ def train_one_epoch(
     return {**tally.metrics(), **waiting.report()}
 
 
+def _non_finite(what: str, value: Tensor, batch: Batch) -> str:
+    names = ", ".join(batch["sample_id"][:8]) + (", ..." if len(batch["sample_id"]) > 8 else "")
+    return (
+        f"{what} is {value.item()} on the batch of {names}; lower training.lr or look at these samples "
+        "(the last checkpoint is untouched)"
+    )
+
+
 @torch.no_grad()
 def evaluate(
     model: SimV0Model,
     loader: Iterable[Batch],
     device: torch.device | str,
     *,
-    class_weights: Mapping[str, Tensor] | None = None,
     on_batch: Callable[[Batch, dict[str, Tensor]], None] | None = None,
 ) -> Metrics:
     """Metrics of a split, with `seconds` and `data_wait_share`.
@@ -106,7 +112,6 @@ def evaluate(
         model: left in the mode it was in.
         loader: batches as `samples.collate` makes them.
         device: where the model is.
-        class_weights: head -> weight of each class in the losses.
         on_batch: is given every batch and its logits.
     """
     training = model.training
@@ -115,7 +120,7 @@ def evaluate(
     for batch in waiting.over(loader):
         batch = to_device(batch, device)
         logits = model(batch)
-        tally.add(logits, batch, loss_sums(logits, batch, class_weights))
+        tally.add(logits, batch, loss_sums(logits, batch))  # no class weights: recipes stay comparable
         if on_batch is not None:
             on_batch(batch, logits)
     model.train(training)
@@ -157,7 +162,10 @@ class Stopwatch:
         iterator, end = iter(loader), object()
         while True:
             asked = time.perf_counter()
-            batch: Any = next(iterator, end)
+            try:
+                batch: Any = next(iterator, end)
+            except SimError as error:
+                raise unwrap(error) from None
             self.waited += time.perf_counter() - asked
             if batch is end:
                 return

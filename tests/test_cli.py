@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MakeConfig, write_manifest
+from conftest import MakeConfig, config_tree, write_manifest
 from typer.testing import CliRunner
 
+from cache.pipeline import cache_vis
 from cli.main import app
 from simv0.checkpoint import load_checkpoint
-from simv0.config_file import dump_config
+from simv0.config_file import build_config, dump_config
 from simv0.datasets import ManifestDataset
 from simv0.features import read_features
 from simv0.predict import Predictor
@@ -89,7 +90,14 @@ def test_the_main_job(config_file: Path, manifests: Path, tmp_path: Path) -> Non
     assert direct["probs"]["risk"] == pytest.approx(predicted[3]["probs"]["risk"], abs=5e-3)  # not rounded to bytes
 
 
-def test_evaluate_elsewhere(config_file: Path, manifests: Path, tmp_path: Path, features: Path) -> None:
+class HalfWindows(ManifestDataset):
+    """The last two frames."""
+
+    def frame_ids(self, index: int) -> list[str]:
+        return super().frame_ids(index)[-2:]
+
+
+def test_evaluate_elsewhere(models: Path, config_file: Path, manifests: Path, tmp_path: Path, features: Path) -> None:
     setting = ("--set", f"cache.dir={features}")
     assert run("train", "--config", config_file, *setting).exit_code == 0
     best = tmp_path / "run/checkpoints/best.pt"
@@ -99,6 +107,12 @@ def test_evaluate_elsewhere(config_file: Path, manifests: Path, tmp_path: Path, 
         found = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())
         assert found["windows"] == 20
         assert found["loss"] == pytest.approx(min(on_val["loss"], found["loss"]), abs=0.5)
+    shorter = tmp_path / "shorter"
+    tree = config_tree(models, manifests, shorter)
+    tree["model"]["F"], tree["data"]["dataset_class_path"] = 2, "test_cli.HalfWindows"
+    cache_vis(build_config(tree, "test"))
+    wrong = run("evaluate", "--ckpt", best, "--data", shorter / "val.h5")
+    assert wrong.stderr == f"error: {best}: takes 4 frames a window, found 2\n"
     moved = tmp_path / "moved.pt"
     shutil.copy(best, moved)
     lost = run("evaluate", "--ckpt", moved)

@@ -28,6 +28,11 @@ def refusal(tree: dict[str, Any]) -> str:
     [
         ({"training": {"lrr": 1}}, "c.yaml: training.lrr: unknown key; did you mean training.lr?"),
         ({"training": {"dir": "x"}}, "c.yaml: training.dir: unknown key; did you mean cache.dir?"),
+        ({"output": {"learning_rat": 1}}, "c.yaml: output.learning_rat: unknown key; known here: output_dir"),
+        (
+            {"training": {"lr_scale": {"heads": -5}}},
+            "c.yaml: training.lr_scale.heads: input should be greater than 0, found -5",
+        ),
         ({"trainig": {}}, "c.yaml: trainig: unknown key; did you mean training?"),
         ({"training": {"amp": "no"}}, "c.yaml: training.amp: expected true or false, found 'no'"),
         ({"training": {"lr": "fast"}}, "c.yaml: training.lr: input should be a valid number, found 'fast'"),
@@ -62,6 +67,12 @@ def refusal(tree: dict[str, Any]) -> str:
 )
 def test_each_mistake_names_its_key_and_the_way_out(tree: dict[str, Any], message: str) -> None:
     assert refusal(tree) == message
+
+
+def test_lr_scale_of_one_module_leaves_the_others() -> None:
+    default = build_config(DATA, "c").training.lr_scale
+    given = build_config({**DATA, "training": {"lr_scale": {"heads": 2}}}, "c").training.lr_scale
+    assert given == {**default, "heads": 2}
 
 
 def test_several_mistakes_are_told_at_once() -> None:

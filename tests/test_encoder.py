@@ -150,7 +150,10 @@ def test_refusals_name_the_key_and_the_way_out(models: Path, tmp_path: Path) -> 
         "model.vision_pretrained: ViT-B-32 without a pretrained tag would have random weights;"
     )
     assert "laion2b_s34b_b79k" in random_weights
-    assert "cannot be loaded" in refusal(ModelConfig(vision_encoder_name="ViT-Z-1", vision_pretrained="x"))
+    unknown = refusal(ModelConfig(vision_encoder_name="ViT-B-23", vision_pretrained="x"))
+    assert unknown.startswith("model.vision_encoder_name: open_clip has no model ViT-B-23; did you mean ViT-B-")
+    tag = refusal(ModelConfig(vision_pretrained="x"))
+    assert tag.startswith("model.vision_pretrained: ViT-B-32 has no tag 'x'; write one of its tags (openai, ")
     assert "config file missing" in refusal(config(tmp_path))
     wrong = "model.dv: the config says 99, but local-dir:"
     assert refusal(config(models / "vision", dv=99)).startswith(wrong)

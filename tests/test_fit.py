@@ -14,7 +14,7 @@ import torch
 from conftest import MakeConfig
 
 import simv0.fit
-from simv0.build import lr_factor
+from simv0.build import build_model, lr_factor, make_optimizer
 from simv0.checkpoint import load_checkpoint, save_checkpoint
 from simv0.config import Config
 from simv0.config_file import load_config
@@ -25,6 +25,7 @@ from simv0.resume import config_differences
 from simv0.rundir import RunDir, cut_back
 from simv0.splits import BatchOrder, feature_stats, open_split, telemetry_stats
 from simv0.stopping import Stopped
+from simv0.trainer import train_one_epoch
 
 EPOCHS, STEPS = 2, 5  # 40 windows in batches of 8
 
@@ -317,6 +318,72 @@ def test_val_without_high_is_said(make_config: MakeConfig, caplog: pytest.LogCap
     run = fit(config)
     assert any('val has no window of risk "high"' in message for message in caplog.messages)
     assert load_checkpoint(run.best).meta.metrics["risk_high_recall"] is None
+
+
+def test_a_non_finite_gradient_moves_no_weight(models: Path, make_config: MakeConfig) -> None:
+    model = build_model(make_config(), 32, None, torch.device("cpu"))
+    model.projector.weight.register_hook(lambda grad: grad * float("inf"))
+    before = {name: value.clone() for name, value in model.trainable_state().items()}
+    batch = {
+        "vis_feats": torch.randn(2, 4, 32), "telemetry": torch.randn(2, 8), "weight": torch.ones(2),
+        "sample_id": ["a", "b"], "risk_id": torch.tensor([0, 1]), "reason_id": torch.tensor([0, 1]),
+        "action_id": torch.tensor([0, 1]),
+    }  # fmt: skip
+    with pytest.raises(TrainingError, match=r"^the gradient is (nan|inf) on the batch of a, b; lower training.lr"):
+        train_one_epoch(model, [batch], make_optimizer(model, make_config().training), None, "cpu")  # type: ignore
+    assert all(torch.equal(value, before[name]) for name, value in model.trainable_state().items())
+
+
+def test_features_of_another_manifest_are_refused(
+    make_config: MakeConfig, features: Path, manifests: Path, tmp_path: Path
+) -> None:
+    def trained_on(manifest: Path) -> str:
+        with pytest.raises(CacheError) as error:
+            fit(make_config(cache={"dir": str(features)}, data={"train_split_path": str(manifest)}))
+        return str(error.value)
+
+    assert 'split is "train.jsonl", wanted is "other.jsonl"' in trained_on(tmp_path / "other.jsonl")
+    relabelled = tmp_path / "train.jsonl"
+    relabelled.write_text((manifests / "train.jsonl").read_text().replace('"risk_id": 0', '"risk_id": 1', 1))
+    assert "split_file is" in trained_on(relabelled)
+    elsewhere = tmp_path / "elsewhere" / "train.jsonl"  # not on this machine: its name is all that can be known
+    fit(make_config(cache={"dir": str(features)}, data={"train_split_path": str(elsewhere)}, training={"epochs": 1}))
+
+
+def test_a_dataset_with_features_is_not_trapped_by_a_leftover_cache(make_config: MakeConfig, features: Path) -> None:
+    own = {"dataset_class_path": "test_fit.VisFeats"}
+    run = fit(make_config(cache={"dir": str(features)}, data=own, training={"epochs": 1}))
+    assert load_checkpoint(run.best).meta.dv == 6
+
+
+def test_one_split_cached_and_the_other_not_is_refused(make_config: MakeConfig, features: Path, tmp_path: Path) -> None:
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "val.h5").write_bytes((features / "val.h5").read_bytes())
+    config = make_config(cache={"dir": str(tmp_path / "half")})
+    with pytest.raises(CacheError, match="there is no feature file for split train"):
+        fit(config)
+
+
+def test_resume_writes_the_operational_keys_of_now(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit_until(config, 1, monkeypatch)
+    changed = config.data.model_copy(update={"num_workers": 1})
+    run = fit(config.model_copy(update={"data": changed}), resume=True)
+    assert load_config(run.config).data.num_workers == 1
+
+
+def test_an_error_in_a_loaders_worker_is_one_line(make_config: MakeConfig) -> None:
+    data = {"dataset_class_path": "test_fit.Broken", "num_workers": 1}
+    with pytest.raises(DataError) as error:
+        fit(make_config(data=data))
+    assert str(error.value) == "train[9]: telemetry: holds NaN or inf, first at [0]"
+
+
+class Broken(VisFeats):
+    """Breaks the contract only where a worker reads it."""
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        broken = i == 9 and torch.utils.data.get_worker_info() is not None
+        return {**super().__getitem__(i), **({"telemetry": np.full(8, np.nan)} if broken else {})}
 
 
 class NoHigh(VisFeats):

@@ -408,4 +408,4 @@ def test_a_projector_that_its_metadata_belie_is_refused_before_it_is_built(confi
     content = load_checkpoint(run.best)
     lying = content.model_copy(update={"meta": content.meta.model_copy(update={"dv": 60_000})})
     with pytest.raises(CheckpointError, match="its projector is not 60000 -> 64 as its metadata say"):
-        load_model(lying, run.best, config, with_encoder=False)
+        load_model(lying, run.best, config)

@@ -98,7 +98,7 @@ def logits_of_stream(stream: Stream, frames: list[Any], telemetry: list[Any], ti
 
 def logits_of_evaluate(config: Config, split: str) -> dict[str, Tensor]:
     checkpoint = load_checkpoint(best(config))
-    model = load_model(checkpoint, best(config), config, with_encoder=False)
+    model = load_model(checkpoint, best(config), config)
     kept = LogitsKept()
     evaluate(model, eval_loader(open_split(config, split), 256, 0), "cpu", on_batch=kept.keep)
     return {head: torch.from_numpy(values) for head, values in kept.arrays().items()}
