@@ -2,8 +2,8 @@
 """Predict with this run: python sim_v0_infer.py IMAGE_1 ... IMAGE_F --telemetry ax ay az gx gy gz v w
 
 Prints one JSON object: risk, reason, action, their probabilities, alarm. With --spacing 0.2 the images, any number of
-them, are a stream of frames 0.2 s apart: one line a frame, each encoded once. Needs simv0 installed, and the LLM and the vision
-encoder where they were when the run was trained.
+them, are a stream of frames 0.2 s apart: one line a frame, each encoded once. Needs simv0 installed, and the LLM and
+the vision encoder where they were when the run was trained.
 """
 
 import argparse
