@@ -179,6 +179,7 @@ def overlay(
         typer.Option("--spacing", help="Seconds between the frames of a training window; else that of the recording."),
     ] = None,
     fps: Annotated[float | None, typer.Option("--fps", help="Frames a second of a folder of images.")] = None,
+    live: Annotated[bool, typer.Option("--live", help="Also show it in a browser page on this machine.")] = False,
     config: Annotated[
         Path | None, typer.Option("--config", help="Where the frozen networks are, if not where the run had them.")
     ] = None,
@@ -189,6 +190,7 @@ def overlay(
         from simv0.config_file import load_config
 
         loaded = load_config(config, set_) if config is not None else None
+        from simv0.live import LivePage
         from simv0.overlay import render_overlay
         from simv0.predict import Predictor
         from simv0.sequence import open_sequence
@@ -196,7 +198,12 @@ def overlay(
 
         sequence = open_sequence(frames, telemetry, fps)
         stream = Stream(Predictor.load(ckpt, loaded), spacing or sequence.interval, live=False)
-        count = render_overlay(stream, sequence, out)
+        page = LivePage() if live else None
+        if page is not None:
+            typer.echo(f"live: {page.url}")
+        count = render_overlay(stream, sequence, out, page.show if page is not None else None)
+        if page is not None:
+            page.close()
         stats = stream.stats()
         typer.echo(
             f"{out}: {count} frames, {stats['judged']} judged, {stats['waiting']} waiting, {stats['bad']} bad; "

@@ -57,7 +57,9 @@ svg text { font-family: system-ui, sans-serif !important; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .25rem .5rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { color: var(--dim); font-weight: 500; }
-.confusion { font-size: .8rem; } .confusion th { white-space: normal; padding: .2rem .15rem; }
+.confusion { font-size: .76rem; } .confusion th { white-space: normal; }
+.confusion :is(th, td) { padding: .2rem .25rem; }
+@media (max-width: 500px) { table { font-size: .76rem; } th, td { padding: .2rem .3rem; } th { white-space: normal; } }
 .strip { margin: .8rem 0; } .strip div { display: flex; overflow-x: auto; gap: 2px; }
 .strip img { flex: 0 0 auto; width: 118px; border-radius: 3px; }
 """

@@ -387,12 +387,12 @@ def test_the_exported_script_shows_the_stream(run: Config, manifests: Path, pred
 
 
 def test_an_hour_with_drops_gaps_bad_frames_and_a_slow_model(predictor: Predictor) -> None:
-    """2,400 frames, 1.5 s apart with jitter; a quarter of an hour each: well, bad input, gaps, a model of 0.6 to 4 s.
+    """1,200 frames, 3 s apart with jitter; a quarter of an hour each: well, bad input, gaps, a model of 1.2 to 8 s.
 
     "Known" is worked out a second way from what came in: the frames that reached the encoder, and the good telemetry.
     """
     rng = random.Random(0)
-    clock, spacing = Clock(), 1.5
+    clock, spacing = Clock(), 3.0
     stream = Stream(predictor, spacing, clock=clock, alarm_threshold=0.3)
     pictures = [image(i) for i in range(8)]
     spend = [0.05]
@@ -403,8 +403,8 @@ def test_an_hour_with_drops_gaps_bad_frames_and_a_slow_model(predictor: Predicto
     tally = {"known": 0, "unknown": 0}
     sizes = set()
     t = 0.0
-    for i in range(2400):
-        trouble = i // 600
+    for i in range(1200):
+        trouble = i // 300
         t += spacing * rng.uniform(0.9, 1.1) + (
             rng.choice([0.3, 2.0, 30.0]) if trouble == 2 and rng.random() < 0.02 else 0
         )
@@ -412,7 +412,7 @@ def test_an_hour_with_drops_gaps_bad_frames_and_a_slow_model(predictor: Predicto
         telemetry = torch.tensor([rng.gauss(0, 1) for _ in range(8)])
         if trouble == 1 and rng.random() < 0.1:
             frame, telemetry, _ = rng.choice(BAD)
-        spend[0] = rng.uniform(0.6, 4.0) if trouble == 3 else 0.05
+        spend[0] = rng.uniform(1.2, 8.0) if trouble == 3 else 0.05
         clock.now = max(clock.now, t)
         before = stream.counts["encoded"]
         state = stream.push(frame, telemetry, t)
@@ -427,14 +427,14 @@ def test_an_hour_with_drops_gaps_bad_frames_and_a_slow_model(predictor: Predicto
         assert (state.prediction is None) == (state.unknown is not None) == (not known)
         assert known or state.alarm is not False
         tally["known" if known else "unknown"] += 1
-        if i % 600 == 599:
+        if i % 300 == 299:
             sizes.add(sum(len(x) for x in vars(stream).values() if hasattr(x, "__len__")) - len(stream._latencies))
     hook.remove()
     stats = stream.stats()
     assert t > 3600
-    assert tally["known"] > 1000
-    assert tally["unknown"] > 300
-    assert stats["bad"] > 40  # type: ignore[operator]
-    assert stats["dropped"] > 200  # type: ignore[operator]
+    assert tally["known"] > 500
+    assert tally["unknown"] > 150
+    assert stats["bad"] > 20  # type: ignore[operator]
+    assert stats["dropped"] > 100  # type: ignore[operator]
     assert len(stream._ring) <= 2 * OVERSAMPLING * F
     assert max(sizes) < 2 * OVERSAMPLING * F + 1100  # the ring, 1000 ages, a handful of counts
