@@ -10,7 +10,6 @@ from jaxtyping import Num
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cache.locks import close_inherited
 from simv0.errors import DataError, SimError
 from simv0.samples import SharesFrames, check_frames, check_sample
 
@@ -64,10 +63,17 @@ class FrameSource(Dataset[Any]):
             DataError: a frame that breaks the sample contract, or frames of two types.
         """
         frames = [self.resize(self._read_unit(unit)) for unit in units]
-        types = {frame.dtype for frame in frames}
-        if len(types) > 1:
+        return self.join(frames) if frames else torch.empty(0, 3, 0, 0)
+
+    def join(self, frames: list[Tensor]) -> Num[Tensor, "n 3 h w"]:
+        """Several runs of frames as one.
+
+        Raises:
+            DataError: of two types: `torch.cat` would take 0..255 for 0..1 in silence.
+        """
+        if len({frame.dtype for frame in frames}) > 1:
             raise DataError(f"{self.split}: some frames are uint8, others float; give one type")
-        return torch.cat(frames) if frames else torch.empty(0, 3, 0, 0)
+        return torch.cat(frames)
 
     def _read_unit(self, unit: Any) -> Num[Tensor, "n 3 H W"]:
         if self.shares:
@@ -100,7 +106,6 @@ def read_jobs(
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin_memory,
-        worker_init_fn=close_inherited,
     )
     for job, frames in loader:
         if isinstance(frames, SimError):

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from simv0.errors import CacheError
-
-_held: set[int] = set()
+from simv0.locks import hold, let_go
 
 
 class FileLock:
@@ -34,7 +33,7 @@ class FileLock:
                 fcntl.flock(descriptor, kind)
                 if self._still_named(descriptor):
                     self._descriptor = descriptor
-                    _held.add(descriptor)
+                    hold(descriptor)
                     return True
             except BlockingIOError:
                 os.close(descriptor)
@@ -52,8 +51,7 @@ class FileLock:
             return
         if remove:
             self.path.unlink(missing_ok=True)
-        _held.discard(self._descriptor)
-        os.close(self._descriptor)
+        let_go(self._descriptor)
         self._descriptor = None
 
     @contextmanager
@@ -71,10 +69,3 @@ class FileLock:
         except FileNotFoundError:
             return False
         return (named.st_ino, named.st_dev) == (locked.st_ino, locked.st_dev)
-
-
-def close_inherited(_worker: int = 0) -> None:
-    """In a forked worker: let go of the parent's locks, so that they end with the parent."""
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -115,7 +116,8 @@ def choose_device() -> torch.device:
 def open_split(config: Config, name: str) -> Split:
     """Load one split and check all that can be checked without an encoder."""
     dataset = load_dataset(config.data, name)
-    if len(dataset) and not isinstance(dataset, SharesFrames) and "vis_feats" in dataset[0]:
+    first = dataset[0] if len(dataset) and not isinstance(dataset, SharesFrames) else None
+    if isinstance(first, Mapping) and "vis_feats" in first:
         raise DataError(
             f"{name}: {config.data.dataset_class_path} yields vis_feats itself; it needs no cache-vis: "
             "`simv0 train` reads it directly"
@@ -183,11 +185,13 @@ def _finish(split: Split, plan: Plan) -> Outcome | None:
 def _start_over(split: Split) -> None:
     """Remove what is there, unless another process works on it: then it has started over already."""
     gate = split.gate
-    if gate.acquire(wait=False):
-        with mendable_write(split.final):
-            split.final.unlink(missing_ok=True)
-        shutil.rmtree(split.parts.folder, ignore_errors=True)
-        gate.release()
+    if not gate.acquire(wait=False):
+        log.warning("%s: another cache-vis is at work on it: --overwrite removes nothing and joins it", split.final)
+        return
+    with mendable_write(split.final):
+        split.final.unlink(missing_ok=True)
+    shutil.rmtree(split.parts.folder, ignore_errors=True)
+    gate.release()
 
 
 def _check_complete(split: Split, work: ShardWork) -> None:

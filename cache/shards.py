@@ -85,7 +85,7 @@ class ShardWork:
 
         Raises:
             CacheError: disk full, or features that are NaN, inf or too large for `cache.dtype`.
-            DataError: a frame that breaks the sample contract.
+            DataError: a frame that breaks the sample contract, or frames of two types.
         """
         try:
             while missing := _from_own_place(self.parts.missing(self.plan)):
@@ -153,7 +153,7 @@ class ShardWork:
         ):
             self.counts.waited += time.perf_counter() - clock
             task = self.tasks[job.shard]
-            waiting = frames if waiting is None or not len(waiting) else torch.cat([waiting, frames])
+            waiting = frames if waiting is None or not len(waiting) else self.source.join([waiting, frames])
             while len(waiting) >= self.plan.batch_size or (job.last and len(waiting)):
                 task.feats.append(self.encode(waiting[: self.plan.batch_size]))
                 self.counts.encoded += len(task.feats[-1])

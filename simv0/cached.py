@@ -14,6 +14,9 @@ from simv0.labels import HEADS
 from simv0.parts import join_labels, open_features
 from simv0.samples import Batch
 
+CGROUP = Path("/sys/fs/cgroup")
+"""Where a container (cgroup v2) says how much memory it may use."""
+
 MAPPED_AT_ONCE = 256
 """Shards mapped at a time: each costs a file descriptor, of which a process may have 1024."""
 
@@ -119,7 +122,16 @@ class CachedDataset(Dataset[dict[str, Any]]):
 
 
 def available_memory() -> int:
-    """Bytes of RAM that are free or can be freed; 0 where the system does not say."""
+    """Bytes of RAM that are free or can be freed, within the limit of a container; 0 where the system does not say."""
+    free = _free_memory()
+    try:
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return free if limit == "max" else max(0, min(free, int(limit) - int(used)))
+    except (OSError, ValueError):
+        return free
+
+
+def _free_memory() -> int:
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import json
+import math
 import os
 import warnings
 from collections.abc import Hashable, Mapping
@@ -71,12 +72,11 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         self.rows = read_jsonl(self.manifest)
         self._videos: dict[str, Any] = {}
         self._process = os.getpid()
-        checked: set[str] = set()
+        self._paths: dict[str, str] = {}
         for line, row in enumerate(self.rows, 1):
             for key, name in self._files_of(row, line):
-                if name not in checked:
-                    self._locate(name, key, line)
-                    checked.add(name)
+                if name not in self._paths:
+                    self._paths[name] = str(self._locate(name, key, line))
 
     def _files_of(self, row: dict[str, Any], line: int) -> list[tuple[str, str]]:
         """(key, name) of every file that a row names."""
@@ -90,16 +90,22 @@ class ManifestDataset(Dataset[dict[str, Any]]):
             raise DataError(f"{where}: expected one of the keys 'frames' and 'video', found both")
         if not isinstance(video, str):
             raise DataError(f"{where}: video: expected a path, found {video!r:.60}")
-        if not isinstance(times, list) or not times or not all(type(t) in (int, float) and t >= 0 for t in times):
+        if not isinstance(times, list) or not times or not all(0 <= _as_float(t) < math.inf for t in times):
             raise DataError(f"{where}: timestamps: expected a list of seconds >= 0, found {times!r:.60}")
         return [("video", video)]
 
-    def _locate(self, name: str, key: str, line: int) -> None:
-        path = (self.root / name).resolve()
+    def _locate(self, name: str, key: str, line: int) -> Path:
+        where, shown = f"{self.manifest}:{line}: {key}", repr(name) if len(name) <= 200 else f"{name[:200]!r}..."
+        try:
+            path = (self.root / name).resolve()
+            found = path.is_file()
+        except (OSError, ValueError, RuntimeError):  # too long, NUL, lone surrogates, links in a circle
+            raise DataError(f"{where}: there is no file {shown} beside the manifest") from None
         if not path.is_relative_to(self.root):
-            raise DataError(f"{self.manifest}:{line}: {key}: {name!r} leads outside the manifest's folder")
-        if not path.is_file():
-            raise DataError(f"{self.manifest}:{line}: {key}: there is no file {name!r} beside the manifest")
+            raise DataError(f"{where}: {shown} leads outside the manifest's folder")
+        if not found:
+            raise DataError(f"{where}: there is no file {shown} beside the manifest")
+        return path
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -112,11 +118,11 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         return {**self.labels_of(index), "frames": torch.stack(frames)}
 
     def frame_ids(self, index: int) -> list[Hashable]:
-        """The window's frames: paths relative to the manifest, or (video, seconds)."""
+        """The window's frames: absolute paths without links, or (such a path of a video, seconds)."""
         row = self.rows[index]
         if row.get("video") is None:
-            return list(row["frames"])
-        return [(row["video"], float(t)) for t in row["timestamps"]]
+            return [self._paths[name] for name in row["frames"]]
+        return [(self._paths[row["video"]], float(t)) for t in row["timestamps"]]
 
     def load_frame(self, frame_id: Hashable) -> UInt8[Tensor, "3 H W"]:
         """One frame, RGB. A video is read forwards, each of its frames decoded once; far back it seeks."""
@@ -142,7 +148,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         """Everything but the frames."""
         row = {k: value for k, value in self.rows[index].items() if k not in ("frames", "video", "timestamps")}
         if isinstance(row.get("telemetry"), list) and all(type(x) in (int, float) for x in row["telemetry"]):
-            row["telemetry"] = [float(x) for x in row["telemetry"]]  # 0 and 0.0 are the same number in JSON
+            row["telemetry"] = [_as_float(x) for x in row["telemetry"]]  # 0 and 0.0 are the same number in JSON
         return row
 
     def content_digest(self) -> str:
@@ -154,6 +160,16 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         return digest.hexdigest()
 
 
+def _as_float(number: Any) -> float:
+    """A number from JSON; what is too large for a float is inf, what is no number NaN."""
+    if type(number) not in (int, float):
+        return math.nan
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read one JSON object a line; blank lines are skipped only at the end.
 
@@ -161,7 +177,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         DataError: missing, not UTF-8, a line that is not a JSON object.
     """
     try:
-        lines = path.read_text(encoding="utf-8").rstrip().split("\n")
+        lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such manifest") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -170,7 +186,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate([] if lines == [""] else lines, 1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}: not JSON: {error}") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
@@ -226,19 +242,39 @@ def class_weights_of(dataset: Any, heads: Mapping[str, tuple[str, ...]]) -> dict
     """The dataset's own `class_weights` (head -> one float >= 0 a class), checked; None where it has none.
 
     Raises:
-        DataError: an unknown head, a wrong length, a negative or non-finite weight.
+        DataError: as `check_class_weights`.
     """
-    given = getattr(dataset, "class_weights", None)
+    return check_class_weights(getattr(dataset, "class_weights", None), heads)
+
+
+def check_class_weights(given: Any, heads: Mapping[str, tuple[str, ...]]) -> dict[str, list[float]] | None:
+    """Class weights (head -> one float >= 0 a class) as lists of floats; None stays None.
+
+    Raises:
+        DataError: no dict, an unknown head, no list of numbers, a wrong length, a negative or non-finite weight, all of
+            them zero.
+    """
     if given is None:
         return None
+    if not isinstance(given, Mapping):
+        raise DataError(f"class_weights: expected a dict of head -> floats, found {type(given).__name__} {given!r:.60}")
     checked = {}
-    for head, weights in dict(given).items():
+    for head, weights in given.items():
         if head not in heads:
             raise DataError(f"class_weights: unknown head {head!r}; the heads are {', '.join(heads)}")
-        values = [float(weight) for weight in weights]
-        if len(values) != len(heads[head]):
-            raise DataError(f"class_weights: {head}: expected {len(heads[head])} floats, found {len(values)}")
-        if not all(0 <= weight < float("inf") for weight in values):
+        expected = f"class_weights: {head}: expected {len(heads[head])} floats"
+        try:
+            array = np.asarray(weights.tolist() if hasattr(weights, "tolist") else list(weights))
+        except (TypeError, ValueError):  # no list, or a ragged one
+            raise DataError(f"{expected}, found {weights!r:.60}") from None
+        if array.size and (array.ndim != 1 or array.dtype.kind not in "iuf"):
+            raise DataError(f"{expected}, found {weights!r:.60}")
+        if len(array) != len(heads[head]):
+            raise DataError(f"{expected}, found {len(array)}")
+        values = [float(weight) for weight in array]
+        if not all(0 <= weight <= float(np.finfo(np.float32).max) for weight in values):
             raise DataError(f"class_weights: {head}: expected finite floats >= 0, found {values}")
+        if not np.array(values, np.float32).any():
+            raise DataError(f"class_weights: {head}: all zero; nothing would be learnt")
         checked[head] = values
     return checked

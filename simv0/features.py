@@ -20,7 +20,8 @@ import h5py
 import numpy as np
 from jaxtyping import Float
 
-from simv0.errors import CacheError
+from simv0.datasets import check_class_weights
+from simv0.errors import CacheError, DataError
 from simv0.labels import HEADS
 from simv0.samples import Labels
 
@@ -193,6 +194,9 @@ class _Reader:
 
     def info(self, offset: int, nbytes: int) -> FeatureInfo:
         identity = self.attribute("identity", dict)
+        for key, kind in (("N", int), ("F", int), ("dv", int), ("dtype", str)):
+            if type(identity.get(key)) is not kind:
+                self.refuse(f"identity: {key} is missing or of a wrong type")
         feats = self.dataset("vis_feats", "f", 3)
         windows, F, dv = feats.shape
         for key, found in (("F", F), ("dv", dv), ("dtype", feats.dtype.name)):
@@ -204,16 +208,24 @@ class _Reader:
         digests = self.array("block_sha256", "u1", (-(-windows // max(block_windows, 1)), 32))
         if block_windows < 1 or first < 0:
             self.refuse(f"block_windows is {block_windows} and first_window {first}")
+        if first + windows > identity["N"]:
+            self.refuse(f"holds windows {first}..{first + windows - 1}, its identity says N = {identity['N']}")
         if not self.h5.attrs.get("complete", False):
             self.refuse("is not marked complete")
         return FeatureInfo(
             identity,
             self.labels(windows),
-            self.attribute("class_weights", (dict, type(None))),
+            self.class_weights(),
             block_windows,
             [row.tobytes().hex() for row in digests],
             first,
         )
+
+    def class_weights(self) -> dict[str, list[float]] | None:
+        try:
+            return check_class_weights(self.attribute("class_weights", (dict, type(None))), HEADS)
+        except DataError as error:
+            self.refuse(str(error))
 
     def labels(self, windows: int) -> Labels:
         ids = {head: self.array(f"{head}_id", "<i8", (windows,)) for head in HEADS}

@@ -7,10 +7,12 @@ import numpy as np
 
 from simv0.checkpoint import load_checkpoint
 from simv0.errors import CacheError
-from simv0.features import FeatureFile, read_features
+from simv0.features import MAGIC, FeatureFile, read_features
 from simv0.labels import HEADS, TELEMETRY
 from simv0.parts import Parts, join_labels, parts_of
 from simv0.samples import Labels
+
+GIVE = "give train.h5, a .parts folder or checkpoints/best.pt"
 
 
 def inspect_path(path: Path, verify: bool = False) -> dict[str, Any]:
@@ -30,11 +32,22 @@ def inspect_path(path: Path, verify: bool = False) -> dict[str, Any]:
         return _inspect_parts(Parts(path), verify)
     if not path.exists() and parts_of(path).folder.is_dir():
         return _inspect_parts(parts_of(path), verify)
+    if path.suffix != ".h5" and not _begins_as_ours(path):
+        what = "neither a feature file nor a checkpoint" if path.exists() else "there is no such file"
+        raise CacheError(f"{path}: {what}; {GIVE}")
     file = read_features(path)
     N = file.info.identity["N"]
     whole = len(file.info.labels) == N
     facts = {"kind": "feature file" if whole else f"shard of {N} windows", "path": str(path), "complete": whole}
     return {**facts, **_contents([file]), **(_verify([file]) if verify else {})}
+
+
+def _begins_as_ours(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
 
 
 def _inspect_checkpoint(path: Path) -> dict[str, Any]:
@@ -59,7 +72,7 @@ def _inspect_checkpoint(path: Path) -> dict[str, Any]:
 def _inspect_parts(parts: Parts, verify: bool) -> dict[str, Any]:
     plan = parts.read_plan()
     if plan is None:
-        raise CacheError(f"{parts.folder}: holds no plan.json; expected a feature file or its folder of shards")
+        raise CacheError(f"{parts.folder}: holds no plan.json, so it is no folder of shards; {GIVE}")
     missing = set(parts.missing(plan))
     files, damaged = [], []
     for shard in sorted(set(range(len(plan))) - missing):

@@ -22,6 +22,11 @@ from simv0.samples import Labels
 
 log = logging.getLogger("simv0")
 
+START_AGAIN = "delete the folder to start again"
+
+MAX_SHARDS = 1_000_000
+"""More are refused: nobody waits for that many files, and a damaged plan may ask for any number."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -65,13 +70,31 @@ class Parts:
         """The plan, or None where there is none yet.
 
         Raises:
-            CacheError: damaged.
+            CacheError: damaged, or not a plan that can be carried out.
         """
-        tree = self._read_json(self.folder / "plan.json")
-        return None if tree is None else Plan(**tree)
+        path = self.folder / "plan.json"
+        tree = self._read_json(path)
+        if tree is None:
+            return None
+        identity = tree["identity"] if isinstance(tree["identity"], dict) else {}
+        for name, number in (
+            ("identity.N", identity.get("N")),
+            *((key, tree[key]) for key in tree if key != "identity"),
+        ):
+            if type(number) is not int or number < 1:
+                raise CacheError(f"{path}: {name}: expected an int >= 1, found {number!r:.60}; {START_AGAIN}")
+        if -(-identity["N"] // tree["shard_windows"]) > MAX_SHARDS:
+            raise CacheError(f"{path}: asks for more than {MAX_SHARDS} shards; {START_AGAIN}")
+        return Plan(**tree)
 
     def write_plan(self, plan: Plan) -> None:
-        """Put the plan on disk."""
+        """Put the plan on disk.
+
+        Raises:
+            CacheError: more than `MAX_SHARDS` shards.
+        """
+        if -(-plan.identity["N"] // plan.shard_windows) > MAX_SHARDS:
+            raise CacheError(f"{self.folder}: more than {MAX_SHARDS} shards; set a larger cache.shard_windows")
         self._write_json(self.folder / "plan.json", asdict(plan))
 
     def shard_path(self, shard: int) -> Path:
@@ -132,11 +155,11 @@ class Parts:
             tree = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            raise CacheError(f"{path}: cannot be read: {error}; delete the folder to start again") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise CacheError(f"{path}: cannot be read: {error}; {START_AGAIN}") from None
         expected = {"identity", "shard_windows", "batch_size"} if path.name == "plan.json" else {"bytes", "sha256"}
         if not isinstance(tree, dict) or set(tree) != expected:
-            raise CacheError(f"{path}: expected the keys {sorted(expected)}; delete the folder to start again")
+            raise CacheError(f"{path}: expected the keys {sorted(expected)}; {START_AGAIN}")
         return tree
 
     def _write_json(self, path: Path, tree: dict[str, Any]) -> None:

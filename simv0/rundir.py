@@ -25,22 +25,11 @@ from simv0.config_file import dump_config
 from simv0.errors import TrainingError
 from simv0.files import sync_folder, told_plainly, write_atomically
 from simv0.labels import HEADS
+from simv0.locks import hold, let_go
 
 PARTS = ("checkpoints", "metrics", "logs", "evaluation", "export")
 
 log = logging.getLogger("simv0")
-_held: set[int] = set()
-"""Lock files of this process."""
-
-
-def _forget_locks() -> None:
-    """In a forked child: a loader's worker that outlives a killed run must not keep its folder locked."""
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_forget_locks)
 
 
 class RunDir:
@@ -78,13 +67,12 @@ class RunDir:
         except OSError as error:
             log.warning(f"{self.root}: no locks on this file system ({error.strerror}): start no second run here")
         self._lock = descriptor
-        _held.add(descriptor)
+        hold(descriptor)
 
     def release(self) -> None:
         """Let another process have the folder."""
         if self._lock is not None:
-            _held.discard(self._lock)
-            os.close(self._lock)
+            let_go(self._lock)
             self._lock = None
 
     @property

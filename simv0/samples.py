@@ -6,12 +6,13 @@
 | or `vis_feats` | float [F,dv] |
 | `telemetry` | float [8]: ax, ay, az (m/s^2), gx, gy, gz (rad/s), v (m/s), w (rad/s) |
 | `risk_id`, `reason_id`, `action_id` | int, in range |
-| `weight` | optional float >= 0 |
+| `weight` | optional float32 >= 0 |
 | `sample_id` | optional str, unique within the split |
 | `group` | optional str: the recording that a window comes from |
 
 A dataset whose windows share frames may also have `frame_ids(i)`, `load_frame(frame_id)` and `labels_of(i)` (all but
-the frames): then each frame is read and encoded once. `content_digest()` (str) lets a feature file know its data again,
+the frames): then each frame is read and encoded once. An id names one frame across the splits, not in one of them
+only: an id in both is reported as leakage. `content_digest()` (str) lets a feature file know its data again,
 and `class_weights` (dict head -> list of floats) weighs the classes.
 """
 
@@ -52,7 +53,7 @@ class SharesFrames(Protocol):
     """A dataset whose windows share frames."""
 
     def frame_ids(self, index: int) -> Sequence[Hashable]:
-        """F hashable names of the window's frames."""
+        """F hashable names of the window's frames, unique across the splits."""
 
     def load_frame(self, frame_id: Hashable) -> Any:
         """One frame, [3,H,W]."""
@@ -131,9 +132,8 @@ def check_frames(value: Any, where: str, F: int | None = None) -> Tensor:
 def _check_feats(value: Any, where: str, F: int, dv: int | None) -> Tensor:
     expected = f"float [{F},{'dv' if dv is None else dv}]"
     tensor = _as_tensor(value, where, expected)
-    if not tensor.is_floating_point() or tensor.ndim != 2 or tensor.shape[0] != F or tensor.shape[1] == 0:
-        raise DataError(f"{where}: expected {expected}, found {_describe(tensor)}")
-    if dv is not None and tensor.shape[1] != dv:
+    good = tensor.is_floating_point() and tensor.ndim == 2 and tensor.shape[0] == F and tensor.shape[1] > 0
+    if not good or (dv is not None and tensor.shape[1] != dv):
         raise DataError(f"{where}: expected {expected}, found {_describe(tensor)}")
     return _finite(tensor, where)
 
@@ -157,13 +157,13 @@ def _check_label(value: Any, where: str, names: tuple[str, ...]) -> int:
 
 
 def _check_weight(value: Any, where: str) -> float:
-    try:
-        weight = float(value)
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: expected a float >= 0, found {type(value).__name__} {value!r}") from None
-    if not (0 <= weight < float("inf")):
-        raise DataError(f"{where}: expected a finite float >= 0, found {weight}")
-    return weight
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise DataError(f"{where}: expected a float >= 0, found {type(value).__name__} {value!r:.60}")
+    if not 0 <= value <= torch.finfo(torch.float32).max:
+        raise DataError(f"{where}: expected a finite float32 >= 0, found {value!s:.60}")
+    return float(value)
 
 
 def _check_text(value: Any, where: str) -> str:
@@ -279,11 +279,13 @@ def read_labels(dataset: Any, split: str, F: int) -> Labels:
     Raises:
         DataError: what `check_sample` and `check_labels` refuse.
     """
+    N = len(dataset)
     if hasattr(dataset, "labels_of"):
-        rows = [check_sample(dataset.labels_of(i), split, i, F=F, frames=False) for i in range(len(dataset))]
+        rows = [check_sample(dataset.labels_of(i), split, i, F=F, frames=False) for i in range(N)]
     else:
+        log.info("%s: reading %d windows once for their labels (give the class labels_of to spare that)", split, N)
         rows = []
-        for i in range(len(dataset)):
+        for i in range(N):
             sample = check_sample(dataset[i], split, i, F=F)
             rows.append({key: value for key, value in sample.items() if key not in ("frames", "vis_feats")})
     return check_labels(rows, split)
@@ -333,7 +335,7 @@ def warn_of_leakage(train: Any, val: Any, train_group: list[str] | None, val_gro
             f"LEAKAGE: {len(shared_groups)} groups stand in train and in val (first: {shared_groups[0]!r}); "
             "the val figures will flatter the model. Split by recording."
         )
-    if isinstance(train, SharesFrames) and isinstance(val, SharesFrames):
+    if isinstance(train, SharesFrames) and isinstance(val, SharesFrames) and type(train) is type(val):
         seen = {frame for i in range(len(train)) for frame in train.frame_ids(i)}  # type: ignore[arg-type]
         shared = [frame for i in range(len(val)) for frame in val.frame_ids(i) if frame in seen]  # type: ignore[arg-type]
         if shared:

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 import cache.pipeline
 import cache.publish
 from cache.frames import Carry
+from cache.locks import FileLock
 from cache.pipeline import cache_vis
 from simv0.cached import CachedDataset
 from simv0.config import Config
@@ -360,6 +361,41 @@ def test_frames_of_two_types_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
         cache_vis(config)
 
 
+@pytest.mark.parametrize("bad", [None, [1]])
+def test_a_first_sample_that_is_no_dict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: Any) -> None:
+    monkeypatch.setattr(Windows, "__getitem__", lambda self, i: bad)
+    with pytest.raises(DataError, match=rf"train\[0\]: expected a dict, found {type(bad).__name__}$"):
+        cache_vis(plain_config(tmp_path))
+
+
+def test_windows_of_two_types_are_refused_where_two_jobs_meet_in_one_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3 frames a window, 8 a batch: each job reads two windows, and window 2 waits for frames of window 0 and 1."""
+    get = Windows.__getitem__
+
+    def mixed(self: Windows, i: int) -> dict[str, Any]:
+        sample = get(self, i)
+        return sample if i in (2, 3) else {**sample, "frames": (sample["frames"] * 255).byte()}
+
+    monkeypatch.setattr(Windows, "__getitem__", mixed)
+    with pytest.raises(DataError, match=r"^train: some frames are uint8, others float; give one type$"):
+        cache_vis(plain_config(tmp_path))
+
+
+def test_overwrite_beside_a_running_cache_vis_says_that_it_joins(
+    world: tuple[Config, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = fresh(world[0], tmp_path)
+    shutil.copytree(world[0].cache.dir, config.cache.dir)
+    with FileLock(train_file(config).with_name("train.h5.lock")).held(shared=True):
+        train, val = cache_vis(config, overwrite=True)
+    assert (train.outcome, val.outcome) == ("skipped", "written")
+    assert caplog.messages == [
+        f"{train_file(config)}: another cache-vis is at work on it: --overwrite removes nothing and joins it"
+    ]
+
+
 def test_a_damaged_plan_and_a_foreign_shard(world: tuple[Config, bytes], tmp_path: Path, monkeypatch: Any) -> None:
     config = fresh(world[0], tmp_path)
     with monkeypatch.context() as patch:
@@ -376,6 +412,19 @@ def test_a_damaged_plan_and_a_foreign_shard(world: tuple[Config, bytes], tmp_pat
     (parts.folder / "plan.json").write_text("{}")
     with pytest.raises(CacheError, match=r"plan.json: expected the keys \['batch_size', 'identity', 'shard_windows'\]"):
         cache_vis(config)
+    good = json.loads(plan)
+    for change, message in (
+        ({"identity": {}}, "plan.json: identity.N: expected an int >= 1, found None; delete the folder to start again"),
+        ({"identity": []}, "plan.json: identity.N: expected an int >= 1, found None"),
+        ({"identity": {"N": 10**30}}, "plan.json: asks for more than 1000000 shards; delete the folder"),
+        ({"shard_windows": 0}, "plan.json: shard_windows: expected an int >= 1, found 0"),
+        ({"batch_size": "8"}, "plan.json: batch_size: expected an int >= 1, found '8'"),
+    ):
+        (parts.folder / "plan.json").write_text(json.dumps({**good, **change}))
+        with pytest.raises(CacheError, match=message):
+            parts.read_plan()
+    with pytest.raises(CacheError, match=r"more than 1000000 shards; set a larger cache.shard_windows"):
+        parts.write_plan(Plan({"N": 10**7}, 5, 8))
     (parts.folder / "plan.json").write_text(plan)
     assert cache_vis(config)[0].outcome == "written"
     assert train_file(config).read_bytes() == world[1]

@@ -12,7 +12,7 @@ from cache_world import DV, make_world
 from torch.utils.data import DataLoader
 
 from cache.pipeline import cache_vis
-from simv0.cached import CachedDataset
+from simv0.cached import CachedDataset, available_memory
 from simv0.errors import CacheError
 from simv0.features import read_features
 from simv0.samples import collate, read_labels
@@ -98,6 +98,19 @@ def test_auto_maps_what_does_not_fit(path: Path, monkeypatch: pytest.MonkeyPatch
     assert CachedDataset(path)._ram is None
     monkeypatch.setattr("simv0.cached.available_memory", lambda: 2 * 23 * 4 * DV * 2 + 2)
     assert CachedDataset(path)._ram is not None
+
+
+def test_a_container_may_use_less_than_the_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simv0.cached.CGROUP", tmp_path)
+    alone = available_memory()
+    assert alone > 1 << 20  # no such files: what the machine has
+    for limit, used, expected in (("5000\n", "2000\n", 3000), ("5000", "6000", 0)):
+        (tmp_path / "memory.max").write_text(limit)
+        (tmp_path / "memory.current").write_text(used)
+        assert available_memory() == expected
+    for limit in ("max\n", str(1 << 60)):
+        (tmp_path / "memory.max").write_text(limit)
+        assert available_memory() > 1 << 20
 
 
 def test_missing(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from conftest import write_manifest
 from PIL import Image
 
@@ -15,6 +17,7 @@ from simv0.config import DataConfig
 from simv0.datasets import ManifestDataset, class_weights_of, load_dataset, load_image
 from simv0.errors import ConfigError, DataError
 from simv0.labels import HEADS
+from simv0.samples import check_sample
 
 
 def manifest(folder: Path, *rows: Any) -> Path:
@@ -64,6 +67,32 @@ def test_whole_numbers_are_telemetry_too(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     dataset = ManifestDataset(manifest(tmp_path, {"frames": ["a.png"], "telemetry": [0, 1, 2.5, 0, 0, 0, 0, 0]}))
     assert dataset.labels_of(0)["telemetry"] == [0.0, 1.0, 2.5, 0.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_what_json_allows_but_no_file_system_or_float_does(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    for name, shown in (
+        ("a\0.png", r"'a\x00.png'"),
+        ("x" * 300, "'" + "x" * 200 + "'..."),
+        ("\ud800.png", r"'\ud800.png'"),
+    ):
+        expected = f"DIR/m.jsonl:1: frames: there is no file {shown} beside the manifest"
+        assert refusal(manifest(tmp_path, {"frames": [name]})) == expected
+    (tmp_path / "circle.png").symlink_to(tmp_path / "circle.png")
+    assert "there is no file 'circle.png'" in refusal(manifest(tmp_path, {"frames": ["circle.png"]}))
+    assert refusal(manifest(tmp_path, "[" * 100_000)).startswith("DIR/m.jsonl:1: not JSON: maximum recursion depth")
+    late = refusal(manifest(tmp_path, {"video": "a.png", "timestamps": [0, 10**400]}))
+    assert late.startswith("DIR/m.jsonl:1: timestamps: expected a list of seconds >= 0, found [0, 1000")
+    dataset = ManifestDataset(manifest(tmp_path, {"frames": ["a.png"], "telemetry": [0] * 7 + [-(10**400)]}))
+    with pytest.raises(DataError, match=r"t\[0\]: telemetry: holds NaN or inf, first at \[7\]"):
+        check_sample(dataset[0], "t", 0, F=1, labels=False)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_manifest(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    path = manifest(tmp_path, {"frames": ["a.png"]})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(ManifestDataset(path)) == 1
 
 
 def test_two_sizes_in_one_window(tmp_path: Path) -> None:
@@ -183,11 +212,23 @@ def test_class_weights_are_checked() -> None:
         class_weights: Any = {"risk": [1, 1, 2, 4]}
 
     dataset = Weighted()
-    assert class_weights_of(dataset, HEADS) == {"risk": [1.0, 1.0, 2.0, 4.0]}
+    for good in ([1, 1, 2, 4], (1.0, 1, 2, 4), np.array([1, 1, 2, 4]), torch.tensor([1, 1, 2, 4])):
+        dataset.class_weights = {"risk": good}
+        assert class_weights_of(dataset, HEADS) == {"risk": [1.0, 1.0, 2.0, 4.0]}
     assert class_weights_of(object(), HEADS) is None
     for weights, message in [
         ({"risc": [1]}, "class_weights: unknown head 'risc'; the heads are risk, reason, action"),
         ({"risk": [1, 2]}, "class_weights: risk: expected 4 floats, found 2"),
+        ([1, 1, 2, 4], "class_weights: expected a dict of head -> floats, found list [1, 1, 2, 4]"),
+        ({"risk": None}, "class_weights: risk: expected 4 floats, found None"),
+        ({"risk": "1124"}, "class_weights: risk: expected 4 floats, found '1124'"),
+        ({"risk": [1, [1, 2], 2, 4]}, "class_weights: risk: expected 4 floats, found [1, [1, 2], 2, 4]"),
+        ({"risk": [1, None, 2, 4]}, "class_weights: risk: expected 4 floats, found [1, None, 2, 4]"),
+        ({"risk": 2.0}, "class_weights: risk: expected 4 floats, found 2.0"),
+        ({"risk": np.float64(2)}, "class_weights: risk: expected 4 floats, found np.float64(2.0)"),
+        ({"risk": []}, "class_weights: risk: expected 4 floats, found 0"),
+        ({"risk": [0, 0.0, 1e-50, 0]}, "class_weights: risk: all zero; nothing would be learnt"),
+        ({"risk": [1, 2, 3, 1e39]}, "class_weights: risk: expected finite floats >= 0, found [1.0, 2.0, 3.0, 1e+39]"),
         ({"risk": [1, 2, 3, -1]}, "class_weights: risk: expected finite floats >= 0, found [1.0, 2.0, 3.0, -1.0]"),
     ]:
         dataset.class_weights = weights

@@ -62,5 +62,19 @@ def test_an_unfinished_folder_with_a_damaged_shard(tmp_path: Path, monkeypatch: 
     assert len(facts["damaged"]) == 1
     assert facts["damaged"][0].startswith(f"{shard}: labels or header are damaged")
     assert inspect_path(parts.shard_path(0))["kind"] == "shard of 23 windows"
-    with pytest.raises(CacheError, match=r"holds no plan.json"):
-        inspect_path(tmp_path)
+
+
+def test_what_cannot_be_inspected_is_told_what_to_give(tmp_path: Path) -> None:
+    text, damaged = tmp_path / "config.yaml", tmp_path / "train.h5"
+    text.write_text("model: {}")
+    damaged.write_text("hello")
+    for path, what in (
+        (tmp_path, "holds no plan.json, so it is no folder of shards"),
+        (text, "neither a feature file nor a checkpoint"),
+        (tmp_path / "nothing", "there is no such file"),
+    ):
+        with pytest.raises(CacheError) as caught:
+            inspect_path(path)
+        assert str(caught.value) == f"{path}: {what}; give train.h5, a .parts folder or checkpoints/best.pt"
+    with pytest.raises(CacheError, match="not a feature file; if cache-vis was to make it"):
+        inspect_path(damaged)

@@ -50,8 +50,14 @@ nan = float("nan")
         ({"risk_id": -1}, "risk_id: expected 0..3 (none, low, med, high), found -1"),
         ({"action_id": 2.0}, "action_id: expected an int 0..5, found float 2.0"),
         ({"action_id": True}, "action_id: expected an int 0..5, found bool True"),
-        ({"weight": -1}, "weight: expected a finite float >= 0, found -1.0"),
-        ({"weight": nan}, "weight: expected a finite float >= 0, found nan"),
+        ({"weight": -1}, "weight: expected a finite float32 >= 0, found -1"),
+        ({"weight": nan}, "weight: expected a finite float32 >= 0, found nan"),
+        ({"weight": 1e39}, "weight: expected a finite float32 >= 0, found 1e+39"),
+        ({"weight": np.float64(1e39)}, "weight: expected a finite float32 >= 0, found 1e+39"),
+        ({"weight": "1.5"}, "weight: expected a float >= 0, found str '1.5'"),
+        ({"weight": True}, "weight: expected a float >= 0, found bool True"),
+        ({"weight": np.bool_(True)}, "weight: expected a float >= 0, found bool np.True_"),
+        ({"weight": torch.ones(1)}, "weight: expected a float >= 0, found Tensor tensor([1.])"),
         ({"weight": "heavy"}, "weight: expected a float >= 0, found str 'heavy'"),
         ({"sample_id": 5}, "sample_id: expected a text, found int 5"),
         ({"group": ""}, "group: expected a text, found str ''"),
@@ -102,6 +108,8 @@ def test_a_good_sample_comes_out_in_standard_types() -> None:
     assert checked["risk_id"] == 2
     assert type(checked["risk_id"]) is int
     assert checked["weight"] == 2.0
+    for weight in (np.float32(0.5), np.array(0.5), torch.tensor(0.5)):
+        assert check_sample(sample(weight=weight), "train", 7, F=F)["weight"] == 0.5
     assert checked["sample_id"] == "7"
     assert "group" not in checked
 
@@ -146,7 +154,11 @@ def test_what_only_the_whole_split_shows(rows: list[dict[str, Any]], message: st
     assert str(error.value) == message
 
 
-def test_labels_are_read_without_frames_where_that_is_possible(manifests: Path) -> None:
+def test_labels_are_read_without_frames_where_that_is_possible(
+    manifests: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "simv0")
+
     class NoFrames(ManifestDataset):
         def __getitem__(self, index: int) -> dict[str, Any]:
             raise AssertionError("a frame was read")
@@ -157,6 +169,9 @@ def test_labels_are_read_without_frames_where_that_is_possible(manifests: Path) 
     assert np.array_equal(quick.telemetry, slow.telemetry)
     assert quick.ids["risk"].tolist() == [i // 2 % 4 for i in range(40)]
     assert quick.group == ["train"] * 40
+    assert caplog.messages == [
+        "train: reading 40 windows once for their labels (give the class labels_of to spare that)"
+    ]
 
 
 def test_shared_recordings_and_frames_are_a_loud_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -168,9 +183,23 @@ def test_shared_recordings_and_frames_are_a_loud_warning(tmp_path: Path, caplog:
         warnings = warn_of_leakage(train, train, ["a"], ["b", "a"])
     assert [warning[:60] for warning in warnings] == [
         "LEAKAGE: 1 groups stand in train and in val (first: 'a'); th",
-        "LEAKAGE: 9 frames stand in train and in val (first: a_images",
+        f"LEAKAGE: 9 frames stand in train and in val (first: {tmp_path}"[:60],
     ]
     assert caplog.messages == warnings
+
+
+def test_a_frame_is_known_by_its_file_not_by_its_name(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        write_manifest(tmp_path / folder / "a.jsonl", 2, seed=0)
+    one, two = (ManifestDataset(tmp_path / folder / "a.jsonl") for folder in ("one", "two"))
+    assert warn_of_leakage(one, two, None, None) == []  # equal names in two folders
+    rows = (tmp_path / "one" / "a.jsonl").read_text()
+    (tmp_path / "above.jsonl").write_text(rows.replace("a_images/", "one/a_images/"))
+    (tmp_path / "one" / "odd.jsonl").write_text(rows.replace("a_images/", "./a_images/../a_images/"))
+    for name in ("above.jsonl", "one/odd.jsonl"):
+        other = ManifestDataset(tmp_path / name)
+        assert warn_of_leakage(one, other, None, None)[0].startswith("LEAKAGE: 5 frames stand in train and in val")
+        assert torch.equal(other[1]["frames"], one[1]["frames"])
 
 
 def test_collate_stacks_and_refuses_two_shapes() -> None:

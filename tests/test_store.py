@@ -283,6 +283,22 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "no identity": (lambda h5: h5.attrs.__delitem__("identity"), "root attribute identity: missing or of a wrong type"),
     "identity is a list": (attribute("identity", "[]"), "root attribute identity: missing or of a wrong type"),
     "deep identity": (attribute("identity", "[" * 30000), "cannot be read as HDF5: maximum recursion depth"),
+    "no N": (
+        attribute("identity", json.dumps({"F": F, "dv": DV, "dtype": "float16"})),
+        "identity: N is missing or of a wrong type",
+    ),
+    "F is no int": (
+        attribute("identity", json.dumps({"F": float(F), "dv": DV, "dtype": "float16", "N": N})),
+        "identity: F is missing or of a wrong type",
+    ),
+    "more windows than N": (
+        attribute("identity", json.dumps({"F": F, "dv": DV, "dtype": "float16", "N": N - 1})),
+        "holds windows 0..10, its identity says N = 10",
+    ),
+    "class weights": (
+        attribute("class_weights", '{"risk": [1, 2]}'),
+        "class_weights: risk: expected 4 floats, found 2",
+    ),
     "no blocks": (attribute("block_windows", 0), "block_sha256: expected u1 [11, 32]"),
     "incomplete": (attribute("complete", False), "is not marked complete"),
 }
