@@ -157,9 +157,9 @@ def _check_label(value: Any, where: str, names: tuple[str, ...]) -> int:
 
 
 def _check_weight(value: Any, where: str) -> float:
-    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
+    if isinstance(value, (Tensor, np.ndarray, np.generic)) and value.ndim == 0:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise DataError(f"{where}: expected a float >= 0, found {type(value).__name__} {value!r:.60}")
     if not 0 <= value <= torch.finfo(torch.float32).max:
         raise DataError(f"{where}: expected a finite float32 >= 0, found {value!s:.60}")

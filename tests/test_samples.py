@@ -56,7 +56,7 @@ nan = float("nan")
         ({"weight": np.float64(1e39)}, "weight: expected a finite float32 >= 0, found 1e+39"),
         ({"weight": "1.5"}, "weight: expected a float >= 0, found str '1.5'"),
         ({"weight": True}, "weight: expected a float >= 0, found bool True"),
-        ({"weight": np.bool_(True)}, "weight: expected a float >= 0, found bool np.True_"),
+        ({"weight": np.bool_(True)}, "weight: expected a float >= 0, found bool True"),
         ({"weight": torch.ones(1)}, "weight: expected a float >= 0, found Tensor tensor([1.])"),
         ({"weight": "heavy"}, "weight: expected a float >= 0, found str 'heavy'"),
         ({"sample_id": 5}, "sample_id: expected a text, found int 5"),
@@ -108,7 +108,7 @@ def test_a_good_sample_comes_out_in_standard_types() -> None:
     assert checked["risk_id"] == 2
     assert type(checked["risk_id"]) is int
     assert checked["weight"] == 2.0
-    for weight in (np.float32(0.5), np.array(0.5), torch.tensor(0.5)):
+    for weight in (np.float16(0.5), np.float32(0.5), np.array(0.5), torch.tensor(0.5)):
         assert check_sample(sample(weight=weight), "train", 7, F=F)["weight"] == 0.5
     assert checked["sample_id"] == "7"
     assert "group" not in checked

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,26 @@ def test_a_lock_ends_with_its_holder(tmp_path: Path, holder_dies: bool) -> None:
         lock.release(remove=True)
         assert not path.exists()
         holder.kill()
+
+
+def test_a_worker_that_outlives_its_parent_keeps_no_lock(tmp_path: Path) -> None:
+    from cache.locks import FileLock
+
+    lock = FileLock(tmp_path / "lock")
+    lock.acquire()
+    running, ready = os.pipe()
+    worker = os.fork()
+    if worker == 0:
+        os.write(ready, b"x")
+        time.sleep(30)
+        os._exit(0)
+    try:
+        os.read(running, 1)
+        lock.release()  # what the kernel does for a killed process
+        assert FileLock(tmp_path / "lock").acquire(wait=False)
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
 
 
 def test_a_folder_without_permission_is_told(tmp_path: Path) -> None:
