@@ -173,7 +173,8 @@ def test_train_stores_the_alarm_and_evaluate_and_predict_use_it(
     for name in ("train", "val"):  # the larger split as val too: 40 windows, 10 of them high
         (both / f"{name}.h5").symlink_to(features / "train.h5")
     wanted = {"target_recall": 0.8, "max_false_alarm_rate": 0.2}
-    run = fit(make_config(cache={"dir": str(both)}, evaluation=wanted))
+    same = {"val_split_path": str(manifests / "train.jsonl")}
+    run = fit(make_config(cache={"dir": str(both)}, data=same, evaluation=wanted))
     before = run.best.read_bytes()
     meta = load_checkpoint(run.best).meta
     assert meta.alarm is not None

@@ -50,9 +50,9 @@ def test_what_cache_vis_refuses(config: Config, tmp_path: Path, monkeypatch: pyt
     manifest, rows = tmp_path / "train.jsonl", (tmp_path / "train.jsonl").read_text()
     first = json.loads(rows.splitlines()[0])
     manifest.write_text(json.dumps({**first, "risk_id": 3}) + rows[rows.index("\n") :])
-    refused(config, r"content_digest is .*; labels_digest is")
+    refused(config, r"split_file is .*; content_digest is .*; labels_digest is")
     manifest.write_text(rows[: rows.rindex("\n", 0, -1) + 1])
-    refused(config, "N is 23, wanted is 22; content_digest is")
+    refused(config, "split_file is .*; N is 23, wanted is 22; content_digest is")
     manifest.write_text(rows)
     image = tmp_path / "train" / "3.png"
     image.write_bytes((tmp_path / "train" / "4.png").read_bytes())
@@ -72,8 +72,8 @@ def test_a_moved_world_is_the_same_world(config: Config, tmp_path: Path) -> None
 def test_what_the_config_alone_can_tell(config: Config) -> None:
     path = Path(config.cache.dir) / "train.h5"
     stored = CachedDataset(path).identity
-    compare_identity(stored, wanted_identity(config), path)
-    compare_identity(stored, wanted_identity(changed(config, "cache", precision="auto")), path)
+    compare_identity(stored, wanted_identity(config, "train"), path)
+    compare_identity(stored, wanted_identity(changed(config, "cache", precision="auto"), "train"), path)
     for section, field, value, named in (
         ("model", "F", 8, "F is 4, wanted is 8"),
         ("model", "dv", 512, "dv is 24, wanted is 512"),
@@ -88,6 +88,7 @@ def test_what_the_config_alone_can_tell(config: Config) -> None:
         ("cache", "dtype", "float32", "dtype is"),
         ("cache", "precision", "bf16", "vision_precision is"),
         ("data", "dataset_class_path", "mine.Own", "dataset_class_path is"),
+        ("data", "train_split_path", "/elsewhere/other.jsonl", 'split is "train.jsonl", wanted is "other.jsonl"'),
         (
             "data",
             "dataset_kwargs",
@@ -96,7 +97,7 @@ def test_what_the_config_alone_can_tell(config: Config) -> None:
         ),
     ):
         with pytest.raises(CacheError) as caught:
-            compare_identity(stored, wanted_identity(changed(config, section, **{field: value})), path)
+            compare_identity(stored, wanted_identity(changed(config, section, **{field: value}), "train"), path)
         assert named in str(caught.value)
 
 
@@ -105,6 +106,6 @@ def test_train_and_val_must_agree(config: Config) -> None:
     train, val = (CachedDataset(folder / f"{name}.h5").identity for name in ("train", "val"))
     compare_splits(train, val, folder / "val.h5")
     assert train["N"] != val["N"]
-    for field in set(train) - {"N", "content_digest", "labels_digest"}:
+    for field in set(train) - {"N", "content_digest", "labels_digest", "split", "split_file"}:
         with pytest.raises(CacheError, match=f"val.h5: was made of something else: {field}"):
             compare_splits({**train, field: "other"}, val, folder / "val.h5")
