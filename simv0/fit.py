@@ -20,7 +20,7 @@ from simv0.model import SimV0Model
 from simv0.resume import Position, find_checkpoint, numerics, restore
 from simv0.rundir import RunDir, append_line, provenance
 from simv0.samples import Batch, warn_of_leakage
-from simv0.splits import BatchOrder, Split, eval_loader, open_split, split_digest, train_loader
+from simv0.splits import BatchOrder, Split, eval_loader, no_worker_left, open_split, split_digest, train_loader
 from simv0.stopping import Stopped, stop_request
 from simv0.trainer import LogitsKept, evaluate, train_one_epoch
 
@@ -166,7 +166,7 @@ def _epochs(
         return training.patience is not None and position.since_best >= training.patience
 
     log.info(table_head())
-    with stop_request() as stop:
+    with stop_request() as stop, no_worker_left(batches, val_batches):
         while position.epoch < training.epochs and not gave_up():
             order.epoch, order.start = position.epoch, position.step
             learnt = train_one_epoch(

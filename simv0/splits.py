@@ -5,6 +5,7 @@ import json
 import logging
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ STATS_WINDOWS = 65_536
 """Features of at most so many windows, evenly spaced, give the feature stats."""
 STATS_WINDOWS_RAW = 256
 """The same where every window must first be encoded."""
+LAST_SECONDS = 10
+"""How long a worker outlives a SIGTERM: long enough for the run to stop at a batch border."""
 
 
 @dataclass(frozen=True)
@@ -147,9 +150,25 @@ def _workers(split: Split, num_workers: int) -> dict[str, Any]:
 
 
 def _leave_signals_to_main(worker: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach every process of the group: a worker that died of it would end the run."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Ctrl-C and a cluster's SIGTERM reach every process of the group: a worker that died of it would end the run.
+
+    SIGTERM is also how Python ends workers that are left over at exit, so it still ends this one, later.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_SECONDS))
+
+
+@contextmanager
+def no_worker_left(*loaders: DataLoader[Batch]) -> Iterator[None]:
+    """End the loaders' workers on leaving, also where an error's traceback still holds on to them."""
+    try:
+        yield
+    finally:
+        for loader in loaders:
+            iterator: Any = loader._iterator
+            if iterator is not None:
+                iterator._shutdown_workers()
+                loader._iterator = None
 
 
 def telemetry_stats(telemetry: Float[np.ndarray, "N 8"]) -> tuple[Float[Tensor, "8"], Float[Tensor, "8"]]:

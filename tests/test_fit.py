@@ -1,6 +1,7 @@
 """Training: what a run leaves, the same twice, resumed anywhere, stopped, refused."""
 
 import json
+import multiprocessing
 import os
 import signal
 import threading
@@ -376,6 +377,7 @@ def test_an_error_in_a_loaders_worker_is_one_line(make_config: MakeConfig) -> No
     with pytest.raises(DataError) as error:
         fit(make_config(data=data))
     assert str(error.value) == "train[9]: telemetry: holds NaN or inf, first at [0]"
+    assert multiprocessing.active_children() == []  # `error` holds the traceback, and so the loader
 
 
 class Broken(VisFeats):
