@@ -122,14 +122,16 @@ class TrainingConfig(Section):
     """Factor on `lr` per module: the wide projector overfits, the others are small and slow (docs/quality.md). A map
     that names some modules leaves the others as they are."""
     schedule: Literal["one_cycle", "constant"] = "one_cycle"
-    """Course of the learning rate: `one_cycle` rises over the first 30 % of the steps and falls to zero by a cosine."""
+    """Course of the learning rate: `one_cycle` rises over the first 30 % of the steps and falls to zero by a cosine.
+    On the real windows no better than `constant` beyond the noise; it makes the last epoch a safe one to take."""
     visual_dropout: float = Field(default=0.5, ge=0, lt=1)
     """Share of the training samples that are shown the average picture instead of theirs, so that telemetry is learnt
     too."""
     feature_dropout: float = Field(default=0.8, ge=0, lt=1)
     """Share of the vision features that is hidden, drawn anew for each visual token: wide features overfit."""
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the target that is spread over all classes of a head."""
+    """Share of the target that is spread over all classes of a head; within the noise on the real windows, kept because
+    labels at class borders are never sure."""
     class_weights: Literal["none", "dataset", "balanced", "sqrt_balanced"] | None = None
     """Weights of the classes in the loss: `dataset` takes the dataset's own, `balanced` gives every class the same
     total weight, `sqrt_balanced` goes half of the way; unset: the dataset's own where it has them, else
