@@ -26,7 +26,7 @@ from simv0.llm import FrozenLLM
 from simv0.metrics import Metrics
 from simv0.model import SimV0Model
 from simv0.samples import Batch
-from simv0.splits import BatchOrder, Split, eval_loader, open_split, train_loader
+from simv0.splits import Batches, BatchOrder, Split, eval_loader, open_split
 from simv0.synthetic import write_world
 from simv0.tiny import save_tiny_llm, save_tiny_tower
 from simv0.trainer import LogitsKept, evaluate, train_one_epoch
@@ -146,7 +146,7 @@ def measure(config: Config, variant: Variant, seed: int, train: Split, val: Spli
             group["lr"] = group["peak_lr"] * lr_factor(recipe.schedule, step, total)
 
     weights = class_weights(recipe.class_weights, train, device)
-    batches = train_loader(train, order, 0)
+    batches = Batches(train, order, 0)
     for order.epoch in range(recipe.epochs):
         train_one_epoch(
             model,

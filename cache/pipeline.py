@@ -1,7 +1,6 @@
 """`simv0 cache-vis`: dataset + encoder -> feature files. Resumes by itself; several processes may share the work."""
 
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from cache.publish import mendable_write, publish, room_for_both
 from cache.shards import Counts, ShardWork, check_unchanged
 from simv0.config import Config
 from simv0.datasets import class_weights_of, load_dataset
+from simv0.distributed import local_device
 from simv0.encoder import Encoder, load_encoder
 from simv0.errors import CacheError, DataError
 from simv0.features import read_features
@@ -102,15 +102,8 @@ def cache_vis(config: Config, *, overwrite: bool = False) -> list[CacheReport]:
     splits = [open_split(config, name) for name in SPLITS]
     train, val = splits
     warn_of_leakage(train.dataset, val.dataset, train.labels.group, val.labels.group)
-    encoder = load_encoder(config.model, config.cache.precision, choose_device())
+    encoder = load_encoder(config.model, config.cache.precision, local_device())
     return [cache_split(config, split, encoder, overwrite) for split in splits]
-
-
-def choose_device() -> torch.device:
-    """The GPU of this local rank, or the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def open_split(config: Config, name: str) -> Split:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,13 +42,32 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except SimError as error:
-        for line in str(error).splitlines():
-            typer.echo(f"error: {line}", err=True)
+        if _first_to_fail():
+            for line in str(error).splitlines():
+                typer.echo(f"error: {line}", err=True)
         raise typer.Exit(error.exit_code) from None
+    except Exception:
+        if not _first_to_fail():
+            raise typer.Exit(1) from None
+        raise
     finally:
         for handler in handlers:
             logger.removeHandler(handler)
         logger.propagate = True
+
+
+def _is_first() -> bool:
+    """Whether to print results: of torchrun's processes only the first one does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _first_to_fail() -> bool:
+    """Whether to speak: of torchrun's processes only the one that failed first does."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    from simv0.distributed import first_to_fail
+
+    return first_to_fail()
 
 
 @app.command("cache-vis")
@@ -85,7 +105,8 @@ def train(
         from simv0.fit import fit
 
         run = fit(loaded, resume=resume, overwrite=overwrite)
-        typer.echo(f"best checkpoint: {run.best}")
+        if _is_first():
+            typer.echo(f"best checkpoint: {run.best}")
 
 
 @app.command()
@@ -117,8 +138,9 @@ def evaluate(
         from simv0.evaluation import evaluate_checkpoint
 
         found, folder = evaluate_checkpoint(ckpt, loaded, data, split, baselines)
-        metrics_table(found.metrics, found.baselines, f"{ckpt.name} on {data or split}")
-        typer.echo(f"written to {folder}")
+        if _is_first():
+            metrics_table(found.metrics, found.baselines, f"{ckpt.name} on {data or split}")
+            typer.echo(f"written to {folder}")
 
 
 @app.command()

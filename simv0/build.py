@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from simv0.config import Config, TrainingConfig
+from simv0.distributed import local_device, world
 from simv0.encoder import Encoder
 from simv0.errors import ConfigError
 from simv0.labels import HEADS
@@ -17,12 +18,12 @@ from simv0.trainer import to_device
 
 
 def pick_device(config: Config) -> torch.device:
-    """CUDA where there is one, else the CPU.
+    """This process's GPU where there is one, else the CPU.
 
     Raises:
         ConfigError: fp16 without CUDA.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = local_device()
     if compute_dtype(config) is torch.float16 and device.type != "cuda":
         raise ConfigError("training.amp_dtype: fp16 needs CUDA; write bf16 here, or training.amp: false")
     return device
@@ -42,15 +43,18 @@ def build_model(config: Config, dv: int, encoder: Encoder | None, device: torch.
         ModelError: an LLM that cannot be loaded, or whose width is not `model.d`.
     """
     wanted = config.model
+    sharded = config.training.shard_llm and world() > 1
     llm = load_llm(
         wanted.llm_name_or_path,
         wanted.llm_revision,
         dtype=compute_dtype(config),
-        device=device,
+        device="cpu" if sharded else device,
         trust_remote_code=wanted.trust_remote_code,
     )
     if wanted.d is not None and wanted.d != llm.d:
         raise ConfigError(f"model.d: the config says {wanted.d}, but {wanted.llm_name_or_path} has width {llm.d}")
+    if sharded:
+        llm.shard(device)
     torch.manual_seed(config.training.seed)
     model = SimV0Model(
         llm,

@@ -6,7 +6,6 @@ import warnings
 from typing import Literal
 
 import torch
-from torch import nn
 
 from simv0.llm import FrozenLLM
 
@@ -33,11 +32,12 @@ def compile_llm(
         steps: training steps of the whole run.
 
     Returns:
-        Seconds it took; None where the blocks stay uncompiled (there is no C++ compiler, for one: that is said).
+        Seconds it took; None where the blocks stay uncompiled: not worth it, not wished, weights split over processes,
+        or no C++ compiler (that is said).
     """
     weights = sum(weight.numel() for weight in llm.parameters() if weight.ndim > 1)
     operations = 4.0 * weights * batch * tokens * steps  # multiply and add, forward and backward
-    if wish == "off" or (wish == "auto" and operations < LONG_RUN):
+    if wish == "off" or llm.sharded or (wish == "auto" and operations < LONG_RUN):
         return None
     started = time.perf_counter()
     device = next(llm.parameters()).device
@@ -45,7 +45,7 @@ def compile_llm(
     x = (torch.randn(batch, tokens, llm.d, generator=generator).to(device) * llm.embed_rms).requires_grad_()
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's compiler trips over torch's own deprecations
-            for block in _blocks(llm):
+            for block in llm.blocks():
                 block.compile(dynamic=False)
             llm.compiled_for = (batch, tokens)
             torch.autograd.grad(llm(x).sum(), x)
@@ -54,8 +54,3 @@ def compile_llm(
         log.warning("the LLM cannot be compiled here and runs as it is: %s", " ".join(str(error).split())[:200])
         return None
     return time.perf_counter() - started
-
-
-def _blocks(llm: FrozenLLM) -> nn.ModuleList:
-    """The decoder layers: the longest list of modules."""
-    return max((module for module in llm.modules() if isinstance(module, nn.ModuleList)), key=len)

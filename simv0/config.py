@@ -146,6 +146,8 @@ class TrainingConfig(Section):
     """fp16 needs CUDA and brings loss scaling."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for the frozen LLM's blocks: about a minute, then faster steps; `auto` does so for long runs."""
+    shard_llm: bool = False
+    """Under torchrun: split the frozen LLM's weights over the processes (FSDP2), for an LLM larger than one GPU."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Initial weights, order of the samples, every random draw."""
     best_metric: Literal["composite", "risk_high_recall"] = "composite"
@@ -157,6 +159,12 @@ class TrainingConfig(Section):
     """Weight of the confidence head's loss."""
     checkpoint_every_steps: int | None = Field(default=None, ge=1)
     """Also write last.pt every so many steps within an epoch; unset: at the end of each epoch."""
+
+    @model_validator(mode="after")
+    def _sharded_runs_uncompiled(self) -> "TrainingConfig":
+        if self.shard_llm and self.compile == "on":
+            raise ValueError("training.shard_llm and training.compile: on exclude each other; write compile: auto")
+        return self
 
     @field_validator("lr_scale")
     @classmethod

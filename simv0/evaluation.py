@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from simv0.checkpoint import Checkpoint, check_frozen, load_checkpoint
 from simv0.config import Config
 from simv0.config_file import load_config
 from simv0.datasets import ManifestDataset, load_dataset, read_jsonl
+from simv0.distributed import in_order, process_group, rank
 from simv0.encoder import Encoder
 from simv0.errors import CheckpointError, ConfigError, DataError, SimError
 from simv0.files import told_plainly, write_atomically
@@ -28,7 +30,7 @@ from simv0.predict import Predictor, config_of, load_model, load_trained_encoder
 from simv0.report import Evaluated, write_report
 from simv0.rundir import RunDir
 from simv0.samples import Batch, CheckedDataset, check_sample, collate
-from simv0.splits import Split, eval_loader, open_split
+from simv0.splits import Split, eval_batches, open_split
 from simv0.trainer import LogitsKept, Stopwatch, evaluate
 
 log = logging.getLogger("simv0")
@@ -50,13 +52,21 @@ def evaluate_checkpoint(
         split: "val" or "train".
         baselines: also fit simple models on the train split, for comparison (seconds, on cached features).
 
+    Under torchrun every process takes its share of the windows; the first one writes.
+
     Returns:
-        What was found, and the folder that it was written to.
+        What was found (without baselines in all processes but the first), and the folder that it was written to.
 
     Raises:
         SimError: what the user can mend.
     """
-    ckpt = Path(ckpt)
+    with process_group():
+        return _evaluate(Path(ckpt), config, data, split, baselines)
+
+
+def _evaluate(
+    ckpt: Path, config: Config | None, data: str | None, split: str, baselines: bool
+) -> tuple[Evaluated, Path]:
     checkpoint = load_checkpoint(ckpt)
     run = run_of(ckpt)
     if config is None:
@@ -66,31 +76,26 @@ def evaluate_checkpoint(
     source, encoder = _open(checkpoint, ckpt, config, data, split)
     model = load_model(checkpoint, ckpt, config, encoder)
     alarm, logits_kept = checkpoint.meta.alarm, LogitsKept()
-    rows: list[dict[str, Any]] = []
+    predicted: list[list[dict[str, Any]]] = []
 
     def keep(batch: Batch, logits: dict[str, Tensor]) -> None:
         threshold, temperatures = (alarm.threshold, alarm.temperatures) if alarm else (None, None)
-        rows.extend(predictions(logits, batch["sample_id"], threshold, temperatures))
+        predicted.append(predictions(logits, batch["sample_id"], threshold, temperatures))
         logits_kept.keep(batch, logits)
 
-    batches = eval_loader(source, config.evaluation.batch_size, config.data.num_workers)
+    batches = eval_batches(config, source)
     metrics = evaluate(model, batches, model.task_token.device, on_batch=keep)
+    rows, logits = list(chain.from_iterable(in_order(predicted))), logits_kept.arrays()
     is_high = source.labels.ids["risk"] == HIGH
     metrics |= alarm_rates(rows, is_high)
     p_high = torch.tensor([row["probs"]["risk"]["high"] for row in rows])
     metrics["risk_high_recall_at_5"] = recall_at_false_alarms(p_high, torch.from_numpy(is_high))
-    folder = (run or ckpt.parent) / "evaluation"
-    with told_plainly(folder):
-        folder.mkdir(exist_ok=True)
     about = {"checkpoint": ckpt.name, "epoch": checkpoint.meta.epoch, "data": data or split, "windows": len(rows)}
-    compared = _baselines(config, source, data) if baselines else "left out by --no-baselines"
-    content = {**about, **metrics, "baselines": compared, "alarm_chosen_on_val": alarm.model_dump() if alarm else None}
-    write_atomically(folder / "metrics.json", (json.dumps(content, indent=2) + "\n").encode())
-    write_atomically(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    compared = _baselines(config, source, data) if baselines and rank() == 0 else "left out by --no-baselines"
     evaluated = Evaluated(
         about=about,
         metrics=metrics,
-        logits=logits_kept.arrays(),
+        logits=logits,
         labels=source.labels,
         alarm=alarm,
         epoch=checkpoint.meta.epoch,
@@ -98,11 +103,29 @@ def evaluate_checkpoint(
         history=_history(run),
         frames=_frames(config, source, data),
     )
+    folder = (run or ckpt.parent) / "evaluation"
+    if rank() == 0:
+        _write(evaluated, rows, folder)
+    return evaluated, folder
+
+
+def _write(evaluated: Evaluated, rows: list[dict[str, Any]], folder: Path) -> None:
+    """`metrics.json`, `predictions.jsonl`, `report.html`."""
+    alarm = evaluated.alarm.model_dump() if evaluated.alarm else None
+    content = {
+        **evaluated.about,
+        **evaluated.metrics,
+        "baselines": evaluated.baselines,
+        "alarm_chosen_on_val": alarm,
+    }
+    with told_plainly(folder):
+        folder.mkdir(exist_ok=True)
+    write_atomically(folder / "metrics.json", (json.dumps(content, indent=2) + "\n").encode())
+    write_atomically(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     try:
         write_report(folder / "report.html", evaluated)
     except ConfigError as error:
         log.warning(str(error))
-    return evaluated, folder
 
 
 def _baselines(config: Config, source: Split, data: str | None) -> dict[str, Metrics] | str:

@@ -1,8 +1,10 @@
 """`fit`: a config in, a finished run out; killed at any moment, `resume` goes on to the same end."""
 
 import logging
+from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from simv0.build import build_model, class_weights, compute_dtype, lr_factor, ma
 from simv0.checkpoint import Checkpoint, Meta, Training, load_checkpoint, save_checkpoint
 from simv0.compiled import compile_llm
 from simv0.config import Config
+from simv0.distributed import anywhere, from_first, like_the_first, process_group, rank, share_of, world
 from simv0.encoder import load_encoder
 from simv0.errors import CacheError, DataError, TrainingError
 from simv0.identity import compare_splits
@@ -20,7 +23,7 @@ from simv0.model import SimV0Model
 from simv0.resume import Position, find_checkpoint, numerics, restore
 from simv0.rundir import RunDir, append_line, provenance
 from simv0.samples import Batch, warn_of_leakage
-from simv0.splits import BatchOrder, Split, eval_loader, no_worker_left, open_split, split_digest, train_loader
+from simv0.splits import Batches, Split, eval_batches, no_worker_left, open_split, split_digest, train_batches
 from simv0.stopping import Stopped, stop_request
 from simv0.trainer import LogitsKept, evaluate, train_one_epoch
 
@@ -37,25 +40,34 @@ def fit(config: Config, *, overwrite: bool = False, resume: bool = False) -> Run
 
     Raises:
         SimError: what the user can mend; found before training starts wherever it can be.
+
+    Under torchrun every process takes its share of each batch; the first alone reads and writes the run's folder.
     """
     run = RunDir(config.output.output_dir)
-    run.claim()
-    try:
-        if run.holds_a_run and not (overwrite or resume):
-            raise TrainingError(
-                f"{run.root}: holds a run already; use --resume to go on with it, --overwrite to replace it, "
-                "or another output.output_dir"
-            )
-        checkpoint = find_checkpoint(run, config) if resume else None
-        if checkpoint is None:
-            run.check_ours()
-        if checkpoint is not None and checkpoint.meta.epoch == config.training.epochs:
-            log.info(f"{run.root}: this run is finished ({config.training.epochs} epochs); nothing to do")
-            return run
-        _train(config, run, checkpoint)
-    finally:
-        run.release()
+    with process_group():
+        try:
+            checkpoint = from_first(_claim, run, config, overwrite, resume)
+            if checkpoint is not None and checkpoint.meta.epoch == config.training.epochs:
+                log.info(f"{run.root}: this run is finished ({config.training.epochs} epochs); nothing to do")
+            else:
+                _train(config, run, checkpoint)
+        finally:
+            run.release()
     return run
+
+
+def _claim(run: RunDir, config: Config, overwrite: bool, resume: bool) -> Checkpoint | None:
+    """Own the run's folder; the checkpoint to go on from, if any."""
+    run.claim()
+    if run.holds_a_run and not (overwrite or resume):
+        raise TrainingError(
+            f"{run.root}: holds a run already; use --resume to go on with it, --overwrite to replace it, "
+            "or another output.output_dir"
+        )
+    checkpoint = find_checkpoint(run, config) if resume else None
+    if checkpoint is None:
+        run.check_ours()
+    return checkpoint
 
 
 def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None) -> None:
@@ -77,24 +89,25 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None) -> None:
     optimizer = make_optimizer(model, config.training)
     scaler = torch.amp.GradScaler(device.type) if compute_dtype(config) is torch.float16 else None
     position = Position()
-    steps = len(BatchOrder(len(train.labels), config.batch_size, config.training.seed))
-    tokens, all_steps = model.K + 2, config.training.epochs * steps
-    seconds = compile_llm(model.llm, config.training.compile, batch=config.batch_size, tokens=tokens, steps=all_steps)
+    batches = train_batches(config, train)
+    steps = len(batches.order)
+    start, stop = share_of(config.batch_size)
+    all_steps = config.training.epochs * steps
+    seconds = compile_llm(model.llm, config.training.compile, batch=stop - start, tokens=model.K + 2, steps=all_steps)
     if seconds is not None:
         log.info(f"compiled the LLM's blocks in {seconds:.0f} s")
     if checkpoint is None:
         set_stats(model, train, config)
-        run.begin(config)
+        like_the_first(model.trainable_state())
+        from_first(run.begin, config)
     else:
         position = restore(checkpoint, run, model, optimizer, scaler, digests, steps)
-        run.write_config(config)  # operational keys may have changed
-    handler = run.log_to_file()
-    try:
+        from_first(run.go_on, config, position.epoch)
+        if rank() > 0:
+            position.tally = Tally()  # the first process's goes on; in the end all are added up
+    with run.log_to_file() if rank() == 0 else nullcontext():
         _introduce(config, model, train, val, device, position)
-        _epochs(config, run, position, model, optimizer, scaler, train, val, digests)
-    finally:
-        logging.getLogger("simv0").removeHandler(handler)
-        handler.close()
+        _epochs(config, run, position, model, optimizer, scaler, train, val, digests, batches)
 
 
 def _epochs(
@@ -107,22 +120,25 @@ def _epochs(
     train: Split,
     val: Split,
     digests: dict[str, str],
+    batches: Batches,
 ) -> None:
     """The epochs from `position` on."""
     training, device = config.training, model.task_token.device
-    order = BatchOrder(len(train.labels), config.batch_size, training.seed)
+    order, val_batches = batches.order, eval_batches(config, val)
     steps = len(order)
-    batches = train_loader(train, order, config.data.num_workers)
-    val_batches = eval_loader(val, config.evaluation.batch_size, config.data.num_workers)
     weights = class_weights(training.class_weights, train, device)
     meta: dict[str, Any] = describe(config, model, train)
 
     def save_last(metrics: Metrics) -> None:
+        tally = position.tally.whole()
+        from_first(write_last, metrics, tally)
+
+    def write_last(metrics: Metrics, tally: Tally) -> None:
         state = Training(
             step=position.step,
             best=position.best,
             since_best=position.since_best,
-            tally=position.tally.state(),
+            tally=tally.state(),
             optimizer=optimizer.state_dict()["state"],
             scaler=scaler.state_dict() if scaler else None,
             digests=digests,
@@ -141,8 +157,19 @@ def _epochs(
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
 
+    def write_best(metrics: Metrics, logits: dict[str, np.ndarray]) -> None:
+        alarm = choose_alarm(logits, val.labels.ids, val.labels.sample_id, val.labels.group, config.evaluation)
+        about = Meta(**meta, epoch=position.epoch, metrics=metrics, alarm=alarm)
+        save_checkpoint(run.best, Checkpoint(meta=about, state=model.trainable_state()))
+
+    def write_lines(learnt: Metrics, measured: Metrics) -> None:
+        append_line(run.train_metrics, {"epoch": position.epoch, **learnt})
+        append_line(run.val_metrics, {"epoch": position.epoch, **measured})
+
     def after_step() -> None:
         position.step += 1
+        if anywhere(stop.asked is not None):
+            stop.asked = stop.asked or "a signal"
         every = training.checkpoint_every_steps
         if every and position.step % every == 0 and not stop.asked:
             save_last({})
@@ -160,7 +187,8 @@ def _epochs(
 
     def after_val_batch(batch: Batch, logits: dict[str, Tensor]) -> None:
         val_logits.keep(batch, logits)
-        stop_if_asked()
+        if world() == 1:  # several agree on it after their next step
+            stop_if_asked()
 
     def gave_up() -> bool:
         return training.patience is not None and position.since_best >= training.patience
@@ -186,23 +214,19 @@ def _epochs(
             val_logits.clear()
             measured = evaluate(model, val_batches, device, on_batch=after_val_batch)
             position.epoch, position.step, position.tally = position.epoch + 1, 0, Tally()
-            append_line(run.train_metrics, {"epoch": position.epoch, **learnt})
-            append_line(run.val_metrics, {"epoch": position.epoch, **measured})
+            from_first(write_lines, learnt, measured)
             rates = {key: value for key, value in measured.items() if key not in ("seconds", "data_wait_share")}
             better = ranking(measured, training.best_metric) > position.best
             position.since_best = 0 if better else position.since_best + 1
             if better:
                 position.best = ranking(measured, training.best_metric)
-                alarm = choose_alarm(
-                    val_logits.arrays(), val.labels.ids, val.labels.sample_id, val.labels.group, config.evaluation
-                )
-                about = Meta(**meta, epoch=position.epoch, metrics=rates, alarm=alarm)
-                save_checkpoint(run.best, Checkpoint(meta=about, state=model.trainable_state()))
+                logits = val_logits.arrays()
+                from_first(write_best, rates, logits)
             save_last(rates)
             log.info(table_row(position.epoch, learnt, measured, better))
     if gave_up() and position.epoch < training.epochs:
         log.info(f"stopped after epoch {position.epoch}: {training.patience} epochs without a new best")
-    best = load_checkpoint(run.best).meta
+    best = from_first(load_checkpoint, run.best).meta
     log.info(f"best epoch {best.epoch}; {best.alarm}")
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import simv0.torchvision_fix  # noqa: F401
+from simv0.distributed import shard_blocks
 from simv0.errors import ModelError
 from simv0.fast_llm import FastStack, why_not
 
@@ -34,6 +35,7 @@ class FrozenLLM(nn.Module):
         embed_rms: RMS of the LLM's own token embeddings, as they would stand in `inputs_embeds`.
         path: `fast` or `reference`.
         compiled_for: (batch, tokens) that `compiled.compile_llm` compiled the blocks for.
+        sharded: whether the weights are split over several processes.
         identity: `llm_name`, `llm_revision` (None for a folder), `llm_weights` (sha256 over the weight files).
     """
 
@@ -44,6 +46,7 @@ class FrozenLLM(nn.Module):
         self.stack = stack.requires_grad_(False)
         self.path = "fast" if isinstance(stack, FastStack) else "reference"
         self.compiled_for: tuple[int, int] | None = None
+        self.sharded = False
         self.d, self.hidden_size, self.embed_rms, self.identity = d, hidden_size, embed_rms, identity
         self.train(False)
 
@@ -51,6 +54,15 @@ class FrozenLLM(nn.Module):
         """Stay in eval mode, whatever is asked for: dropout would make the frozen LLM a moving target."""
         super().train(False)
         return self
+
+    def blocks(self) -> nn.ModuleList:
+        """The decoder layers: the longest list of modules."""
+        return max((module for module in self.modules() if isinstance(module, nn.ModuleList)), key=len)
+
+    def shard(self, device: torch.device) -> None:
+        """Split the weights of the blocks over the processes, on `device`; every process must run every step."""
+        shard_blocks(self.blocks(), device)
+        self.sharded = True
 
     def forward(self, inputs_embeds: Float[Tensor, "B T {self.d}"]) -> Float[Tensor, "B {self.hidden_size}"]:
         """Hidden state of the last position, after the final norm; gradients flow back to `inputs_embeds`."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from simv0.distributed import summed
 from simv0.labels import HEADS, HIGH
 from simv0.losses import HEAD_WEIGHTS
 from simv0.samples import Batch
@@ -42,6 +43,10 @@ class Tally:
         for name, counted in tally.state().items():
             counted.copy_(state[name])
         return tally
+
+    def whole(self) -> "Tally":
+        """The counts of all processes together."""
+        return Tally.from_state(summed(self.state()))
 
     def metrics(self) -> Metrics:
         """Every rate and loss of the tally; None where there was no sample to stand on."""

@@ -135,26 +135,35 @@ class SimV0Model(nn.Module):
         return self.encoder(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])  # type: ignore[no-any-return]
 
     def prefix(
-        self, vis_feats: Float[Tensor, "B F dv"], telemetry: Float[Tensor, "B 8"]
+        self,
+        vis_feats: Float[Tensor, "B F dv"],
+        telemetry: Float[Tensor, "B 8"],
+        share: tuple[int, int, int] | None = None,
     ) -> Float[Tensor, "B {self.K+2} d"]:
-        """The tokens that the LLM reads: K visual, one telemetry, one task token."""
+        """The tokens that the LLM reads: K visual, one telemetry, one task token. `share`: see `samples.Batch`."""
         means = torch.einsum("kf,bfv->bkv", self.segments, vis_feats)
-        visual = self.projector(self._hide((means - self.feats_mean) / self.feats_std))
+        visual = self.projector(self._hide((means - self.feats_mean) / self.feats_std, share))
         measured = self.telemetry_mlp((telemetry - self.telemetry_mean) / self.telemetry_std)
         task = self.task_token.expand(len(visual), 1, -1)
         tokens: Tensor = torch.cat([visual, measured.unsqueeze(1), task], 1) * self.llm.embed_rms
         return tokens
 
-    def _hide(self, feats: Float[Tensor, "B K dv"]) -> Float[Tensor, "B K dv"]:
+    def _hide(self, feats: Float[Tensor, "B K dv"], share: tuple[int, int, int] | None) -> Float[Tensor, "B K dv"]:
         """In training, hide some samples' features and some of the rest: else the wide features are memorised before
         the eight numbers of the telemetry are understood. 0 is the average picture.
+
+        Drawn for the whole batch, of which this may be a share: how many processes there are changes nothing.
         """
         if not self.training:
             return feats
+        start, _, total = share or (0, len(feats), len(feats))
+        rows = slice(start, start + len(feats))
         if self.visual_dropout:
-            shown = torch.rand(len(feats), 1, 1) >= self.visual_dropout  # drawn on the CPU: the same on every device
-            feats = feats * shown.to(feats.device)
-        return nnf.dropout(feats, self.feature_dropout)
+            shown = torch.rand(total, 1, 1) >= self.visual_dropout  # drawn on the CPU: the same on every device
+            feats = feats * shown[rows].to(feats.device)
+        if self.feature_dropout:
+            feats = feats * nnf.dropout(feats.new_ones(total, *feats.shape[1:]), self.feature_dropout)[rows]
+        return feats
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`vis_feats` [B,F,dv] or `frames` [B,F,3,H,W], and raw `telemetry` [B,8] -> logits.
@@ -163,7 +172,7 @@ class SimV0Model(nn.Module):
             `risk_logits` [B,4], `reason_logits` [B,4], `action_logits` [B,6], and `confidence_logits` [B] if built with
             the confidence head, all float32.
         """
-        hidden = self.llm(self.prefix(self.encode(batch), batch["telemetry"]))
+        hidden = self.llm(self.prefix(self.encode(batch), batch["telemetry"], batch.get("share")))
         # LLMs end at very different scales (final norm weights of 0.1 to 10): the heads see mean 0 and variance 1.
         hidden = nnf.layer_norm(hidden, hidden.shape[-1:])
         logits = {f"{head}_logits": self.heads[head](hidden) for head in HEADS}

@@ -10,15 +10,23 @@ import torch
 
 from simv0.checkpoint import Checkpoint, Training, check_fits, check_frozen, load_checkpoint, load_state, shown
 from simv0.config import Config
+from simv0.distributed import world
 from simv0.errors import CheckpointError, ConfigError
 from simv0.files import told_plainly
 from simv0.metrics import Tally
 from simv0.model import SimV0Model
-from simv0.rundir import RunDir, cut_back, provenance
+from simv0.rundir import RunDir, provenance
 
 log = logging.getLogger("simv0")
 
-OPERATIONAL = ("data.num_workers", "cache.", "evaluation.batch_size", "output.", "training.checkpoint_every_steps")
+OPERATIONAL = (
+    "data.num_workers",
+    "cache.",
+    "evaluation.batch_size",
+    "output.",
+    "training.checkpoint_every_steps",
+    "training.shard_llm",
+)
 """Keys that may change on resume: they change no weight (what the cache holds is compared by its digests), and
 `evaluation.batch_size` at most the last digit of a metric."""
 
@@ -112,10 +120,10 @@ def restore(
     digests: dict[str, str],
     steps: int,
 ) -> Position:
-    """Put everything back where the checkpoint was written, the metrics files too; `steps` has an epoch.
+    """Put everything back as it was when the checkpoint was written; `steps` has an epoch.
 
     Raises:
-        CheckpointError: the frozen networks, the data or the model are others; nothing of the run is touched then.
+        CheckpointError: the frozen networks, the data or the model are others.
     """
     meta, state = checkpoint.meta, checkpoint.training
     assert state is not None
@@ -138,14 +146,16 @@ def restore(
     ]
     if changed:
         log.warning(f"resumed with other versions: {', '.join(changed)}: the last bits of the weights may differ")
-    for path in (run.train_metrics, run.val_metrics):
-        cut_back(path, meta.epoch)
     return Position(meta.epoch, state.step, Tally.from_state(state.tally), state.best, state.since_best)
 
 
 def numerics(model: SimV0Model) -> dict[str, str]:
     """How the LLM is computed: another way gives other last bits."""
-    return {"llm_path": model.llm.path, "llm_compiled_for": str(model.llm.compiled_for)}
+    return {
+        "llm_path": model.llm.path,
+        "llm_compiled_for": str(model.llm.compiled_for),
+        "processes": str(world()),
+    }
 
 
 def _restore_optimizer(

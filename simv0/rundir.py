@@ -16,7 +16,8 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,12 @@ class RunDir:
             write_atomically(path, b"")
         self.write_export()
 
+    def go_on(self, config: Config, epochs: int) -> None:
+        """Cut the metrics back to so many finished epochs; operational keys of the config may have changed."""
+        for path in (self.train_metrics, self.val_metrics):
+            cut_back(path, epochs)
+        self.write_config(config)
+
     def write_config(self, config: Config) -> None:
         """`config_resolved.yaml`."""
         write_atomically(self.config, dump_config(config).encode())
@@ -129,8 +136,9 @@ class RunDir:
         write_atomically(self.export / script.name, script.read_bytes())
         write_atomically(self.export / "labels.json", (json.dumps(HEADS, indent=2) + "\n").encode())
 
-    def log_to_file(self) -> logging.Handler:
-        """Let everything that is said also go to `logs/stdout.log`."""
+    @contextmanager
+    def log_to_file(self) -> Iterator[None]:
+        """Let everything that is said in a `with` block also go to `logs/stdout.log`."""
         with told_plainly(self.log):
             handler = _Log(self.log, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(message)s"))
@@ -138,7 +146,11 @@ class RunDir:
         if logger.level == logging.NOTSET:  # nobody has chosen: a library's user wants the log whole
             logger.setLevel(logging.INFO)
         logger.addHandler(handler)
-        return handler
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
 
 
 class _Log(logging.FileHandler):

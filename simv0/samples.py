@@ -46,6 +46,8 @@ class Batch(TypedDict, total=False):
     action_id: Int[Tensor, " B"]
     weight: Float[Tensor, " B"]
     sample_id: list[str]
+    share: tuple[int, int, int]
+    """Where several processes work: these are the rows start..stop-1 of so many. Without any, one row stands in."""
 
 
 @runtime_checkable

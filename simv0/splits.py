@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from simv0.cached import CachedDataset
 from simv0.config import Config
 from simv0.datasets import class_weights_of, load_dataset
+from simv0.distributed import share_of, world
 from simv0.encoder import Encoder
 from simv0.errors import CacheError, DataError, SimError
 from simv0.identity import compare_identity, labels_digest, wanted_identity
@@ -110,12 +111,13 @@ def split_digest(split: Split) -> str:
 
 
 class BatchOrder(Sampler[list[int]]):
-    """Shuffled batches whose order is a function of (seed, epoch) alone, from any step on.
+    """Batches, shuffled if there is a seed; the order is a function of (seed, epoch) alone, from any step on.
 
-    So a resumed run, or one with another number of workers, sees the same batches.
+    So a resumed run, or one with another number of workers or processes, sees the same batches. Where several processes
+    work, each batch is theirs together, and this is the order of the shares of this one.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int) -> None:
+    def __init__(self, n: int, batch_size: int, seed: int | None = None) -> None:
         self.n, self.batch_size, self.seed = n, batch_size, seed
         self.epoch, self.start = 0, 0
 
@@ -123,23 +125,49 @@ class BatchOrder(Sampler[list[int]]):
         return -(-self.n // self.batch_size) - self.start
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n).tolist()
+        order = np.arange(self.n)
+        if self.seed is not None:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
+        for batch, (start, stop, _) in enumerate(self.shares(), self.start):
+            at = batch * self.batch_size
+            yield order[at + start : at + max(stop, start + 1)].tolist()
+
+    def shares(self) -> Iterator[tuple[int, int, int]]:
+        """`Batch.share` of every batch."""
         for at in range(self.start * self.batch_size, self.n, self.batch_size):
-            yield order[at : at + self.batch_size]
+            total = min(self.batch_size, self.n - at)
+            yield (*share_of(total), total)
 
 
-def train_loader(split: Split, order: BatchOrder, num_workers: int) -> DataLoader[Batch]:
-    """Batches in `order`; the caller moves `order.epoch` and `order.start`."""
-    return DataLoader(
-        split.dataset,
-        batch_sampler=order,
-        collate_fn=collate,
-        **_workers(split, num_workers),
-    )
+class Batches:
+    """A split's batches in `order`, whose `epoch` and `start` the caller moves; this process's shares of them."""
+
+    def __init__(self, split: Split, order: BatchOrder, num_workers: int) -> None:
+        self.order = order
+        self.loader: DataLoader[Batch] = DataLoader(
+            split.dataset, batch_sampler=order, collate_fn=collate, **_workers(split, num_workers)
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        if world() == 1:
+            return iter(self.loader)
+        return (batch | {"share": share} for batch, share in zip(self.loader, self.order.shares(), strict=True))
+
+
+def train_batches(config: Config, split: Split) -> Batches:
+    """Batches of the config's size, shuffled by its seed."""
+    order = BatchOrder(len(split.labels), config.batch_size, config.training.seed)
+    return Batches(split, order, config.data.num_workers)
+
+
+def eval_batches(config: Config, split: Split) -> Batches:
+    """The split in its own order; a process's share of a batch is `evaluation.batch_size`."""
+    order = BatchOrder(len(split.labels), config.evaluation.batch_size * world())
+    return Batches(split, order, config.data.num_workers)
 
 
 def eval_loader(split: Split, batch_size: int, num_workers: int) -> DataLoader[Batch]:
-    """The whole split in its own order."""
+    """The whole split in its own order, whatever other processes do."""
     return DataLoader(split.dataset, batch_size=batch_size, collate_fn=collate, **_workers(split, num_workers))
 
 
@@ -159,16 +187,16 @@ def _leave_signals_to_main(worker: int) -> None:
 
 
 @contextmanager
-def no_worker_left(*loaders: DataLoader[Batch]) -> Iterator[None]:
+def no_worker_left(*all_batches: Batches) -> Iterator[None]:
     """End the loaders' workers on leaving, also where an error's traceback still holds on to them."""
     try:
         yield
     finally:
-        for loader in loaders:
-            iterator: Any = loader._iterator
+        for batches in all_batches:
+            iterator: Any = batches.loader._iterator
             if iterator is not None:
                 iterator._shutdown_workers()
-                loader._iterator = None
+                batches.loader._iterator = None
 
 
 def telemetry_stats(telemetry: Float[np.ndarray, "N 8"]) -> tuple[Float[Tensor, "8"], Float[Tensor, "8"]]:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from simv0.distributed import world
 from simv0.errors import TrainingError
 
 
@@ -29,7 +30,8 @@ def stop_request() -> Iterator[StopRequest]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         request.asked = signal.Signals(number).name
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if world() == 1:  # torchrun passes a Ctrl-C on that has already come from the keyboard
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     try:
         for number in (signal.SIGINT, signal.SIGTERM):

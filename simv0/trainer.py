@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from simv0.distributed import add_gradients, in_order, whole_weights
 from simv0.errors import SimError, TrainingError, unwrap
 from simv0.labels import HEADS
 from simv0.losses import loss_sums, objective
@@ -66,20 +67,22 @@ def train_one_epoch(
         batch = to_device(batch, device)
         if before_step is not None:
             before_step()
-        logits = model(batch)
+        logits, batch = _counted(model(batch), batch)
         sums = loss_sums(logits, batch, class_weights, label_smoothing)
-        loss = objective(sums, confidence_weight)["loss"]
+        loss = objective(whole_weights(sums), confidence_weight)["loss"]
         if not torch.isfinite(loss):
             raise TrainingError(_non_finite("the loss", loss, batch))
         optimizer.zero_grad(set_to_none=True)
         if scaler is None:
             loss.backward()  # type: ignore[no-untyped-call]
+            add_gradients(trained)
             norm = nn.utils.clip_grad_norm_(trained, grad_clip)
             if not torch.isfinite(norm):
                 raise TrainingError(_non_finite("the gradient", norm, batch))
             optimizer.step()
         else:
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            add_gradients(trained)
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(trained, grad_clip)
             scaler.step(optimizer)
@@ -87,7 +90,16 @@ def train_one_epoch(
         tally.add(logits, batch, sums)
         if after_step is not None:
             after_step()
-    return {**tally.metrics(), **waiting.report()}
+    return {**tally.whole().metrics(), **waiting.report()}
+
+
+def _counted(logits: dict[str, Tensor], batch: Batch) -> tuple[dict[str, Tensor], Batch]:
+    """Both as they are, or without rows where a row stood in for an empty share."""
+    start, stop, _ = batch.get("share", (0, 1, 1))
+    if start < stop:
+        return logits, batch
+    none: Any = {key: value[:0] if key != "share" else value for key, value in batch.items()}  # type: ignore[index]
+    return {key: value[:0] for key, value in logits.items()}, none
 
 
 def _non_finite(what: str, value: Tensor, batch: Batch) -> str:
@@ -119,12 +131,12 @@ def evaluate(
     tally, waiting = Tally(), Stopwatch()
     for batch in waiting.over(loader):
         batch = to_device(batch, device)
-        logits = model(batch)
+        logits, batch = _counted(model(batch), batch)
         tally.add(logits, batch, loss_sums(logits, batch))  # no class weights: recipes stay comparable
         if on_batch is not None:
             on_batch(batch, logits)
     model.train(training)
-    return {**tally.metrics(), **waiting.report()}
+    return {**tally.whole().metrics(), **waiting.report()}
 
 
 class LogitsKept:
@@ -142,8 +154,9 @@ class LogitsKept:
         self._kept.append({head: logits[f"{head}_logits"].float().cpu() for head in HEADS})
 
     def arrays(self) -> dict[str, Float[np.ndarray, "N _"]]:
-        """Head -> logits of every sample, in the order of the batches."""
-        return {head: torch.cat([kept[head] for kept in self._kept]).numpy() for head in HEADS}
+        """Head -> logits of every sample, of all processes, in the order of the split."""
+        kept = in_order(self._kept)
+        return {head: torch.cat([logits[head] for logits in kept]).numpy() for head in HEADS}
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:

@@ -364,13 +364,12 @@ def test_the_log_file_may_fail_without_a_word(config: Config, capsys: pytest.Cap
     run = RunDir(config.output.output_dir)
     run.claim()
     run.begin(config)
-    handler = run.log_to_file()
-    assert isinstance(handler, logging.FileHandler)
-    handler.stream.close()
-    handler.stream = open("/dev/full", "w")  # noqa: SIM115
-    logging.getLogger("simv0").info("x" * 10)
-    logging.getLogger("simv0").removeHandler(handler)
-    handler.close()
+    with run.log_to_file():
+        handler = logging.getLogger("simv0").handlers[-1]
+        assert isinstance(handler, logging.FileHandler)
+        handler.stream.close()
+        handler.stream = open("/dev/full", "w")  # noqa: SIM115
+        logging.getLogger("simv0").info("x" * 10)
     run.release()
     assert capsys.readouterr().err == ""
 
