@@ -26,7 +26,7 @@ from simv0.encoder import Encoder, resolve_precision
 from simv0.features import FeatureInfo, sha256
 from simv0.labels import HEADS
 from simv0.parts import Parts, Record
-from simv0.samples import Labels
+from simv0.split_labels import Labels
 from simv0.store import write_features
 
 F, BATCH = 8, 32

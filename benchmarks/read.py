@@ -22,7 +22,8 @@ from benchmarks.cache_vis import alternate
 from simv0.cached import CachedDataset
 from simv0.features import FeatureInfo, sha256
 from simv0.labels import HEADS
-from simv0.samples import Labels, collate
+from simv0.samples import collate
+from simv0.split_labels import Labels
 from simv0.store import write_features
 
 F, DV, BATCH, BLOCK = 8, 512, 64, 1000

@@ -24,7 +24,8 @@ from simv0.files import sync_folder
 from simv0.identity import compare_identity, full_identity
 from simv0.labels import HEADS
 from simv0.parts import Parts, Plan, parts_of
-from simv0.samples import Labels, SharesFrames, read_labels, warn_of_leakage
+from simv0.samples import SharesFrames
+from simv0.split_labels import Labels, read_labels, warn_of_leakage
 
 log = logging.getLogger("simv0")
 

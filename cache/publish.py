@@ -11,7 +11,7 @@ from jaxtyping import Float
 from simv0.errors import CacheError
 from simv0.features import FeatureInfo
 from simv0.parts import Parts, Plan
-from simv0.samples import Labels
+from simv0.split_labels import Labels
 from simv0.store import write_features
 
 

@@ -18,7 +18,7 @@ from simv0.encoder import Encoder
 from simv0.errors import CacheError
 from simv0.features import FeatureInfo, sha256
 from simv0.parts import Parts, Plan, Record, take_labels
-from simv0.samples import Labels
+from simv0.split_labels import Labels
 from simv0.store import write_features
 
 log = logging.getLogger("simv0")

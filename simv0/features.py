@@ -23,7 +23,7 @@ from jaxtyping import Float
 from simv0.datasets import check_class_weights
 from simv0.errors import CacheError, DataError
 from simv0.labels import HEADS
-from simv0.samples import Labels
+from simv0.split_labels import Labels
 
 FORMAT_VERSION = 1
 USER_BLOCK = 512

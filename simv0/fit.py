@@ -22,7 +22,8 @@ from simv0.metrics import Metrics, Tally, ranking
 from simv0.model import SimV0Model
 from simv0.resume import Position, find_checkpoint, numerics, restore
 from simv0.rundir import RunDir, append_line, provenance
-from simv0.samples import Batch, warn_of_leakage
+from simv0.samples import Batch
+from simv0.split_labels import warn_of_leakage
 from simv0.splits import Batches, Split, eval_batches, no_worker_left, open_split, split_digest, train_batches
 from simv0.stopping import Stopped, stop_request
 from simv0.trainer import LogitsKept, evaluate, train_one_epoch

@@ -9,7 +9,7 @@ from typing import Any
 from simv0.config import Config
 from simv0.encoder import Encoder, portable_name
 from simv0.errors import CacheError
-from simv0.samples import Labels
+from simv0.split_labels import Labels
 
 OF_THE_SPLIT = ("split", "split_file", "N", "content_digest", "labels_digest")
 """Fields in which train and val differ."""

@@ -18,7 +18,7 @@ from simv0.errors import CacheError
 from simv0.features import FeatureFile, read_features
 from simv0.files import replacing
 from simv0.labels import HEADS
-from simv0.samples import Labels
+from simv0.split_labels import Labels
 
 log = logging.getLogger("simv0")
 

@@ -24,7 +24,7 @@ from simv0.errors import SimError
 from simv0.files import write_atomically
 from simv0.labels import HEADS, HIGH
 from simv0.metrics import Metrics, macro_f1
-from simv0.samples import Labels
+from simv0.split_labels import Labels
 
 RESAMPLES = 300
 STRIPS = 8

@@ -16,9 +16,7 @@ only: an id in both is reported as leakage. `content_digest()` (str) lets a feat
 and `class_weights` (dict head -> list of floats) weighs the classes.
 """
 
-import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
@@ -29,8 +27,6 @@ from torch.utils.data import Dataset
 
 from simv0.errors import DataError
 from simv0.labels import HEADS, TELEMETRY
-
-log = logging.getLogger("simv0")
 
 LABEL_KEYS = tuple(f"{head}_id" for head in HEADS)
 
@@ -258,93 +254,3 @@ def collate(samples: list[dict[str, Any]] | Batch) -> Batch:
             )
     batch[key] = torch.stack([sample[key] for sample in samples])
     return batch  # type: ignore[return-value]
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Everything of a split but its pixels, as arrays over its N samples."""
-
-    telemetry: Float[np.ndarray, "N 8"]
-    ids: dict[str, Int[np.ndarray, " N"]]
-    weight: Float[np.ndarray, " N"]
-    sample_id: list[str]
-    group: list[str] | None
-
-    def __len__(self) -> int:
-        return len(self.sample_id)
-
-
-def read_labels(dataset: Any, split: str, F: int) -> Labels:
-    """Read the labels and the telemetry of a whole split: by `labels_of` where the dataset has it, else by reading
-    every sample once.
-
-    Raises:
-        DataError: what `check_sample` and `check_labels` refuse.
-    """
-    N = len(dataset)
-    if hasattr(dataset, "labels_of"):
-        rows = [check_sample(dataset.labels_of(i), split, i, F=F, frames=False) for i in range(N)]
-    else:
-        log.info("%s: reading %d windows once for their labels (give the class labels_of to spare that)", split, N)
-        rows = []
-        for i in range(N):
-            sample = check_sample(dataset[i], split, i, F=F)
-            rows.append({key: value for key, value in sample.items() if key not in ("frames", "vis_feats")})
-    return check_labels(rows, split)
-
-
-def check_labels(rows: list[dict[str, Any]], split: str) -> Labels:
-    """Check what only a whole split can show, and return it as arrays.
-
-    Raises:
-        DataError: an empty split, a `sample_id` twice, all weights zero, `group` on some samples only.
-    """
-    if not rows:
-        raise DataError(f"{split}: the split is empty")
-    first_at: dict[str, int] = {}
-    for i, row in enumerate(rows):
-        earlier = first_at.setdefault(row["sample_id"], i)
-        if earlier != i:
-            raise DataError(
-                f"{split}[{i}]: sample_id {row['sample_id']!r} stands at {split}[{earlier}] already; "
-                "sample_ids are unique within a split"
-            )
-    with_group = [i for i, row in enumerate(rows) if "group" in row]
-    if with_group and len(with_group) < len(rows):
-        without = next(i for i, row in enumerate(rows) if "group" not in row)
-        raise DataError(f"{split}[{without}]: group is missing, but {split}[{with_group[0]}] has one; give all or none")
-    weight = np.array([row["weight"] for row in rows], np.float32)
-    if not weight.any():
-        raise DataError(f"{split}: all {len(rows)} weights are zero; nothing would be learnt")
-    return Labels(
-        telemetry=np.stack([row["telemetry"].numpy() for row in rows]),
-        ids={head: np.array([row[f"{head}_id"] for row in rows], np.int64) for head in HEADS},
-        weight=weight,
-        sample_id=[row["sample_id"] for row in rows],
-        group=[row["group"] for row in rows] if with_group else None,
-    )
-
-
-def warn_of_leakage(train: Any, val: Any, train_group: list[str] | None, val_group: list[str] | None) -> list[str]:
-    """Warn, loudly, when train and val share recordings or frames: then the val figures flatter.
-
-    Returns the warnings, which are also logged.
-    """
-    warnings = []
-    shared_groups = sorted(set(train_group or []) & set(val_group or []))
-    if shared_groups:
-        warnings.append(
-            f"LEAKAGE: {len(shared_groups)} groups stand in train and in val (first: {shared_groups[0]!r}); "
-            "the val figures will flatter the model. Split by recording."
-        )
-    if isinstance(train, SharesFrames) and isinstance(val, SharesFrames) and type(train) is type(val):
-        seen = {frame for i in range(len(train)) for frame in train.frame_ids(i)}  # type: ignore[arg-type]
-        shared = [frame for i in range(len(val)) for frame in val.frame_ids(i) if frame in seen]  # type: ignore[arg-type]
-        if shared:
-            warnings.append(
-                f"LEAKAGE: {len(set(shared))} frames stand in train and in val (first: {shared[0]}); "
-                "the val figures will flatter the model. Split by recording."
-            )
-    for warning in warnings:
-        log.warning(warning)
-    return warnings

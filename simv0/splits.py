@@ -25,7 +25,8 @@ from simv0.errors import CacheError, DataError, SimError
 from simv0.identity import compare_identity, labels_digest, wanted_identity
 from simv0.labels import HEADS
 from simv0.parts import parts_of
-from simv0.samples import Batch, CheckedDataset, Labels, collate, read_labels
+from simv0.samples import Batch, CheckedDataset, collate
+from simv0.split_labels import Labels, read_labels
 
 log = logging.getLogger("simv0")
 

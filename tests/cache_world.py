@@ -5,8 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
+from cache.shards import ShardWork
 from simv0.config import Config
 from simv0.config_file import build_config
 from simv0.tiny import save_tiny_tower
@@ -59,3 +63,49 @@ def make_world(folder: Path, windows: int = 23, **cache: Any) -> Config:
     write_manifest(folder, "train", windows)
     write_manifest(folder, "val", 7, seed=1)
     return make_config(folder, write_encoder(folder / "encoder"), **cache)
+
+
+def fresh(config: Config, folder: Path, **cache: Any) -> Config:
+    """The same world, with an empty cache."""
+    return config.model_copy(update={"cache": config.cache.model_copy(update={"dir": str(folder / "cache"), **cache})})
+
+
+def train_file(config: Config) -> Path:
+    return Path(config.cache.dir) / "train.h5"
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, shards: int) -> None:
+    """Let the run die of an error after some shards."""
+    finish = ShardWork._finish
+    done = []
+
+    def counted(self: ShardWork, *args: Any) -> None:
+        if len(done) == shards:
+            raise KeyboardInterrupt
+        done.append(1)
+        finish(self, *args)
+
+    monkeypatch.setattr(ShardWork, "_finish", counted)
+
+
+class Windows(Dataset[dict[str, Any]]):
+    """A plain dataset: frames whole, nothing shared, floats."""
+
+    scale = 1.0
+
+    def __init__(self, split: str, feats: bool = False) -> None:
+        self.split, self.feats = split, feats
+
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        frames = torch.rand(3, 3, 20, 20, generator=torch.Generator().manual_seed(i)) * self.scale
+        inputs = {"vis_feats": torch.zeros(3, 5)} if self.feats else {"frames": frames}
+        return {**inputs, "telemetry": [0.5] * 8, "risk_id": 0, "reason_id": 0, "action_id": 0}
+
+
+def plain_config(folder: Path, **kwargs: Any) -> Config:
+    config = make_config(folder, write_encoder(folder / "encoder"), F=3)
+    data = {"dataset_class_path": f"{__name__}.Windows", "dataset_kwargs": kwargs}
+    return config.model_copy(update={"data": config.data.model_copy(update=data)})

@@ -1,4 +1,4 @@
-"""cache-vis: what it writes, what it resumes, what it refuses."""
+"""cache-vis: what it writes, what it resumes, what it refuses to reuse."""
 
 import json
 import logging
@@ -12,19 +12,17 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from cache_world import DV, make_config, make_world, write_encoder
-from torch.utils.data import Dataset
+from cache_world import DV, fresh, make_world, stop_after, train_file
 
 import cache.pipeline
 import cache.publish
-from cache.frames import Carry
 from cache.locks import FileLock
 from cache.pipeline import cache_vis
 from simv0.cached import CachedDataset
 from simv0.config import Config
 from simv0.datasets import ManifestDataset
 from simv0.encoder import load_encoder
-from simv0.errors import CacheError, DataError
+from simv0.errors import CacheError
 from simv0.features import read_features
 from simv0.parts import Plan, parts_of
 
@@ -36,31 +34,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, bytes]:
     config = make_world(folder)
     cache_vis(config)
     return config, (folder / "cache" / "train.h5").read_bytes()
-
-
-def fresh(config: Config, folder: Path, **cache: Any) -> Config:
-    """The same world, with an empty cache."""
-    return config.model_copy(update={"cache": config.cache.model_copy(update={"dir": str(folder / "cache"), **cache})})
-
-
-def train_file(config: Config) -> Path:
-    return Path(config.cache.dir) / "train.h5"
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, shards: int) -> None:
-    """Let the run die of an error after some shards."""
-    from cache.shards import ShardWork
-
-    finish = ShardWork._finish
-    done = []
-
-    def counted(self: ShardWork, *args: Any) -> None:
-        if len(done) == shards:
-            raise KeyboardInterrupt
-        done.append(1)
-        finish(self, *args)
-
-    monkeypatch.setattr(ShardWork, "_finish", counted)
 
 
 def test_the_file_holds_what_the_encoder_gives_and_the_dataset_says(world: tuple[Config, bytes]) -> None:
@@ -230,80 +203,6 @@ def test_ranks_begin_at_their_own_shards(
     assert train_file(config).read_bytes() == world[1]
 
 
-class Windows(Dataset[dict[str, Any]]):
-    """A plain dataset: frames whole, nothing shared, floats."""
-
-    scale = 1.0
-
-    def __init__(self, split: str, feats: bool = False) -> None:
-        self.split, self.feats = split, feats
-
-    def __len__(self) -> int:
-        return 9
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        frames = torch.rand(3, 3, 20, 20, generator=torch.Generator().manual_seed(i)) * self.scale
-        inputs = {"vis_feats": torch.zeros(3, 5)} if self.feats else {"frames": frames}
-        return {**inputs, "telemetry": [0.5] * 8, "risk_id": 0, "reason_id": 0, "action_id": 0}
-
-
-def plain_config(folder: Path, **kwargs: Any) -> Config:
-    config = make_config(folder, write_encoder(folder / "encoder"), F=3)
-    data = {"dataset_class_path": f"{__name__}.Windows", "dataset_kwargs": kwargs}
-    return config.model_copy(update={"data": config.data.model_copy(update=data)})
-
-
-def test_a_plain_dataset_of_float_frames(tmp_path: Path) -> None:
-    config = plain_config(tmp_path)
-    train, _ = cache_vis(config)
-    assert (train.counts.frames, train.counts.encoded) == (27, 27)
-    cached, encoder = CachedDataset(train_file(config)), load_encoder(config.model, "fp32")
-    for i in range(9):
-        torch.testing.assert_close(
-            cached[i]["vis_feats"].float(), encoder(Windows("")[i]["frames"]), rtol=1e-3, atol=1e-3
-        )
-    assert cached.labels.sample_id[8] == "8"
-    assert cached.labels.group is None
-
-
-def test_a_dataset_of_features_needs_no_cache(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"train: test_cache.Windows yields vis_feats itself; it needs no cache-vis"):
-        cache_vis(plain_config(tmp_path, feats=True))
-
-
-@pytest.mark.parametrize(
-    ("factor", "what"), [(1e6, r"a feature is .*; set cache.dtype: float32"), (np.nan, "NaN or inf")]
-)
-def test_features_that_cannot_be_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, what: str
-) -> None:
-    from simv0.encoder import Encoder
-
-    config = plain_config(tmp_path)
-    forward = Encoder.forward
-    monkeypatch.setattr(Encoder, "forward", lambda self, frames: forward(self, frames) * factor)
-    with pytest.raises(CacheError, match=r"train\[0\] \(0\), frame 0: .*" + what):
-        cache_vis(config)
-
-
-def test_a_broken_frame_is_named_also_by_workers(tmp_path: Path) -> None:
-    config = make_world(tmp_path)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"num_workers": 1})})
-    (tmp_path / "train" / "20.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"train/20.png: cannot be read as an image") as caught:
-        cache_vis(config)
-    assert "\n" not in str(caught.value)
-    assert len(parts_of(train_file(config)).missing(Plan({"N": 23}, 5, 8))) < 5  # what was finished is kept
-
-
-def test_carry_keeps_the_most_recent_frames_within_its_limit() -> None:
-    carry = Carry(3)
-    assert carry.plan("abcb") == (["a", "b", "c"], [])
-    assert carry.plan("bd") == (["d"], ["a"])  # c and b were used after a
-    assert carry.plan("ab") == (["a"], ["c"])
-    assert Carry(0).plan("ab") == (["a", "b"], ["a", "b"])
-
-
 def test_windows_in_any_order_give_the_same_features(tmp_path: Path, world: tuple[Config, bytes]) -> None:
     config = make_world(tmp_path)
     rows = (tmp_path / "train.jsonl").read_text().splitlines()
@@ -337,50 +236,6 @@ def test_record_must_match_its_shard(world: tuple[Config, bytes], tmp_path: Path
     record.write_text(json.dumps({**tree, "sha256": "0" * 64}))
     assert cache_vis(config)[0].counts.windows == 23 - 5  # shard 0 again, shard 1 kept
     assert train_file(config).read_bytes() == world[1]
-
-
-def test_a_window_of_too_few_frames_is_found_before_the_encoder_is_loaded(tmp_path: Path) -> None:
-    config = make_world(tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / "val.jsonl").read_text().splitlines()]
-    rows[6]["frames"].pop()
-    (tmp_path / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    shutil.rmtree(tmp_path / "encoder")
-    with pytest.raises(DataError, match=r"val\[6\]: frame_ids: expected 4 \(model.F\), found 3"):
-        cache_vis(config)
-
-
-def test_frames_of_two_types_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = ManifestDataset.load_frame
-    config = make_world(tmp_path)
-    monkeypatch.setattr(
-        ManifestDataset,
-        "load_frame",
-        lambda self, name: load(self, name) / 255 if "/7." in str(name) else load(self, name),
-    )
-    with pytest.raises(DataError, match="train: some frames are uint8, others float; give one type"):
-        cache_vis(config)
-
-
-@pytest.mark.parametrize("bad", [None, [1]])
-def test_a_first_sample_that_is_no_dict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: Any) -> None:
-    monkeypatch.setattr(Windows, "__getitem__", lambda self, i: bad)
-    with pytest.raises(DataError, match=rf"train\[0\]: expected a dict, found {type(bad).__name__}$"):
-        cache_vis(plain_config(tmp_path))
-
-
-def test_windows_of_two_types_are_refused_where_two_jobs_meet_in_one_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """3 frames a window, 8 a batch: each job reads two windows, and window 2 waits for frames of window 0 and 1."""
-    get = Windows.__getitem__
-
-    def mixed(self: Windows, i: int) -> dict[str, Any]:
-        sample = get(self, i)
-        return sample if i in (2, 3) else {**sample, "frames": (sample["frames"] * 255).byte()}
-
-    monkeypatch.setattr(Windows, "__getitem__", mixed)
-    with pytest.raises(DataError, match=r"^train: some frames are uint8, others float; give one type$"):
-        cache_vis(plain_config(tmp_path))
 
 
 def test_overwrite_beside_a_running_cache_vis_says_that_it_joins(

@@ -15,7 +15,8 @@ from cache.pipeline import cache_vis
 from simv0.cached import CachedDataset, available_memory
 from simv0.errors import CacheError
 from simv0.features import read_features
-from simv0.samples import collate, read_labels
+from simv0.samples import collate
+from simv0.split_labels import read_labels
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import MakeConfig
+from fit_world import VisFeats, fit_until, lines, moved, outcome
 
-import simv0.fit
 from simv0.build import build_model, lr_factor, make_optimizer
 from simv0.checkpoint import load_checkpoint, save_checkpoint
 from simv0.config import Config
@@ -24,7 +24,6 @@ from simv0.evaluation import evaluate_checkpoint
 from simv0.fit import fit
 from simv0.resume import config_differences
 from simv0.rundir import RunDir, cut_back
-from simv0.splits import BatchOrder, feature_stats, open_split, telemetry_stats
 from simv0.stopping import Stopped
 from simv0.trainer import train_one_epoch
 
@@ -34,42 +33,6 @@ EPOCHS, STEPS = 2, 5  # 40 windows in batches of 8
 @pytest.fixture
 def config(make_config: MakeConfig, features: Path) -> Config:
     return make_config(cache={"dir": str(features)})
-
-
-def moved(config: Config, root: Path, **training: Any) -> Config:
-    changed = {"output": config.output.model_copy(update={"output_dir": str(root)})}
-    if training:
-        changed["training"] = config.training.model_copy(update=training)  # type: ignore[assignment]
-    return config.model_copy(update=changed)
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    """JSONL without what the clock says."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("seconds", "data_wait_share")} for row in rows]
-
-
-def outcome(run: RunDir) -> tuple[Any, ...]:
-    """Everything that must be equal to an unbroken run's, bit for bit."""
-    last = load_checkpoint(run.last)
-    best = load_checkpoint(run.best)
-
-    def bits(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value.numpy().tobytes()
-        if isinstance(value, dict):
-            return {key: bits(item) for key, item in value.items()}
-        return [bits(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-    meta = best.meta.model_dump(exclude={"config"})
-    return (
-        bits(last.state),
-        bits(last.training and last.training.model_dump()),
-        bits(best.state),
-        meta,
-        lines(run.train_metrics),
-        lines(run.val_metrics),
-    )
 
 
 @pytest.fixture
@@ -122,28 +85,6 @@ def test_training_learns(config: Config, tmp_path: Path) -> None:
     run = fit(moved(config, tmp_path / "r", epochs=12, visual_dropout=0.0))
     losses = [row["risk_loss"] for row in lines(run.train_metrics)]
     assert losses[-1] < 0.7 * losses[0]
-
-
-class Killed(Exception):
-    pass
-
-
-def fit_until(config: Config, step: int, monkeypatch: pytest.MonkeyPatch, resume: bool = False) -> None:
-    """Train, and die without a word after `step` steps in all."""
-    count, original = 0, simv0.fit.save_checkpoint
-
-    def dying_save(path: Path, content: Any, **kwargs: Any) -> None:
-        nonlocal count
-        original(path, content, **kwargs)
-        if path.name == "last.pt":
-            count += 1
-            if count == step:
-                raise Killed
-
-    monkeypatch.setattr(simv0.fit, "save_checkpoint", dying_save)
-    with pytest.raises(Killed):
-        fit(config, resume=resume)
-    monkeypatch.undo()
 
 
 @pytest.mark.parametrize("saves", range(1, EPOCHS * (STEPS + 1) + 1))
@@ -277,27 +218,9 @@ def test_one_run_one_owner(config: Config) -> None:
     fit(config)
 
 
-class VisFeats:
-    """A user's dataset that brings its own features."""
-
-    def __init__(self, path: str, poison: int | None = None) -> None:
-        rng = np.random.default_rng(len(path))
-        self.feats = rng.normal(size=(24, 4, 6)).astype(np.float32)
-        self.poison = poison
-
-    def __len__(self) -> int:
-        return 24
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        labels = {"risk_id": i % 4, "reason_id": i % 4, "action_id": i % 6}
-        weight = 3e38 if i == self.poison else 1.0  # overflows the weighted sum
-        telemetry = self.feats[i].ravel()[:8]
-        return {"vis_feats": self.feats[i], "telemetry": telemetry, "sample_id": f"w{i}", "weight": weight, **labels}
-
-
 def test_a_dataset_with_features_needs_no_encoder_and_no_cache(make_config: MakeConfig) -> None:
     vision = {"vision_encoder_name": "ViT-B-32", "vision_pretrained": "laion2b_s34b_b79k"}  # not on this machine
-    config = make_config(data={"dataset_class_path": "test_fit.VisFeats"}, model=vision)
+    config = make_config(data={"dataset_class_path": "fit_world.VisFeats"}, model=vision)
     run = fit(config)
     checkpoint = load_checkpoint(run.best)
     assert (checkpoint.meta.dv, checkpoint.meta.encoder) == (6, None)
@@ -306,7 +229,7 @@ def test_a_dataset_with_features_needs_no_encoder_and_no_cache(make_config: Make
 
 
 def test_a_non_finite_loss_names_its_samples_and_keeps_the_checkpoint(make_config: MakeConfig) -> None:
-    data = {"dataset_class_path": "test_fit.VisFeats", "dataset_kwargs": {"poison": 5}}
+    data = {"dataset_class_path": "fit_world.VisFeats", "dataset_kwargs": {"poison": 5}}
     config = make_config(data=data)
     with pytest.raises(
         TrainingError, match=r"^the loss is (nan|inf) on the batch of .*w5.*lower training.lr or look at"
@@ -333,36 +256,6 @@ def test_a_non_finite_gradient_moves_no_weight(models: Path, make_config: MakeCo
     with pytest.raises(TrainingError, match=r"^the gradient is (nan|inf) on the batch of a, b; lower training.lr"):
         train_one_epoch(model, [batch], make_optimizer(model, make_config().training), None, "cpu")  # type: ignore
     assert all(torch.equal(value, before[name]) for name, value in model.trainable_state().items())
-
-
-def test_features_of_another_manifest_are_refused(
-    make_config: MakeConfig, features: Path, manifests: Path, tmp_path: Path
-) -> None:
-    def trained_on(manifest: Path) -> str:
-        with pytest.raises(CacheError) as error:
-            fit(make_config(cache={"dir": str(features)}, data={"train_split_path": str(manifest)}))
-        return str(error.value)
-
-    assert 'split is "train.jsonl", wanted is "other.jsonl"' in trained_on(tmp_path / "other.jsonl")
-    relabelled = tmp_path / "train.jsonl"
-    relabelled.write_text((manifests / "train.jsonl").read_text().replace('"risk_id": 0', '"risk_id": 1', 1))
-    assert "split_file is" in trained_on(relabelled)
-    elsewhere = tmp_path / "elsewhere" / "train.jsonl"  # not on this machine: its name is all that can be known
-    fit(make_config(cache={"dir": str(features)}, data={"train_split_path": str(elsewhere)}, training={"epochs": 1}))
-
-
-def test_a_dataset_with_features_is_not_trapped_by_a_leftover_cache(make_config: MakeConfig, features: Path) -> None:
-    own = {"dataset_class_path": "test_fit.VisFeats"}
-    run = fit(make_config(cache={"dir": str(features)}, data=own, training={"epochs": 1}))
-    assert load_checkpoint(run.best).meta.dv == 6
-
-
-def test_one_split_cached_and_the_other_not_is_refused(make_config: MakeConfig, features: Path, tmp_path: Path) -> None:
-    (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "val.h5").write_bytes((features / "val.h5").read_bytes())
-    config = make_config(cache={"dir": str(tmp_path / "half")})
-    with pytest.raises(CacheError, match="there is no feature file for split train"):
-        fit(config)
 
 
 def test_resume_writes_the_operational_keys_of_now(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,28 +286,6 @@ class NoHigh(VisFeats):
         return {**super().__getitem__(i), "risk_id": i % 3}
 
 
-def test_d_dv_and_contract_are_checked_before_training(make_config: MakeConfig, features: Path) -> None:
-    with pytest.raises(CacheError, match="dv is 32, wanted is 33"):
-        fit(make_config(cache={"dir": str(features)}, model={"dv": 33}))
-    with pytest.raises(DataError, match=r"^train\[0\]: vis_feats are 6 wide, but model.dv is 7; drop model.dv$"):
-        fit(make_config(data={"dataset_class_path": "test_fit.VisFeats"}, model={"dv": 7}))
-    with pytest.raises(CacheError, match=r"vision_preprocess.resize_mode is \"squash\", wanted is \"longest\""):
-        fit(make_config(cache={"dir": str(features)}, model={"vision_resize_mode": "longest"}))
-
-
-def test_batch_order_is_a_function_of_seed_and_epoch() -> None:
-    order = BatchOrder(10, 4, seed=3)
-    order.epoch = 1
-    whole = list(order)
-    assert sorted(i for batch in whole for i in batch) == list(range(10))
-    assert [len(batch) for batch in whole] == [4, 4, 2]
-    order.start = 2
-    assert list(order) == whole[2:]
-    assert len(order) == 1
-    order.epoch, order.start = 2, 0
-    assert list(order) != whole
-
-
 def test_one_cycle_rises_for_three_tenths_and_ends_near_zero() -> None:
     factors = [lr_factor("one_cycle", step, 100) for step in range(100)]
     assert factors[0] < 0.01
@@ -422,19 +293,6 @@ def test_one_cycle_rises_for_three_tenths_and_ends_near_zero() -> None:
     assert factors.index(max(factors)) in (29, 30)
     assert factors[-1] < 0.001
     assert lr_factor("constant", 7, 100) == 1
-
-
-def test_stats_by_a_second_way(config: Config) -> None:
-    train = open_split(config, "train")
-    mean, std = telemetry_stats(train.labels.telemetry)
-    assert np.allclose(mean, train.labels.telemetry.mean(0), atol=1e-6)
-    assert np.allclose(std, train.labels.telemetry.std(0), atol=1e-6)
-    constant = np.tile(np.array([1, 2, 9.81, 0, 1e5, 1, 1, 1], np.float32), (5, 1))
-    assert telemetry_stats(constant)[1].tolist() == [1.0] * 8
-    feats = torch.stack([train.dataset[i]["vis_feats"].float() for i in range(len(train.labels))]).flatten(0, 1)
-    mean, std = feature_stats(train, lambda batch: batch["vis_feats"].float(), raw=False)
-    assert torch.allclose(mean, feats.mean(0), atol=1e-5)
-    assert torch.allclose(std, feats.std(0, correction=0), atol=1e-5)
 
 
 def test_cut_back_keeps_whole_lines_of_finished_epochs(tmp_path: Path) -> None:

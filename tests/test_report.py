@@ -21,7 +21,7 @@ from simv0.evaluation import evaluate_checkpoint
 from simv0.fit import fit
 from simv0.labels import HEADS, HIGH
 from simv0.report import Evaluated, intervals, render
-from simv0.samples import Labels
+from simv0.split_labels import Labels
 
 N, N_HIGH = 200, 40
 

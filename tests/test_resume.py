@@ -2,36 +2,27 @@
 
 import io
 import json
-import logging
-import os
 import shutil
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import MakeConfig
-from test_fit import fit_until, lines, outcome
+from fit_world import fit_until, lines, outcome
 
-import simv0.fit
-import simv0.resume
-import simv0.rundir
 from simv0.checkpoint import Training, load_checkpoint, save_checkpoint, seal
 from simv0.config import Config
-from simv0.errors import CheckpointError, SimError, TrainingError
+from simv0.errors import CheckpointError, SimError
 from simv0.fit import fit
 from simv0.predict import config_of
-from simv0.resume import find_checkpoint
-from simv0.rundir import PARTS, RunDir
-from simv0.stopping import Stopped
+from simv0.rundir import RunDir
 
 
 @pytest.fixture
 def config(make_config: MakeConfig) -> Config:
     """Features from the dataset itself: 3 steps an epoch, 2 epochs, a checkpoint after each step."""
-    return make_config(data={"dataset_class_path": "test_fit.VisFeats"}, training={"checkpoint_every_steps": 1})
+    return make_config(data={"dataset_class_path": "fit_world.VisFeats"}, training={"checkpoint_every_steps": 1})
 
 
 @pytest.fixture
@@ -187,193 +178,6 @@ def test_other_package_versions_are_said(
     )
 
 
-def test_without_git_the_hash_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert simv0.rundir.provenance()["git"] is None
-
-
-@pytest.mark.parametrize("dies_at", range(1, 12))
-def test_overwrite_killed_at_any_moment_never_brings_the_old_run_back(
-    config: Config, unbroken: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, dies_at: int
-) -> None:
-    """Either the old run is whole, or `--resume` begins from zero."""
-    run = fit(config)
-    calls = 0
-
-    class Killed(BaseException):
-        pass
-
-    def dying(original: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == dies_at:
-                raise Killed
-            return original(*args, **kwargs)
-
-        return call
-
-    for name in ("rename", "mkdir", "replace"):
-        monkeypatch.setattr(Path, name, dying(getattr(Path, name)))
-    monkeypatch.setattr("shutil.rmtree", dying(shutil.rmtree))
-    with pytest.raises(Killed):
-        run.begin(config)
-    monkeypatch.undo()
-    checkpoint = find_checkpoint(run, config)
-    assert checkpoint is None or (run.previous.exists() and run.best.exists())
-    assert outcome(fit(config, resume=True)) == unbroken
-    assert not (run.root / ".removed").exists() or checkpoint is not None
-
-
-@pytest.mark.parametrize("how", [{"resume": True}, {"overwrite": True}, {}])
-def test_a_folder_that_is_no_run_keeps_its_content(config: Config, how: dict[str, bool]) -> None:
-    """An output_dir such as `.` may hold a `logs` folder of somebody else."""
-    mine = Path(config.output.output_dir) / "logs/mine.txt"
-    mine.parent.mkdir(parents=True)
-    mine.write_text("x")
-    with pytest.raises(TrainingError, match=r"run: holds logs but no config_resolved.yaml, so no run of simv0 made"):
-        fit(config, **how)
-    assert mine.exists()
-
-
-def test_a_worker_that_outlives_the_run_does_not_keep_it_locked(config: Config) -> None:
-    """Loader workers notice the death of their parent only after seconds."""
-    owner = RunDir(config.output.output_dir)
-    owner.claim()
-    running, ready = os.pipe()
-    worker = os.fork()
-    if worker == 0:
-        os.write(ready, b"x")
-        time.sleep(30)
-        os._exit(0)
-    try:
-        os.read(running, 1)  # a child lets go when it begins to run
-        owner.release()  # what the kernel does for a killed process
-        RunDir(config.output.output_dir).claim()
-    finally:
-        os.kill(worker, signal.SIGKILL)
-        os.waitpid(worker, 0)
-
-
-def test_a_file_system_without_locks_is_said(
-    config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(*args: Any) -> None:
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr("fcntl.flock", refuse)
-    run = RunDir(config.output.output_dir)
-    run.claim()
-    run.release()
-    assert "no locks on this file system (No locks available): start no second run here" in caplog.text
-
-
-def test_a_second_interrupt_stops_at_once_and_leaves_a_checkpoint(
-    config: Config, unbroken: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = RunDir(config.output.output_dir)
-    saves = 0
-
-    def interrupted_save(path: Path, content: Any, **kwargs: Any) -> None:
-        nonlocal saves
-        saves += 1
-        if saves == 2:  # once before, once within: the second one lands in the middle of a save
-            os.kill(os.getpid(), signal.SIGINT)
-            original = os.fsync
-            monkeypatch.setattr("os.fsync", lambda fd: os.kill(os.getpid(), signal.SIGINT) or original(fd))
-        save_checkpoint(path, content, **kwargs)
-
-    monkeypatch.setattr(simv0.fit, "save_checkpoint", interrupted_save)
-    with pytest.raises(KeyboardInterrupt):
-        fit(config)
-    monkeypatch.undo()
-    assert load_checkpoint(run.last).training is not None
-    assert not list(run.root.rglob("*.tmp"))
-    assert outcome(fit(config, resume=True)) == unbroken
-
-
-def test_sigterm_while_saving_finishes_the_save_and_stops(
-    config: Config, unbroken: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = RunDir(config.output.output_dir)
-
-    def warned_save(path: Path, content: Any, **kwargs: Any) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        save_checkpoint(path, content, **kwargs)
-
-    monkeypatch.setattr(simv0.fit, "save_checkpoint", warned_save)
-    with pytest.raises(Stopped, match="stopped by SIGTERM in epoch 1 after step 1 of 3"):
-        fit(config)
-    monkeypatch.undo()
-    training = load_checkpoint(run.last).training
-    assert training is not None
-    assert training.step == 1
-    assert outcome(fit(config, resume=True)) == unbroken
-
-
-def test_a_signal_in_validation_does_not_wait_for_its_end(
-    config: Config, unbroken: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = RunDir(config.output.output_dir)
-    interrupting = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"batch_size": 4})})
-    original, batches = simv0.fit.evaluate, 0
-
-    def evaluate(*args: Any, on_batch: Any, **kwargs: Any) -> Any:
-        def count(*seen: Any) -> None:
-            nonlocal batches
-            batches += 1
-            os.kill(os.getpid(), signal.SIGTERM)
-            on_batch(*seen)
-
-        return original(*args, on_batch=count, **kwargs)
-
-    monkeypatch.setattr(simv0.fit, "evaluate", evaluate)
-    with pytest.raises(Stopped, match="SIGTERM in epoch 1 after step 3 of 3"):
-        fit(interrupting)
-    monkeypatch.undo()
-    assert batches == 1
-    assert outcome(fit(config, resume=True)) == unbroken
-    assert not list(run.root.rglob("*.tmp"))
-
-
-def test_a_signal_to_the_whole_group_leaves_the_workers_alone(
-    config: Config, make_config: MakeConfig, unbroken: tuple[Any, ...]
-) -> None:
-    """Ctrl-C in a terminal, and a cluster's SIGTERM, reach the loader's workers too."""
-    run = RunDir(config.output.output_dir)
-    with_workers = make_config(data={"dataset_class_path": "test_fit.VisFeats", "num_workers": 2})
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        logging.disable()
-        try:
-            fit(with_workers)
-        except Stopped:
-            os._exit(130)
-        finally:
-            os._exit(1)
-    deadline = time.monotonic() + 20
-    while not run.last.exists() and os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
-        time.sleep(0.001)
-    os.killpg(child, signal.SIGTERM)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
-    assert outcome(fit(config, resume=True)) == unbroken
-
-
-def test_the_log_file_may_fail_without_a_word(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    run = RunDir(config.output.output_dir)
-    run.claim()
-    run.begin(config)
-    with run.log_to_file():
-        handler = logging.getLogger("simv0").handlers[-1]
-        assert isinstance(handler, logging.FileHandler)
-        handler.stream.close()
-        handler.stream = open("/dev/full", "w")  # noqa: SIM115
-        logging.getLogger("simv0").info("x" * 10)
-    run.release()
-    assert capsys.readouterr().err == ""
-
-
 def test_the_config_inside_a_checkpoint_reaches_no_code_and_no_environment(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,13 +195,6 @@ def test_the_config_inside_a_checkpoint_reaches_no_code_and_no_environment(
     tree["model"]["x"] = 1
     with pytest.raises(SimError, match=r"best.pt \(the config inside\): model.x: unknown key"):
         config_of(hostile, run.best)
-
-
-def test_parts_are_all_that_begin_removes(config: Config) -> None:
-    run = fit(config)
-    (run.root / "world").mkdir()
-    fit(config, overwrite=True)
-    assert {path.name for path in run.root.iterdir()} == {*PARTS, "world", ".lock", "config_resolved.yaml"}
 
 
 def test_a_projector_that_its_metadata_belie_is_refused_before_it_is_built(config: Config) -> None:

@@ -11,7 +11,8 @@ from conftest import write_manifest
 
 from simv0.datasets import ManifestDataset
 from simv0.errors import DataError
-from simv0.samples import CheckedDataset, check_sample, collate, read_labels, warn_of_leakage
+from simv0.samples import CheckedDataset, check_sample, collate
+from simv0.split_labels import read_labels, warn_of_leakage
 
 F = 4
 

@@ -17,7 +17,7 @@ import pytest
 from simv0.errors import CacheError
 from simv0.features import FORMAT_VERSION, MAGIC, USER_BLOCK, FeatureInfo, read_features, sha256
 from simv0.labels import HEADS
-from simv0.samples import Labels
+from simv0.split_labels import Labels
 from simv0.store import write_features
 
 N, F, DV, ROWS = 11, 2, 6, 4

@@ -12,7 +12,8 @@ from simv0.datasets import ManifestDataset
 from simv0.hazards import State, Thing, arc, contact_time, judge
 from simv0.labels import HEADS, HIGH, TELEMETRY
 from simv0.render import Look, project, render
-from simv0.samples import check_sample, read_labels
+from simv0.samples import check_sample
+from simv0.split_labels import read_labels
 from simv0.synthetic import RATE, drive, make_scene, measure, write_world
 
 LOOK = Look(floor=(110, 110, 110), walls=((150, 150, 150), (150, 150, 150)), light=1.0, tile=1.0)

@@ -15,6 +15,7 @@ from simv0.rundir import RunDir
 from simv0.tiny import save_tiny_llm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import torture_files
 import torture_train as torture
 
 
@@ -38,19 +39,19 @@ def test_resume_with_another_number_of_workers(folder: Path, run: RunDir) -> Non
 
 
 def test_mutated_checkpoints(run: RunDir) -> None:
-    ends = torture.mutated_checkpoints(run.last, 400, random.Random(0))
+    ends = torture_files.mutated_checkpoints(run.last, 400, random.Random(0))
     assert ends["refused"] >= 200
 
 
 def test_mutated_and_fuzzed_configs(folder: Path, run: RunDir) -> None:
-    ends = torture.mutated_configs(run.config.read_text(), folder, 200, random.Random(0))
+    ends = torture_files.mutated_configs(run.config.read_text(), folder, 200, random.Random(0))
     assert ends["refused"] > 50
-    assert torture.fuzzed_configs(folder, 300)["refused"] > 100
+    assert torture_files.fuzzed_configs(folder, 300)["refused"] > 100
 
 
 def test_hostile_pickles(folder: Path) -> None:
-    assert len(set(torture.hostile_pickles())) >= 50
-    assert torture.hostile_checkpoints(folder / "hostile.pt") >= 150
+    assert len(set(torture_files.hostile_pickles())) >= 50
+    assert torture_files.hostile_checkpoints(folder / "hostile.pt") >= 150
 
 
 def test_full_disk_and_read_only(folder: Path, run: RunDir) -> None:
