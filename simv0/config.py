@@ -157,6 +157,8 @@ class TrainingConfig(Section):
     """Weight of the confidence head's loss."""
     checkpoint_every_steps: int | None = Field(default=None, ge=1)
     """Also write last.pt every so many steps within an epoch; unset: at the end of each epoch."""
+    tensorboard: bool = False
+    """Also write the metrics to `logs/tensorboard`; needs the extra `tensorboard`."""
 
     @field_validator("lr_scale")
     @classmethod

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from simv0.alarm import choose_alarm
+from simv0.board import check_tensorboard, tensorboard
 from simv0.build import build_model, class_weights, compute_dtype, lr_factor, make_optimizer, pick_device, set_stats
 from simv0.checkpoint import Checkpoint, Meta, Training, load_checkpoint, save_checkpoint
 from simv0.compiled import compile_llm
@@ -60,6 +61,7 @@ def fit(config: Config, *, overwrite: bool = False, resume: bool = False) -> Run
 
 def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None) -> None:
     device = pick_device(config)
+    check_tensorboard(config)
     encoder = None if config.model.use_cached_vis_feats else load_encoder(config.model, config.cache.precision, device)
     train, val = (open_split(config, name, encoder) for name in ("train", "val"))
     if train.identity is not None and val.identity is not None:
@@ -166,7 +168,8 @@ def _epochs(
         return training.patience is not None and position.since_best >= training.patience
 
     log.info(table_head())
-    with stop_request() as stop, no_worker_left(batches, val_batches):
+    board = tensorboard(config, run.tensorboard, position.epoch)
+    with stop_request() as stop, no_worker_left(batches, val_batches), board as to_board:
         while position.epoch < training.epochs and not gave_up():
             order.epoch, order.start = position.epoch, position.step
             learnt = train_one_epoch(
@@ -188,6 +191,7 @@ def _epochs(
             position.epoch, position.step, position.tally = position.epoch + 1, 0, Tally()
             append_line(run.train_metrics, {"epoch": position.epoch, **learnt})
             append_line(run.val_metrics, {"epoch": position.epoch, **measured})
+            to_board(position.epoch, learnt, measured)
             rates = {key: value for key, value in measured.items() if key not in ("seconds", "data_wait_share")}
             better = ranking(measured, training.best_metric) > position.best
             position.since_best = 0 if better else position.since_best + 1

@@ -18,7 +18,14 @@ from simv0.rundir import RunDir, cut_back, provenance
 
 log = logging.getLogger("simv0")
 
-OPERATIONAL = ("data.num_workers", "cache.", "evaluation.batch_size", "output.", "training.checkpoint_every_steps")
+OPERATIONAL = (
+    "data.num_workers",
+    "cache.",
+    "evaluation.batch_size",
+    "output.",
+    "training.checkpoint_every_steps",
+    "training.tensorboard",
+)
 """Keys that may change on resume: they change no weight (what the cache holds is compared by its digests), and
 `evaluation.batch_size` at most the last digit of a metric."""
 
