@@ -159,6 +159,8 @@ class TrainingConfig(Section):
     """Weight of the confidence head's loss."""
     checkpoint_every_steps: int | None = Field(default=None, ge=1)
     """Also write last.pt every so many steps within an epoch; unset: at the end of each epoch."""
+    tensorboard: bool = False
+    """Also write the metrics to `logs/tensorboard`; needs the extra `tensorboard`."""
 
     @model_validator(mode="after")
     def _sharded_runs_uncompiled(self) -> "TrainingConfig":

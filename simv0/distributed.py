@@ -170,4 +170,4 @@ def shard_blocks(blocks: nn.ModuleList, device: torch.device) -> None:
 
     mesh = init_device_mesh(device.type, (world(),))
     for block in blocks:
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)

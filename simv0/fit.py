@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from simv0.alarm import choose_alarm
+from simv0.board import check_tensorboard, tensorboard
 from simv0.build import build_model, class_weights, compute_dtype, lr_factor, make_optimizer, pick_device, set_stats
 from simv0.checkpoint import Checkpoint, Meta, Training, load_checkpoint, save_checkpoint
 from simv0.compiled import compile_llm
@@ -73,6 +74,7 @@ def _claim(run: RunDir, config: Config, overwrite: bool, resume: bool) -> Checkp
 
 def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None) -> None:
     device = pick_device(config)
+    check_tensorboard(config)
     encoder = None if config.model.use_cached_vis_feats else load_encoder(config.model, config.cache.precision, device)
     train, val = (open_split(config, name, encoder) for name in ("train", "val"))
     if train.identity is not None and val.identity is not None:
@@ -166,6 +168,7 @@ def _epochs(
     def write_lines(learnt: Metrics, measured: Metrics) -> None:
         append_line(run.train_metrics, {"epoch": position.epoch, **learnt})
         append_line(run.val_metrics, {"epoch": position.epoch, **measured})
+        to_board(position.epoch, learnt, measured)
 
     def after_step() -> None:
         position.step += 1
@@ -195,7 +198,8 @@ def _epochs(
         return training.patience is not None and position.since_best >= training.patience
 
     log.info(table_head())
-    with stop_request() as stop, no_worker_left(batches, val_batches):
+    board = tensorboard(config, run.tensorboard, position.epoch)
+    with stop_request() as stop, no_worker_left(batches, val_batches), board as to_board:
         while position.epoch < training.epochs and not gave_up():
             order.epoch, order.start = position.epoch, position.step
             learnt = train_one_epoch(

@@ -26,6 +26,7 @@ OPERATIONAL = (
     "output.",
     "training.checkpoint_every_steps",
     "training.shard_llm",
+    "training.tensorboard",
 )
 """Keys that may change on resume: they change no weight (what the cache holds is compared by its digests), and
 `evaluation.batch_size` at most the last digit of a metric."""

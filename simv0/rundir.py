@@ -3,7 +3,7 @@
 config_resolved.yaml
 checkpoints/ best.pt last.pt last.prev.pt
 metrics/     train_metrics.jsonl val_metrics.jsonl
-logs/        stdout.log
+logs/        stdout.log (tensorboard/ on request)
 evaluation/  metrics.json predictions.jsonl
 export/      sim_v0_infer.py labels.json
 """
@@ -45,6 +45,7 @@ class RunDir:
         self.train_metrics = self.root / "metrics" / "train_metrics.jsonl"
         self.val_metrics = self.root / "metrics" / "val_metrics.jsonl"
         self.log = self.root / "logs" / "stdout.log"
+        self.tensorboard = self.root / "logs" / "tensorboard"
         self.evaluation = self.root / "evaluation"
         self.export = self.root / "export"
         self._lock: int | None = None
