@@ -104,16 +104,15 @@ class CachedDataset(Dataset[dict[str, Any]]):
     def _gather(self, rows: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B F dv"]:
         if self._ram is not None:
             return np.asarray(self._ram[rows])
-        number, within = np.divmod(rows, self._per_file)
+        places = [divmod(row, self._per_file) for row in rows.tolist()]
         if self.exceeds_ram:  # touched one by one, they would also be read one after the other
-            for file, row in zip(number.tolist(), within.tolist(), strict=True):
+            for file, row in places:
                 self._files[file].ask_for(self._map(file), row)
         if len(self._files) == 1:
             return np.asarray(self._map(0)[rows])
         gathered = np.empty((len(rows), self.F, self.dv), self._files[0].info.dtype)
-        for file in np.unique(number).tolist():
-            here = number == file
-            gathered[here] = self._map(file)[within[here]]
+        for at, (file, row) in enumerate(places):
+            gathered[at] = self._map(file)[row]
         return gathered
 
     def _map(self, number: int) -> np.ndarray:
