@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 from torch import Tensor
 
 from simv0.datasets import MAX_PIXELS
@@ -130,7 +130,23 @@ class VideoReader:
 
 
 def _as_tensor(frame: Any) -> UInt8[Tensor, "3 H W"]:
-    return torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+    picture = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    return picture if matrix is None else turned(picture, np.frombuffer(matrix, np.int32))
+
+
+def turned(picture: UInt8[Tensor, "3 H W"], matrix: Int32[np.ndarray, "9"]) -> UInt8[Tensor, "3 h w"]:
+    """A picture as players show it: phones store it as the sensor lies, and beside it how to turn or mirror it.
+
+    The matrix (ISO/IEC 14496-12, `tkhd`: a b u, c d v, x y w) takes (x, y) to (a x + c y, b x + d y). Right angles
+    only: what lies at any other angle is left as it is.
+    """
+    a, b, _, c, d = np.sign(matrix[:5]).tolist()
+    if b and c and not (a or d):
+        picture, a, d = picture.transpose(1, 2), c, b
+    elif not (a and d) or b or c:
+        return picture
+    return picture.flip([axis for axis, sign in ((1, d), (2, a)) if sign < 0])
 
 
 class VideoWriter:
