@@ -24,6 +24,8 @@ KEPT_BYTES = 256 * 2**20
 """Decoded frames kept: windows overlap and interleave, and a frame asked for again must not be decoded again."""
 FARTHEST = 0.5
 """Seconds; a frame this far from the time asked for is another one."""
+FAR_AHEAD = 20.0
+"""Seconds; what lies further ahead is not decoded towards but sought: key frames are rarely further apart."""
 TICK = Fraction(1, 90_000)
 """Seconds; resolution of the times in a written video."""
 
@@ -42,7 +44,7 @@ def import_av() -> Any:
 
 
 class VideoReader:
-    """One video file, read forwards; going back seeks.
+    """One video file, read forwards; going back or far ahead seeks.
 
     Raises:
         DataError: missing, not a video, too large.
@@ -97,7 +99,8 @@ class VideoReader:
         Raises:
             DataError: the video has no frame within half a second of `t`.
         """
-        if self._past and t < self._past[0][0]:
+        behind, ahead = (self._past[0][0], self._past[-1][0]) if self._past else (0.0, 0.0)
+        if t < behind or t > ahead + FAR_AHEAD:
             self._seek(t)
         while not self._past or self._past[-1][0] < t:
             following = next(self._frames, None)

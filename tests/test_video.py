@@ -6,9 +6,11 @@ import pickle
 import struct
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,20 @@ def test_a_long_way_back_seeks(video: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("simv0.video.KEPT_BYTES", 0)  # keep two frames only
     reader = VideoReader(video)
     assert [number(reader.frame_at(t)) for t in (1.5, 0.1, 1.9, 0.0)] == [30, 2, 38, 0]
+
+
+def test_far_ahead_seeks_instead_of_decoding_all_between(tmp_path: Path) -> None:
+    """A run that is resumed, or one of several processes, begins in the middle of a recording."""
+    with av.open(str(tmp_path / "slow.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=Fraction(1, 2))
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 48, 32, "yuv420p", 10
+        for i in range(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey(20 + 5 * i), format="rgb24")))
+        container.mux(stream.encode(None))
+    reader = VideoReader(tmp_path / "slow.mp4")
+    assert number(reader.frame_at(72.0)) == 36
+    assert reader.decoded <= 10  # a key frame every 10 at least
+    assert [number(reader.frame_at(t)) for t in (76.0, 4.0, 40.0)] == [38, 2, 20]
 
 
 ONE = 1 << 16
