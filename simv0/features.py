@@ -87,7 +87,7 @@ class FeatureFile:
         """vis_feats [N,F,dv], memory-mapped and read-only.
 
         Args:
-            random: read from disk only what is touched. Otherwise the system reads about 128 kB around each window:
+            random: read from disk only what is touched. Otherwise the system reads some hundred kB around each window:
                 right where the whole file will soon be in RAM, many times too much where it never fits.
 
         Raises:

@@ -177,7 +177,7 @@ def test_an_epoch_needs_no_ram_for_the_features(large: Path) -> None:
 
 @pytest.mark.skipif(not os.access("/proc/self/io", os.R_OK), reason="no /proc/self/io on this system")
 def test_what_exceeds_ram_is_read_window_by_window(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the system reads some 128 kB around each window of 8 kB."""
+    """Else the system reads some hundred kB around each window of 8 kB."""
     read = {}
     for exceeds_ram in (False, True):
         monkeypatch.setattr("simv0.cached.available_memory", lambda: 0 if exceeds_ram else 1 << 60)  # noqa: B023
