@@ -38,7 +38,7 @@ class CacheReport:
     """What became of one split.
 
     Attributes:
-        path: the feature file, or the folder of shards where the disk had no room for a copy.
+        path: the feature file, or the folder of shards where that is wanted or the disk had no room for a copy.
         outcome: `skipped` (was complete), `written`, or `shards` (complete, but left as shards).
         windows: in the split.
         counts: what this process did.
@@ -55,7 +55,7 @@ class CacheReport:
         if self.outcome == "skipped":
             return f"{self.split}: {self.path} is complete ({self.windows} windows); nothing to do"
         done = self.counts
-        kept = "; no room for one file: left as shards, train reads them" if self.outcome == "shards" else ""
+        kept = "; left as shards, train reads them" if self.outcome == "shards" else ""
         return (
             f"{self.split}: {self.path}: {self.windows} windows; encoded here: {done.windows} windows, "
             f"{done.frames} frames seen, {done.encoded} encoded, {done.frames - done.encoded} reused; "
@@ -156,22 +156,22 @@ def cache_split(config: Config, split: Split, encoder: Encoder, overwrite: bool 
                 outcome = "written" if work.counts.windows else "skipped"
                 break
             _agree_on(plan, split.parts)
-            if not room_for_both(split.parts, plan):
+            if not room_for_both(split.parts, plan) and config.cache.publish == "file":
                 log.warning("%s: no room for the final file beside its shards: they will stay shards", split.final)
             work.probe()
             with show_progress(work):
                 work.run()
         with split.gate.held():  # the others have finished, or died
             if not split.final.exists():
-                outcome = _finish(split, plan)
+                outcome = _finish(split, plan, config.cache.publish)
     _tidy(split)
     path = split.parts.folder if outcome == "shards" else split.final
     return CacheReport(split.name, path, outcome, len(split.labels), work.counts)
 
 
-def _finish(split: Split, plan: Plan) -> Outcome | None:
-    """Make the final file if there is room for it; None if damaged shards must be encoded again."""
-    if not room_for_both(split.parts, plan):
+def _finish(split: Split, plan: Plan, publish_as: Literal["file", "shards"]) -> Outcome | None:
+    """Make the final file if it is wanted and has room; None if damaged shards must be encoded again."""
+    if publish_as == "shards" or not room_for_both(split.parts, plan):
         return "shards"
     return "written" if publish(split.final, split.parts, plan, split.labels, split.class_weights) else None
 

@@ -1,6 +1,7 @@
 """The dataset that training reads: a feature file, or a folder of shards."""
 
 import os
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +18,8 @@ from simv0.samples import Batch
 CGROUP = Path("/sys/fs/cgroup")
 """Where a container (cgroup v2) says how much memory it may use."""
 
-MAPPED_AT_ONCE = 256
-"""Shards mapped at a time: each costs a file descriptor, of which a process may have 1024."""
+MAPS_AT_MOST = 16_384
+"""Shards mapped at a time, however many files a process may open."""
 
 
 class CachedDataset(Dataset[dict[str, Any]]):
@@ -36,6 +37,7 @@ class CachedDataset(Dataset[dict[str, Any]]):
         labels: of all windows.
         class_weights: the dataset's own, or None.
         split_name: `train` for `train.h5`.
+        exceeds_ram: whether the page cache cannot hold the features: then only what a batch needs is read, all at once.
 
     Raises:
         CacheError: missing, unfinished, damaged, foreign.
@@ -54,7 +56,9 @@ class CachedDataset(Dataset[dict[str, Any]]):
         self._per_file = len(first.labels)
         self._maps: dict[int, np.ndarray] = {}
         self._ram: np.ndarray | None = None
-        if in_memory == "always" or (in_memory == "auto" and self.nbytes < available_memory() / 2):
+        free = available_memory()
+        self.exceeds_ram = self.nbytes > free
+        if in_memory == "always" or (in_memory == "auto" and self.nbytes < free / 2):
             self._ram = np.empty((len(self), self.F, self.dv), first.dtype)
             at = 0
             for file in self._files:
@@ -98,27 +102,35 @@ class CachedDataset(Dataset[dict[str, Any]]):
         )
 
     def _gather(self, rows: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B F dv"]:
-        gathered: np.ndarray
-        if self._ram is not None or len(self._files) == 1:
-            gathered = (self._ram if self._ram is not None else self._map(0))[rows]
-            return gathered
+        if self._ram is not None:
+            return np.asarray(self._ram[rows])
+        places = [divmod(row, self._per_file) for row in rows.tolist()]
+        if self.exceeds_ram:  # touched one by one, they would also be read one after the other
+            for file, row in places:
+                self._files[file].ask_for(self._map(file), row)
+        if len(self._files) == 1:
+            return np.asarray(self._map(0)[rows])
         gathered = np.empty((len(rows), self.F, self.dv), self._files[0].info.dtype)
-        number, within = np.divmod(rows, self._per_file)
-        for file in np.unique(number):
-            here = number == file
-            gathered[here] = self._map(int(file))[within[here]]
+        for at, (file, row) in enumerate(places):
+            gathered[at] = self._map(file)[row]
         return gathered
 
     def _map(self, number: int) -> np.ndarray:
         if number not in self._maps:
-            if len(self._maps) >= MAPPED_AT_ONCE:
+            while len(self._maps) >= maps_at_once():
                 self._maps.pop(next(iter(self._maps)))
-            self._maps[number] = self._files[number].map()
+            self._maps[number] = self._files[number].map(random=self.exceeds_ram)
         return self._maps[number]
 
     def __getstate__(self) -> dict[str, Any]:
         """A spawned worker maps the file instead of being sent its contents."""
         return {**self.__dict__, "_maps": {}, "_ram": None}
+
+
+def maps_at_once() -> int:
+    """How many shards may be mapped: each costs a file descriptor, and half of them are left to others."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MAPS_AT_MOST if files == resource.RLIM_INFINITY else max(1, min(files // 2, MAPS_AT_MOST))
 
 
 def available_memory() -> int:

@@ -57,6 +57,9 @@ class CacheConfig(Section):
     """Weights of the encoder: `auto` takes bf16 where the machine has bf16 matrix units, fp32 elsewhere."""
     shard_windows: int = Field(default=1024, ge=1)
     """Windows per shard: the unit of work that a killed run keeps."""
+    publish: Literal["file", "shards"] = "file"
+    """What a finished split is: `file` copies the shards into one file, `<split>.h5`; `shards` leaves their folder,
+    `<split>.h5.parts`, which every command reads too: no second copy on the disk, not even for a moment."""
     in_memory: Literal["auto", "always", "never"] = "auto"
     """Whether training holds the features in RAM: `auto` does when they take less than half of what is free."""
 

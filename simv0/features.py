@@ -11,6 +11,7 @@ The seal is checked before HDF5 reads a byte: what chance has damaged never reac
 import hashlib
 import io
 import json
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +83,12 @@ class FeatureFile:
     offset: int
     seal: bytes
 
-    def map(self) -> Float[np.ndarray, "N F dv"]:
+    def map(self, random: bool = False) -> Float[np.ndarray, "N F dv"]:
         """vis_feats [N,F,dv], memory-mapped and read-only.
+
+        Args:
+            random: read from disk only what is touched. Otherwise the system reads some hundred kB around each window:
+                right where the whole file will soon be in RAM, many times too much where it never fits.
 
         Raises:
             CacheError: the file is gone or another one by now.
@@ -92,9 +97,25 @@ class FeatureFile:
             with self.path.open("rb") as file:
                 if file.read(USER_BLOCK).rstrip(b"\0") != self.seal:
                     raise CacheError(f"{self.path}: was replaced while in use; start again")
-                return np.memmap(file, self.info.dtype, "r", self.offset, self.info.shape).view(np.ndarray)
+                size = self.offset + self.row_bytes * len(self.info.labels)
+                mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+                if random:
+                    mapped.madvise(mmap.MADV_RANDOM)
+                return np.ndarray(self.info.shape, self.info.dtype, mapped, self.offset)
         except (OSError, ValueError) as error:
             raise CacheError(f"{self.path}: cannot be read: {error}") from None
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one window's features."""
+        _, F, dv = self.info.shape
+        return F * dv * self.info.dtype.itemsize
+
+    def ask_for(self, mapped: np.ndarray, row: int) -> None:
+        """Let the system begin to read one window of what `map` gave, without waiting for it."""
+        begin = self.offset + row * self.row_bytes
+        start = begin - begin % mmap.PAGESIZE
+        mapped.base.madvise(mmap.MADV_WILLNEED, start, begin + self.row_bytes - start)  # type: ignore[union-attr]
 
     def blocks(self) -> Iterator[Float[np.ndarray, "_ F dv"]]:
         """The blocks of vis_feats in order, as copies whose digests have been checked.

@@ -60,11 +60,11 @@ def open_split(config: Config, name: str, encoder: Encoder | None = None) -> Spl
         DataError: what breaks the sample contract.
     """
     path = Path(config.cache.dir) / f"{name}.h5"
-    shards = parts_of(path).folder
-    if encoder is None and (path.exists() or shards.exists()):
-        cached = CachedDataset(path if path.exists() else shards, config.cache.in_memory)
+    features = path if path.exists() else parts_of(path).folder
+    if encoder is None and features.exists():
+        cached = CachedDataset(features, config.cache.in_memory)
         try:
-            compare_identity(cached.identity, wanted_identity(config, name), path)
+            compare_identity(cached.identity, wanted_identity(config, name), features)
         except CacheError:
             if not _brings_features(config, name):  # what lies there is not of this dataset, which needs no file
                 raise

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 from torch import Tensor
 
 from simv0.datasets import MAX_PIXELS
@@ -24,6 +24,8 @@ KEPT_BYTES = 256 * 2**20
 """Decoded frames kept: windows overlap and interleave, and a frame asked for again must not be decoded again."""
 FARTHEST = 0.5
 """Seconds; a frame this far from the time asked for is another one."""
+FAR_AHEAD = 20.0
+"""Seconds; what lies further ahead is not decoded towards but sought: key frames are rarely further apart."""
 TICK = Fraction(1, 90_000)
 """Seconds; resolution of the times in a written video."""
 
@@ -42,7 +44,7 @@ def import_av() -> Any:
 
 
 class VideoReader:
-    """One video file, read forwards; going back seeks.
+    """One video file, read forwards; going back or far ahead seeks.
 
     Raises:
         DataError: missing, not a video, too large.
@@ -97,7 +99,8 @@ class VideoReader:
         Raises:
             DataError: the video has no frame within half a second of `t`.
         """
-        if self._past and t < self._past[0][0]:
+        behind, ahead = (self._past[0][0], self._past[-1][0]) if self._past else (0.0, 0.0)
+        if t < behind or t > ahead + FAR_AHEAD:
             self._seek(t)
         while not self._past or self._past[-1][0] < t:
             following = next(self._frames, None)
@@ -130,7 +133,23 @@ class VideoReader:
 
 
 def _as_tensor(frame: Any) -> UInt8[Tensor, "3 H W"]:
-    return torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+    picture = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    return picture if matrix is None else turned(picture, np.frombuffer(matrix, np.int32))
+
+
+def turned(picture: UInt8[Tensor, "3 H W"], matrix: Int32[np.ndarray, "9"]) -> UInt8[Tensor, "3 h w"]:
+    """A picture as players show it: phones store it as the sensor lies, and beside it how to turn or mirror it.
+
+    The matrix (ISO/IEC 14496-12, `tkhd`: a b u, c d v, x y w) takes (x, y) to (a x + c y, b x + d y). Right angles
+    only: what lies at any other angle is left as it is.
+    """
+    a, b, _, c, d = np.sign(matrix[:5]).tolist()
+    if b and c and not (a or d):
+        picture, a, d = picture.transpose(1, 2), c, b
+    elif not (a and d) or b or c:
+        return picture
+    return picture.flip([axis for axis, sign in ((1, d), (2, a)) if sign < 0])
 
 
 class VideoWriter:

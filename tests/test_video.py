@@ -3,11 +3,14 @@
 import json
 import math
 import pickle
+import struct
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -66,6 +69,59 @@ def test_a_long_way_back_seeks(video: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("simv0.video.KEPT_BYTES", 0)  # keep two frames only
     reader = VideoReader(video)
     assert [number(reader.frame_at(t)) for t in (1.5, 0.1, 1.9, 0.0)] == [30, 2, 38, 0]
+
+
+def test_far_ahead_seeks_instead_of_decoding_all_between(tmp_path: Path) -> None:
+    """A run that is resumed, or one of several processes, begins in the middle of a recording."""
+    with av.open(str(tmp_path / "slow.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=Fraction(1, 2))
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 48, 32, "yuv420p", 10
+        for i in range(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey(20 + 5 * i), format="rgb24")))
+        container.mux(stream.encode(None))
+    reader = VideoReader(tmp_path / "slow.mp4")
+    assert number(reader.frame_at(72.0)) == 36
+    assert reader.decoded <= 10  # a key frame every 10 at least
+    assert [number(reader.frame_at(t)) for t in (76.0, 4.0, 40.0)] == [38, 2, 20]
+
+
+ONE = 1 << 16
+R, G, B, W = (250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 250)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "c", "d", "corners"),
+    [
+        (ONE, 0, 0, ONE, [R, G, B, W]),
+        (0, ONE, -ONE, 0, [B, R, W, G]),  # a phone held upright: a quarter clockwise
+        (-ONE, 0, 0, -ONE, [W, B, G, R]),
+        (0, -ONE, ONE, 0, [G, W, R, B]),
+        (-ONE, 0, 0, ONE, [G, R, W, B]),  # mirrored
+        (0, ONE, ONE, 0, [R, B, G, W]),  # mirrored along the diagonal
+        (ONE // 2, ONE // 2, -ONE // 2, ONE // 2, [R, G, B, W]),  # 45 degrees: left alone
+        (0, 0, 0, 0, [R, G, B, W]),  # nonsense
+    ],
+)
+def test_a_phones_video_is_turned_as_players_turn_it(
+    tmp_path: Path, a: int, b: int, c: int, d: int, corners: list[tuple[int, int, int]]
+) -> None:
+    picture = np.zeros((32, 48, 3), np.uint8)
+    picture[:16, :24], picture[:16, 24:], picture[16:, :24], picture[16:, 24:] = R, G, B, W
+    path = tmp_path / "phone.mp4"
+    with VideoWriter(path) as writer:
+        for i in range(3):
+            writer.write(picture, i / 20)
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40  # ISO/IEC 14496-12: the track header's fields before it, version 0
+    assert struct.unpack_from(">9i", data, matrix) == (ONE, 0, 0, 0, ONE, 0, 0, 0, 1 << 30)
+    struct.pack_into(">9i", data, matrix, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    shape = (3, 32, 48) if a or not b else (3, 48, 32)
+    for frame in (VideoReader(path).frame_at(0.1), next(iter(VideoReader(path)))[1]):
+        assert frame.shape == shape
+        ends = [(0, 0), (0, -1), (-1, 0), (-1, -1)]
+        for (row, column), colour in zip(ends, corners, strict=True):
+            assert [int(value) for value in frame[:, row, column]] == pytest.approx(colour, abs=25), (row, column)
 
 
 def test_a_failed_video_leaves_nothing_and_the_old_one_stands(tmp_path: Path) -> None:
