@@ -70,6 +70,29 @@ def _first_to_fail() -> bool:
     return first_to_fail()
 
 
+@app.command()
+def check(
+    config: ConfigPath,
+    set_: Overrides = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Load the networks and time a few batches, up to 20 s after loading.")
+    ] = False,
+) -> None:
+    """Look for every problem before the expensive part, and say what would happen here; exits with 1 or 2 if any."""
+    with user_errors():
+        from simv0.config_file import load_config
+
+        loaded = load_config(config, set_)
+        from cli.tables import facts_table
+        from simv0.check import check as run
+        from simv0.check import refuse
+
+        report = run(loaded, probe=probe)
+        facts_table(report.facts, f"what {config.name} would do here")
+        refuse(report.problems)
+        typer.echo("no problems found")
+
+
 @app.command("cache-vis")
 def cache_vis(
     config: ConfigPath,
@@ -82,7 +105,9 @@ def cache_vis(
 
         loaded = load_config(config, set_)
         from cache.pipeline import cache_vis as run
+        from simv0.check import preflight
 
+        preflight(loaded, "cache-vis")
         for report in run(loaded, overwrite=overwrite):
             typer.echo(str(report))
 
@@ -102,8 +127,10 @@ def train(
         loaded = load_config(config, set_)
         if resume and overwrite:
             raise ConfigError("--resume and --overwrite exclude each other")
+        from simv0.check import preflight
         from simv0.fit import fit
 
+        preflight(loaded, "train")
         run = fit(loaded, resume=resume, overwrite=overwrite)
         if _is_first():
             typer.echo(f"best checkpoint: {run.best}")

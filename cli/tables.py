@@ -1,6 +1,7 @@
 """Tables for the terminal."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -57,3 +58,31 @@ def metrics_table(metrics: Metrics, baselines: Mapping[str, Metrics] | str, titl
 
 def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def facts_table(facts: Mapping[str, Mapping[str, Any]], title: str) -> None:
+    """Print what `simv0 check` found, one area after the other."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in ("area", "what"):
+        table.add_column(column)
+    table.add_column("value", overflow="fold")
+    for area, found in facts.items():
+        for name, value in found.items():
+            table.add_row(area, *_with_unit(name, value))
+            area = ""
+        table.add_section()
+    Console().print(table)
+
+
+def _with_unit(name: str, value: Any) -> tuple[str, str]:
+    """A fact's name and value for people; the end of the name tells the unit."""
+    what, _, unit = name.rpartition("_")
+    if value is None:
+        return name.replace("_", " "), "unknown"
+    if unit == "bytes":
+        return what.replace("_", " "), f"{value / 1e9:.2f} GB" if value >= 1e8 else f"{value / 1e6:.2f} MB"
+    if unit == "seconds":
+        return what.replace("_", " "), f"{value:.1f} s" if value < 120 else f"{value / 60:.0f} min"
+    if isinstance(value, bool):
+        return name.replace("_", " "), "yes" if value else "no"
+    return name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simv0.config import Config, TrainingConfig
+from simv0.config import Config, ModelConfig, TrainingConfig
 from simv0.distributed import local_device, world
 from simv0.encoder import Encoder
 from simv0.errors import ConfigError
@@ -51,8 +51,7 @@ def build_model(config: Config, dv: int, encoder: Encoder | None, device: torch.
         device="cpu" if sharded else device,
         trust_remote_code=wanted.trust_remote_code,
     )
-    if wanted.d is not None and wanted.d != llm.d:
-        raise ConfigError(f"model.d: the config says {wanted.d}, but {wanted.llm_name_or_path} has width {llm.d}")
+    check_d(wanted, llm.d)
     if sharded:
         llm.shard(device)
     torch.manual_seed(config.training.seed)
@@ -67,6 +66,16 @@ def build_model(config: Config, dv: int, encoder: Encoder | None, device: torch.
         feature_dropout=config.training.feature_dropout,
     )
     return model.to(device)
+
+
+def check_d(model: ModelConfig, d: int) -> None:
+    """Refuse a `model.d` that is not the LLM's embedding width.
+
+    Raises:
+        ConfigError: with both.
+    """
+    if model.d not in (None, d):
+        raise ConfigError(f"model.d: the config says {model.d}, but {model.llm_name_or_path} has width {d}")
 
 
 def set_stats(model: SimV0Model, train: Split, config: Config) -> None:
@@ -112,16 +121,12 @@ def class_weights(mode: str | None, train: Split, device: torch.device) -> dict[
     Raises:
         ConfigError: `dataset`, but the dataset has no `class_weights`.
     """
+    check_class_weights_mode(mode, train.class_weights)
     if mode is None:
         mode = "sqrt_balanced" if train.class_weights is None else "dataset"
     if mode == "none":
         return None
-    if mode == "dataset":
-        if train.class_weights is None:
-            raise ConfigError(
-                "training.class_weights: `dataset`, but the dataset has no class_weights; write none, balanced or "
-                "sqrt_balanced"
-            )
+    if mode == "dataset" and train.class_weights is not None:
         return {head: torch.tensor(weights, device=device) for head, weights in train.class_weights.items()}
     power = 1.0 if mode == "balanced" else 0.5
     balanced = {}
@@ -131,3 +136,16 @@ def class_weights(mode: str | None, train: Split, device: torch.device) -> dict[
         weight *= total.sum() / (weight * total).sum()
         balanced[head] = torch.from_numpy(weight).float().to(device)
     return balanced
+
+
+def check_class_weights_mode(mode: str | None, own: dict[str, list[float]] | None) -> None:
+    """Refuse `training.class_weights: dataset` without the dataset's own.
+
+    Raises:
+        ConfigError: naming the ways out.
+    """
+    if mode == "dataset" and own is None:
+        raise ConfigError(
+            "training.class_weights: `dataset`, but the dataset has no class_weights; write none, balanced or "
+            "sqrt_balanced"
+        )

@@ -36,8 +36,7 @@ def compile_llm(
         or no C++ compiler (that is said).
     """
     weights = sum(weight.numel() for weight in llm.parameters() if weight.ndim > 1)
-    operations = 4.0 * weights * batch * tokens * steps  # multiply and add, forward and backward
-    if wish == "off" or llm.sharded or (wish == "auto" and operations < LONG_RUN):
+    if llm.sharded or not worth_compiling(wish, weights, batch * tokens * steps):
         return None
     started = time.perf_counter()
     device = next(llm.parameters()).device
@@ -54,3 +53,15 @@ def compile_llm(
         log.warning("the LLM cannot be compiled here and runs as it is: %s", " ".join(str(error).split())[:200])
         return None
     return time.perf_counter() - started
+
+
+def worth_compiling(wish: Literal["auto", "on", "off"], weights: int, vectors: int) -> bool:
+    """What `training.compile` comes to.
+
+    Args:
+        wish: `auto` compiles for runs of at least `LONG_RUN` operations.
+        weights: of the LLM's matrices.
+        vectors: that pass through them in the whole run.
+    """
+    operations = 4.0 * weights * vectors  # multiply and add, forward and backward
+    return wish == "on" or (wish == "auto" and operations >= LONG_RUN)

@@ -146,8 +146,7 @@ def load_encoder(model: ModelConfig, precision: str = "fp32", device: torch.devi
     import open_clip
 
     name, tag = model.vision_encoder_name, model.vision_pretrained
-    if not name.startswith(("local-dir:", "hf-hub:")):
-        _check_names(name, tag, open_clip.list_models(), open_clip.list_pretrained_tags_by_model(name))
+    check_names(name, tag)
     silenced = logging.root.level
     logging.root.setLevel(logging.CRITICAL)  # open_clip logs each step, and its errors twice
     try:
@@ -155,21 +154,46 @@ def load_encoder(model: ModelConfig, precision: str = "fp32", device: torch.devi
             name, tag, image_resize_mode=model.vision_resize_mode, weights_only=True, require_pretrained=True
         )
     except Exception as error:  # open_clip raises bare RuntimeErrors, safetensors and json errors of their own
-        raise ModelError(
-            f"model.vision_encoder_name: {name} (pretrained: {tag}) cannot be loaded: "
-            f"{' '.join(str(error).split())[:300]}; without a network, give a local folder as local-dir:PATH"
-        ) from error
+        raise cannot_be_loaded(model, error) from error
     finally:
         logging.root.setLevel(silenced)
     del transform  # its facts stand in preprocess_cfg
     preprocess = {**open_clip.get_model_preprocess_cfg(clip), "resize_mode": model.vision_resize_mode}
     encoder = Encoder(clip.visual, preprocess, name, tag, resolve_precision(precision, device)).to(device)
-    if model.dv is not None and model.dv != encoder.dv:
-        raise ModelError(f"model.dv: the config says {model.dv}, but {name} gives features of width {encoder.dv}")
+    check_dv(model, encoder.dv)
     return encoder
 
 
-def _check_names(name: str, tag: str | None, names: list[str], tags: list[str]) -> None:
+def cannot_be_loaded(model: ModelConfig, error: Exception) -> ModelError:
+    """What open_clip raised, as one line."""
+    return ModelError(
+        f"model.vision_encoder_name: {model.vision_encoder_name} (pretrained: {model.vision_pretrained}) cannot be "
+        f"loaded: {' '.join(str(error).split())[:300]}; without a network, give a local folder as local-dir:PATH"
+    )
+
+
+def check_dv(model: ModelConfig, dv: int) -> None:
+    """Refuse a `model.dv` that is not the encoder's feature width.
+
+    Raises:
+        ModelError: with both.
+    """
+    if model.dv not in (None, dv):
+        name = model.vision_encoder_name
+        raise ModelError(f"model.dv: the config says {model.dv}, but {name} gives features of width {dv}")
+
+
+def check_names(name: str, tag: str | None) -> None:
+    """Refuse a model or a tag that open_clip does not know; names with a schema bring their own weights.
+
+    Raises:
+        ModelError: naming those it knows.
+    """
+    import open_clip
+
+    if name.startswith(("local-dir:", "hf-hub:")):
+        return
+    names, tags = open_clip.list_models(), open_clip.list_pretrained_tags_by_model(name)
     if name.replace("/", "-") not in names:
         close = difflib.get_close_matches(name, names, n=3) or ["local-dir:PATH for a folder of your own"]
         raise ModelError(f"model.vision_encoder_name: open_clip has no model {name}; did you mean {', '.join(close)}?")

@@ -39,6 +39,16 @@ def why_not(model: Any, embed_rms: float) -> str | None:
     A fixed rule of the architecture; then, as a second net, the first and the last layer are tried against
     transformers' own module, in fp32 on random prefixes: outputs and input gradients.
     """
+    if reason := unknown_shape(model):
+        return reason
+    if not (error := _trial(model, embed_rms)) <= TOLERANCE:
+        log.warning("the fast path differs from transformers' %s by %.1e", type(model).__name__, error)
+        return "the fast path disagrees with it"
+    return None
+
+
+def unknown_shape(model: Any) -> str | None:
+    """The rule alone, which needs no weights: what about the architecture the fast path does not know."""
     from transformers import LlamaModel, MistralModel, Qwen2Model, Qwen3Model
 
     config = model.config
@@ -53,9 +63,6 @@ def why_not(model: Any, embed_rms: float) -> str | None:
             return f"a layer holds {unknown[0]}"
         if odd := [name for name in _LINEARS if type(layer.get_submodule(name)) is not nn.Linear]:
             return f"{odd[0]} is not a plain linear layer"
-    if not (error := _trial(model, embed_rms)) <= TOLERANCE:
-        log.warning("the fast path differs from transformers' %s by %.1e", type(model).__name__, error)
-        return "the fast path disagrees with it"
     return None
 
 

@@ -111,7 +111,7 @@ def load_llm(
         ModelError: not found or not loadable; not decoder-only; weights missing from the checkpoint or not finite;
             code of its own without `trust_remote_code`.
     """
-    with _quiet_transformers(progress=not os.path.isdir(name)):  # a download is worth watching
+    with quiet_transformers(progress=not os.path.isdir(name)):  # a download is worth watching
         model, identity = _load_model(name, revision, dtype, trust_remote_code)
     d, embed_rms = _drop_embedding(model, name)
     stack: nn.Module = LastHidden(model.to(device), dtype).requires_grad_(False).eval()
@@ -128,35 +128,48 @@ def _load_model(
     name: str, revision: str | None, dtype: torch.dtype, trust_remote_code: bool
 ) -> tuple[Any, dict[str, str | None]]:
     """The body of the LLM (no LM head) and its identity."""
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    is_folder = os.path.isdir(name)
-    if not is_folder and name.startswith(("/", ".", "~")):
-        raise ModelError(f"{name}: there is no such folder; give a folder with config.json and weights, or a hub name")
-    where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config, is_folder = read_llm_config(name, revision, trust_remote_code), os.path.isdir(name)
     try:
-        config = AutoConfig.from_pretrained(name, **where)
-        if config.is_encoder_decoder:
-            raise ModelError(f"{name}: {config.model_type} is an encoder-decoder model; choose a decoder-only LLM")
         model, report = AutoModel.from_pretrained(
             name,
             config=config,
             dtype=dtype,
             attn_implementation="eager",  # faster than sdpa at a handful of tokens
             output_loading_info=True,
-            **where,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
         )
-    except ModelError:
-        raise
     except Exception as error:  # whatever a foreign checkpoint can make its loader raise
         raise _explain(name, is_folder, error) from error
     _check_weights(model, name, report)
-    files = _weight_files(name, revision)
+    files = weight_files(name, revision)
     return model, {
         "llm_name": Path(name).resolve().name if is_folder else name,
         "llm_revision": None if is_folder else files[0].parent.name,  # the hub's cache: snapshots/COMMIT/file
         "llm_weights": _digest(files),
     }
+
+
+def read_llm_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The LLM's config.json, as transformers reads it; no weights.
+
+    Raises:
+        ModelError: not found, not readable, an encoder-decoder, code of its own without `trust_remote_code`.
+    """
+    from transformers import AutoConfig
+
+    is_folder = os.path.isdir(name)
+    if not is_folder and name.startswith(("/", ".", "~")):
+        raise ModelError(f"{name}: there is no such folder; give a folder with config.json and weights, or a hub name")
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # whatever a foreign config can make its loader raise
+        raise _explain(name, is_folder, error) from error
+    if config.is_encoder_decoder:
+        raise ModelError(f"{name}: {config.model_type} is an encoder-decoder model; choose a decoder-only LLM")
+    return config
 
 
 def _explain(name: str, is_folder: bool, error: Exception) -> ModelError:
@@ -225,8 +238,12 @@ def _drop_embedding(model: Any, name: str) -> tuple[int, float]:
     return width, (total / count) ** 0.5
 
 
-def _weight_files(name: str, revision: str | None) -> list[Path]:
-    """The files that transformers reads the weights from: safetensors, else bin; one file, else shards."""
+def weight_files(name: str, revision: str | None = None) -> list[Path]:
+    """The files on this machine that transformers reads the weights from: safetensors, else bin; one file, else shards.
+
+    Raises:
+        ModelError: there are none.
+    """
     from transformers.utils.hub import cached_file
 
     def find(file: str) -> Path | None:
@@ -261,7 +278,7 @@ def _digest(files: list[Path]) -> str:
 
 
 @contextlib.contextmanager
-def _quiet_transformers(progress: bool) -> Iterator[None]:
+def quiet_transformers(progress: bool) -> Iterator[None]:
     """No loading report (our own checks read it), no word of retries, no sending of .bin files to a converter."""
     from transformers.utils import logging as noise
 

@@ -66,14 +66,14 @@ def open_split(config: Config, name: str, encoder: Encoder | None = None) -> Spl
         try:
             compare_identity(cached.identity, wanted_identity(config, name), features)
         except CacheError:
-            if not _brings_features(config, name):  # what lies there is not of this dataset, which needs no file
+            if not brings_features(config, name):  # what lies there is not of this dataset, which needs no file
                 raise
             return _open_dataset(config, name, None, path)
         return Split(name, cached, cached.labels, cached.class_weights, cached.dv, cached.identity)
     return _open_dataset(config, name, encoder, path)
 
 
-def _brings_features(config: Config, name: str) -> bool:
+def brings_features(config: Config, name: str) -> bool:
     """Whether the dataset is here and yields `vis_feats` itself."""
     try:
         dataset = load_dataset(config.data, name)
@@ -99,10 +99,19 @@ def _open_dataset(config: Config, name: str, encoder: Encoder | None, path: Path
                 "(or set model.use_cached_vis_feats=false to encode the frames in every epoch)"
             )
         dv = checked[0]["vis_feats"].shape[-1]
-        if config.model.dv not in (None, dv):
-            raise DataError(f"{name}[0]: vis_feats are {dv} wide, but model.dv is {config.model.dv}; drop model.dv")
+        check_own_dv(config, name, dv)
     labels = read_labels(dataset, name, F)
     return Split(name, checked, labels, class_weights_of(dataset, HEADS), dv, None)
+
+
+def check_own_dv(config: Config, name: str, dv: int) -> None:
+    """Refuse a `model.dv` that is not the width of the dataset's own features.
+
+    Raises:
+        DataError: with both.
+    """
+    if config.model.dv not in (None, dv):
+        raise DataError(f"{name}[0]: vis_feats are {dv} wide, but model.dv is {config.model.dv}; drop model.dv")
 
 
 def split_digest(split: Split) -> str:

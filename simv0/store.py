@@ -60,6 +60,16 @@ def write_features(
         file.write((MAGIC + json.dumps(seal).encode() + b"\n").ljust(USER_BLOCK, b"\0"))
 
 
+HEADER_BYTES = 10_000
+"""About what HDF5's own structures and the attributes take in a feature file."""
+
+
+def file_bytes(windows: int, F: int, dv: int, dtype: str, block_windows: int, text_bytes: int) -> int:
+    """Size of a feature file that is yet to be written; `text_bytes` is the longest sample_id and group together."""
+    per_window = F * dv * np.dtype(dtype).itemsize + 4 * 8 + 8 * len(HEADS) + 4 + text_bytes
+    return windows * per_window + 32 * -(-windows // block_windows) + HEADER_BYTES
+
+
 def _lay_out(info: FeatureInfo) -> tuple["_Image", int]:
     """The file in memory, with a hole where vis_feats goes, and the offset of that hole."""
     image = _Image()

@@ -1,0 +1,132 @@
+"""What cache-vis and train would take of disk and memory, and whether there is room."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from simv0.cached import available_memory
+from simv0.check_data import Facts, Noting, SplitOutline
+from simv0.compiled import worth_compiling
+from simv0.config import Config
+from simv0.encoder import resolve_precision
+from simv0.errors import CacheError, ConfigError, SimError
+from simv0.outline import EncoderOutline, LLMOutline, outline_trained
+from simv0.parts import parts_of
+
+SAVED_STATES = 10
+"""Trained weights kept on disk at once: last.pt, last.prev.pt and the one being written with AdamW's two moments each,
+and best.pt."""
+
+
+def check_cache(config: Config, splits: list[SplitOutline | None], dv: int, problems: list[SimError]) -> Facts:
+    """Room for the feature files that cache-vis has yet to make."""
+    folder = Path(config.cache.dir)
+    facts: Facts = {}
+    need = 0
+    for split in splits:
+        if split is not None and split.source == "frames":
+            facts[f"{split.name}_frames"] = split.frames
+            facts[f"{split.name}_file_bytes"] = split.feature_bytes(config, dv)
+            done = parts_of(folder / f"{split.name}.h5").folder.glob("shard-*.h5")
+            need += max(0, split.feature_bytes(config, dv) - sum(shard.stat().st_size for shard in done))
+    with Noting(problems):
+        facts["free_on_disk_bytes"] = check_room(folder, need, "cache.dir", "the features need")
+    return facts
+
+
+def check_training(
+    config: Config,
+    llm: LLMOutline,
+    encoder: EncoderOutline | None,
+    train: SplitOutline,
+    val: SplitOutline,
+    dv: int,
+    problems: list[SimError],
+) -> Facts:
+    """Weights, steps, memory and disk that training takes."""
+    trained = sum(outline_trained(config, llm, dv).values())
+    steps = -(-train.windows // config.batch_size)
+    vectors = config.training.epochs * steps * config.batch_size * (config.model.K + 2)
+    features = features_in_ram(config, [train, val], dv)
+    tower = 0
+    if encoder is not None and not config.model.use_cached_vis_feats:
+        precision = resolve_precision(config.cache.precision, "cuda" if torch.cuda.is_available() else "cpu")
+        tower = encoder.weights * (2 if precision == "bf16" else 4)
+    # AdamW: weight, gradient, two moments, all in fp32
+    step = llm.weights_bytes + (llm.step_bytes or 0) + tower + 16 * trained
+    peak = max(llm.loading_bytes + tower, step)
+    with Noting(problems):
+        check_memory(peak, features)
+    saved = 4 * trained * SAVED_STATES
+    with Noting(problems):
+        check_room(Path(config.output.output_dir), saved, "output.output_dir", "the checkpoints need")
+    return {
+        "trained weights": trained,
+        "steps an epoch": steps,
+        "epochs": config.training.epochs,
+        "LLM compiled": worth_compiling(config.training.compile, llm.matrix_weights, vectors),
+        "peak_memory_beyond_python_bytes": peak,
+        "features_in_RAM_bytes": features,
+        "checkpoints_on_disk_bytes": saved,
+    }
+
+
+def features_in_ram(config: Config, splits: list[SplitOutline], dv: int) -> int:
+    """Bytes of the feature files that `cache.in_memory` would hold in RAM."""
+    cache, room = config.cache, available_memory() / 2
+    sizes = [
+        split.windows * config.model.F * dv * np.dtype(cache.dtype).itemsize
+        for split in splits
+        if config.model.use_cached_vis_feats and split.source != "vis_feats"
+    ]
+    if cache.in_memory == "auto":
+        sizes = [size for size in sizes if size < room]
+    return sum(sizes) if cache.in_memory != "never" else 0
+
+
+def check_memory(peak: int, features: int) -> None:
+    """Compare what one machine's processes hold with what is free.
+
+    Raises:
+        ConfigError: too much, with the way out.
+    """
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    room = available_memory()
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        if peak > free:
+            raise ConfigError(
+                f"model.llm_name_or_path: training takes about {peak / 1e9:.1f} GB, but {free / 1e9:.1f} GB of the GPU "
+                "are free; choose a smaller LLM or data.batch_size"
+            )
+    elif 0 < room < local * peak:
+        raise ConfigError(
+            f"model.llm_name_or_path: training takes about {local * peak / 1e9:.1f} GB, but {room / 1e9:.1f} GB of "
+            "memory are free; choose a smaller LLM or data.batch_size"
+        )
+    if 0 < room < local * features:
+        raise ConfigError(
+            f"cache.in_memory: the features take {local * features / 1e9:.1f} GB, but {room / 1e9:.1f} GB of memory "
+            "are free; write auto or never"
+        )
+
+
+def check_room(folder: Path, need: int, key: str, what: str) -> int:
+    """Free bytes where `folder` is or will be.
+
+    Raises:
+        CacheError: it cannot be made or written, or less than `need` is free.
+    """
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise CacheError(f"{key}: {folder} cannot be written: {there} is {'read-only' if there.is_dir() else 'a file'}")
+    free = shutil.disk_usage(there).free
+    if need > free:
+        raise CacheError(
+            f"{key}: {what} {need / 1e6:.0f} MB, {free / 1e6:.0f} MB are free at {there}; free some space, or choose "
+            f"another {key}"
+        )
+    return free

@@ -1,0 +1,303 @@
+"""`simv0 check`: every problem at once, and estimates that the real thing keeps."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import MakeConfig, config_tree, write_manifest
+from typer.testing import CliRunner
+
+import simv0.check_room
+import simv0.probe
+from cache.pipeline import cache_vis
+from cli.main import app
+from simv0.build import build_model
+from simv0.check import check, preflight
+from simv0.config import Config
+from simv0.config_file import build_config, dump_config
+from simv0.encoder import load_encoder
+from simv0.errors import ConfigError, ModelError, SimError
+from simv0.features import read_features
+from simv0.fit import fit
+from simv0.llm import load_llm
+from simv0.outline import outline_encoder, outline_llm, outline_trained
+from simv0.synthetic import write_world
+from simv0.tiny import save_tiny_tower
+
+runner = CliRunner()
+
+
+def problems_of(config: Config) -> list[str]:
+    return [str(problem) for problem in check(config).problems]
+
+
+class VisFeats:
+    """12 windows with features of their own, and what the tests want to be wrong."""
+
+    def __init__(self, split: str, wrong: dict[str, Any] | None = None, dv: dict[str, int] | None = None) -> None:
+        self.wrong, self.dv = wrong or {}, (dv or {}).get(Path(split).stem, 6)
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        feats = np.full((4, self.dv), i, np.float32)
+        labels = {"risk_id": i % 4, "reason_id": 0, "action_id": 1}
+        return {"vis_feats": feats, "telemetry": [0.5] * 8, **labels, **self.wrong}
+
+
+def own(**kwargs: Any) -> dict[str, Any]:
+    return {"dataset_class_path": "test_check.VisFeats", "dataset_kwargs": kwargs}
+
+
+def test_a_good_config_has_no_problem_and_says_what_it_would_do(make_config: MakeConfig) -> None:
+    report = check(make_config())
+    assert report.problems == []
+    assert report.facts["data: train"] == {
+        "source": "frames",
+        "windows": 40,
+        "risk": "none 10, low 10, med 10, high 10",
+        "reason": report.facts["data: train"]["reason"],
+        "action": "continue 7, slow 7, stop 7, reverse 7, turn_left 6, turn_right 6",
+    }
+    assert report.facts["cache-vis"]["train_frames"] == 43  # stride 1: 40 windows of 4
+    assert report.facts["vision encoder"]["dv"] == 32
+    assert (report.facts["LLM"]["d"], report.facts["LLM"]["path"]) == (64, "fast")
+    assert report.facts["train"]["steps an epoch"] == 5
+    assert report.facts["train"]["LLM compiled"] is False
+    assert check(make_config(training={"compile": "on"})).facts["train"]["LLM compiled"] is True
+    assert report.facts["machine"]["processes"] == 1
+
+
+def test_all_problems_come_at_once(make_config: MakeConfig, tmp_path: Path) -> None:
+    manifest = tmp_path / "train.jsonl"
+    write_manifest(manifest, 6, seed=3, telemetry=[1.0])
+    config = make_config(
+        data={"train_split_path": str(manifest), "val_split_path": str(tmp_path / "none.jsonl")},
+        cache={"dir": str(manifest / "cache")},
+        model={"d": 63, "dv": 31},
+        training={"amp": True, "amp_dtype": "fp16", "class_weights": "dataset"},
+        output={"output_dir": str(tmp_path / "foreign")},
+    )
+    (tmp_path / "foreign" / "logs").mkdir(parents=True)
+    models = Path(config.model.llm_name_or_path).parent
+    assert problems_of(config) == [
+        "training.amp_dtype: fp16 needs CUDA; write bf16 here, or training.amp: false",
+        "training.class_weights: `dataset`, but the dataset has no class_weights; write none, balanced or "
+        "sqrt_balanced",
+        "train[0]: telemetry: expected float [8] (ax, ay, az, gx, gy, gz, v, w), found float64 [1]",
+        f"{tmp_path}/none.jsonl: there is no such manifest",
+        f"model.d: the config says 63, but {models}/llm has width 64",
+        f"model.dv: the config says 31, but local-dir:{models}/vision gives features of width 32",
+        f"{tmp_path}/foreign: holds logs but no config_resolved.yaml, so no run of simv0 made them and they are not "
+        "removed; choose another output.output_dir",
+        f"cache.dir: {manifest}/cache cannot be written: {manifest} is a file",
+    ]
+
+
+def test_the_command_lists_all_of_them_and_exits_non_zero(make_config: MakeConfig, tmp_path: Path) -> None:
+    good = tmp_path / "good.yaml"
+    good.write_text(dump_config(make_config()))
+    args = ["check", "--config", str(good)]
+    done = runner.invoke(app, args, catch_exceptions=False)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.endswith("no problems found\n")
+    one = runner.invoke(app, [*args, "--set", "model.F=5"], catch_exceptions=False)
+    assert one.exit_code == 1
+    assert one.stderr == "".join(
+        f"error: {s}[0]: frames: expected [5,3,H,W], found uint8 [4,3,24,40]\n" for s in ("train", "val")
+    )
+    both = runner.invoke(
+        app, [*args, "--set", "model.llm_name_or_path=/nowhere", "--set", "model.d=3", "--set", "model.dv=3"]
+    )
+    assert both.exit_code == 1
+    assert [line.split(":")[1].strip() for line in both.stderr.splitlines()] == ["/nowhere", "model.dv"]
+    assert runner.invoke(app, [*args, "--set", "model.d=3"]).exit_code == 2  # as train: the config is wrong
+
+
+@pytest.mark.parametrize("command", ["train", "cache-vis"])
+def test_the_commands_begin_with_it(command: str, make_config: MakeConfig, features: Path, tmp_path: Path) -> None:
+    """Several problems are told at once, before data is read; one keeps the text and code of the part that has it."""
+    path = tmp_path / "config.yaml"
+    config = make_config(data={"train_split_path": str(tmp_path / "none.jsonl")}, model={"use_cached_vis_feats": False})
+    path.write_text(dump_config(config))
+    wrong = ["--set", "model.d=63", "--set", "model.dv=31"]
+    done = runner.invoke(app, [command, "--config", str(path), *wrong], catch_exceptions=False)
+    names = [line.split(":")[1].strip() for line in done.stderr.splitlines()]
+    assert (names, done.exit_code) == ((["model.d", "model.dv"], 2) if command == "train" else (["model.dv"], 1))
+
+
+def test_one_problem_keeps_its_text_kind_and_code(make_config: MakeConfig) -> None:
+    for wrong in (
+        {"llm_name_or_path": "/nowhere"},
+        {"d": 63},
+        {"vision_encoder_name": "local-dir:/nowhere"},
+        {"dv": 1},
+    ):
+        config = make_config(model={**wrong, "use_cached_vis_feats": False})
+        with pytest.raises((ModelError, ConfigError)) as early:
+            preflight(config, "train")
+        with pytest.raises((ModelError, ConfigError)) as late:
+            fit(config)
+        assert (type(early.value), str(early.value)) == (type(late.value), str(late.value))
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (own(wrong={"risk_id": 4}), "[0]: risk_id: expected 0..3 (none, low, med, high), found 4"),
+        (own(wrong={"weight": -1.0}), "[0]: weight: expected a finite float32 >= 0, found -1.0"),
+        (own(wrong={"frames": 1}), "[0]: expected one of the keys 'frames' and 'vis_feats', found the keys"),
+        ({"dataset_class_path": "nowhere.Windows"}, "data.dataset_class_path: there is no module 'nowhere'"),
+        (own(wring=1), "data.dataset_kwargs: test_check.VisFeats: "),
+        (own(dv={"val": 7}), "val: features of width 7, but train has 6"),
+    ],
+)
+def test_each_fault_of_a_dataset_is_found(make_config: MakeConfig, data: dict[str, Any], problem: str) -> None:
+    found = problems_of(make_config(data=data))
+    assert found
+    assert all(problem in line for line in found), found
+
+
+def test_a_dataset_with_features_needs_no_encoder(make_config: MakeConfig) -> None:
+    report = check(make_config(data=own(), model={"vision_encoder_name": "local-dir:/nowhere"}))
+    assert report.problems == []
+    assert report.facts["data: val"]["source"] == "vis_feats"
+    assert report.facts["data: val"]["risk"].startswith("not counted")
+    assert "cache-vis" not in report.facts
+    wrong = problems_of(make_config(data=own(), model={"dv": 7}))
+    assert wrong == [
+        f"{split}[0]: vis_feats are 6 wide, but model.dv is 7; drop model.dv" for split in ("train", "val")
+    ]
+
+
+def test_finished_features_stand_in_for_data_and_encoder(
+    make_config: MakeConfig, features: Path, tmp_path: Path
+) -> None:
+    gone = {"train_split_path": str(tmp_path / "x/train.jsonl"), "val_split_path": str(tmp_path / "x/val.jsonl")}
+    report = check(make_config(cache={"dir": str(features)}, data=gone))
+    assert report.problems == []
+    assert report.facts["data: train"]["source"] == "feature file"
+    assert report.facts["data: train"]["windows"] == 40
+    assert report.facts["train"]["features_in_RAM_bytes"] == 60 * 4 * 32 * 2
+    other = problems_of(make_config(cache={"dir": str(features)}, model={"vision_resize_mode": "longest"}))
+    assert len(other) == 2
+    assert (
+        'train.h5: was made of something else: vision_preprocess.resize_mode is "squash", wanted is "longest"'
+        in other[0]
+    )
+
+
+def test_unfinished_shards_of_other_settings_are_found(make_config: MakeConfig, features: Path, tmp_path: Path) -> None:
+    parts = tmp_path / "cache/train.h5.parts"
+    parts.mkdir(parents=True)
+    plan = {"identity": read_features(features / "train.h5").info.identity, "shard_windows": 7, "batch_size": 16}
+    (parts / "plan.json").write_text(json.dumps(plan))
+    assert problems_of(make_config()) == [
+        f"{parts}: was made of something else: cache.shard_windows is 7, wanted is 16. "
+        "Make it anew with `simv0 cache-vis --overwrite`, or choose another cache.dir"
+    ]
+    assert problems_of(make_config(cache={"shard_windows": 7})) == []
+
+
+def test_leakage_is_told(make_config: MakeConfig, manifests: Path) -> None:
+    same = str(manifests / "train.jsonl")
+    report = check(make_config(data={"val_split_path": same}))
+    assert report.facts["data: both"]["leakage"].startswith("LEAKAGE: 1 groups stand in train and in val")
+
+
+def test_too_little_room_is_a_problem(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(simv0.check_room, "available_memory", lambda: 1000)
+    monkeypatch.setattr(simv0.check_room.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
+    found = problems_of(make_config(cache={"in_memory": "always"}))
+    assert [line.split(":")[0] for line in found] == ["cache.dir", "model.llm_name_or_path", "output.output_dir"]
+
+
+def test_a_folder_without_weights_is_found(make_config: MakeConfig, models: Path, tmp_path: Path) -> None:
+    for part in ("llm", "vision"):
+        (tmp_path / part).mkdir()
+        config = next((models / part).glob("*config.json"))
+        shutil.copy(config, tmp_path / part)
+    model = {"llm_name_or_path": str(tmp_path / "llm"), "vision_encoder_name": f"local-dir:{tmp_path / 'vision'}"}
+    assert problems_of(make_config(model=model)) == [
+        f"{tmp_path}/llm: has neither model.safetensors nor pytorch_model.bin; save it with save_pretrained",
+        f"model.vision_encoder_name: {tmp_path}/vision holds no weights (open_clip_model.safetensors)",
+    ]
+
+
+def test_the_outline_of_the_llm_is_what_is_loaded(make_config: MakeConfig) -> None:
+    """Weights, their bytes, and what autograd keeps of a step: equal to the real ones."""
+    config = make_config(training={"amp": True})
+    outline = outline_llm(config)
+    llm = load_llm(config.model.llm_name_or_path, dtype=torch.bfloat16)
+    assert outline.weights == sum(weight.numel() for weight in llm.parameters())
+    assert outline.weights_bytes == sum(weight.nbytes for weight in llm.parameters())
+    assert (outline.d, outline.hidden_size, outline.path) == (llm.d, llm.hidden_size, llm.path)
+    kept: dict[int, torch.Tensor] = {}
+    own = {weight.data_ptr() for weight in llm.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    prefix = torch.zeros(config.batch_size, config.model.K + 2, llm.d, requires_grad=True)
+    llm(prefix)  # its tables are made once
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        llm(prefix)
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert outline.step_bytes == pytest.approx(measured, rel=0.02)
+    model = build_model(config, 32, None, torch.device("cpu"))
+    assert outline_trained(config, outline, 32) == model.trainable_parameters()
+
+
+def test_a_family_off_the_fast_path_has_an_outline_too(make_config: MakeConfig, tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2Model
+
+    GPT2Model(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=64, n_positions=16)).save_pretrained(tmp_path)
+    outline = outline_llm(make_config(model={"llm_name_or_path": str(tmp_path)}))
+    llm = load_llm(str(tmp_path))
+    assert (outline.path, outline.d) == ("reference", 32)
+    assert outline.weights == sum(weight.numel() for weight in llm.parameters())
+    assert outline.step_bytes is not None
+    assert outline.step_bytes > 0
+
+
+def test_the_feature_file_has_the_size_that_was_estimated(models: Path, tmp_path: Path) -> None:
+    world = tmp_path / "world"
+    write_world(world, train_windows=150, val_windows=40, seed=0)
+    save_tiny_tower(tmp_path / "vision", dv=128)
+    tree = config_tree(models, world, tmp_path / "cache")
+    tree["model"] |= {"vision_encoder_name": f"local-dir:{tmp_path / 'vision'}", "F": 8}
+    config = build_config(tree, "test")
+    facts = check(config).facts["cache-vis"]
+    reports = cache_vis(config)
+    for report in reports:
+        assert facts[f"{report.split}_file_bytes"] == pytest.approx(report.path.stat().st_size, rel=0.01)
+        assert facts[f"{report.split}_frames"] == report.counts.encoded
+
+
+def test_probe_measures(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simv0.probe, "PATIENCE", 0.02)
+    facts = check(make_config(), probe=True).facts["probe"]
+    assert facts["train_seconds"] == pytest.approx(2 * facts["epoch_seconds"])
+    per_frame = 1 / facts["frames read a second"] + 1 / facts["frames encoded a second"]
+    assert facts["cache-vis_seconds"] == pytest.approx((43 + 23) * per_frame, rel=0.02)
+    raw = check(make_config(model={"use_cached_vis_feats": False}), probe=True).facts["probe"]
+    assert "cache-vis_seconds" not in raw
+    assert 1 / raw["training windows a second"] > 4 / raw["frames encoded a second"]
+    assert "probe" not in check(make_config(model={"d": 3}), probe=True).facts
+
+
+def test_the_encoder_outline_is_what_is_loaded(make_config: MakeConfig) -> None:
+    config = make_config()
+    encoder = load_encoder(config.model)
+    outline = outline_encoder(config.model)
+    assert (outline.dv, outline.image_size) == (encoder.dv, encoder.image_size)
+    assert outline.weights == sum(weight.numel() for weight in encoder.parameters())
+    with pytest.raises(SimError, match=r"open_clip has no model ViT-B-33; did you mean ViT-B-32"):
+        outline_encoder(config.model.model_copy(update={"vision_encoder_name": "ViT-B-33"}))
