@@ -10,6 +10,8 @@ import torch.nn.functional as F
 import transformers as tf
 from torch import Tensor, nn
 
+import simv0.torchvision_fix  # noqa: F401  before transformers looks for torchvision
+
 
 def config_of(arch: str, layers: int | None = None) -> Any:
     """`qwen2.5-0.5b`, `smollm2-135m`, `gpt2`, or `llama-D`: 8 layers of width D. `layers` cuts the depth."""
