@@ -224,12 +224,11 @@ def predict_manifest(ckpt: str | Path, manifest: str | Path, config: Config | No
         SimError: what the user can mend.
     """
     dataset = ManifestDataset(manifest)
-    predictor = Predictor.load(ckpt, config)
-    config = config or config_of(load_checkpoint(ckpt), ckpt)
-    assert predictor.model.encoder is not None
-    checked = CheckedDataset(
-        dataset, Path(manifest).name, F=predictor.meta.F, labels=False, resize=predictor.model.encoder.resize
-    )
+    checkpoint = load_checkpoint(ckpt)
+    config = config or config_of(checkpoint, ckpt)
+    encoder = load_trained_encoder(checkpoint, ckpt, config)
+    predictor = Predictor(load_model(checkpoint, ckpt, config, encoder), checkpoint)
+    checked = CheckedDataset(dataset, Path(manifest).name, F=predictor.meta.F, labels=False, resize=encoder.resize)
     loader = DataLoader(checked, batch_size=8, collate_fn=collate, num_workers=config.data.num_workers)
     for batch in Stopwatch().over(loader):
         yield from predictor.predict_batch(batch)
