@@ -48,8 +48,8 @@ def evaluate_checkpoint(
     Args:
         ckpt: a checkpoint; inside a run, the config comes from the run's `config_resolved.yaml`.
         config: overrides that; needed for a checkpoint outside a run.
-        data: instead of the config's split: a feature file (`.h5`), a folder of shards (`.h5.parts`), or another split path
-            for its dataset class.
+        data: instead of the config's split: a feature file (`.h5`), a folder of shards (`.h5.parts`), or another
+            split path for its dataset class.
         split: "val" or "train".
         baselines: also fit simple models on the train split, for comparison (seconds, on cached features).
 
