@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.pipeline import SPLITS, cache_split, open_split
+from cache.pipeline import SPLITS, cache_split, open_split, start_over
 from simv0.config import Config
 from simv0.config_file import build_config
 from simv0.encoder import Encoder, resolve_precision
@@ -97,7 +97,8 @@ def compare(config: Config, encoder: Encoder, rounds: int, clock: Callable[[], f
     film: Film = split.dataset
 
     def cache_vis() -> int:
-        cache_split(config, split, encoder, overwrite=True)
+        start_over([split])
+        cache_split(config, split, encoder)
         return len(film)
 
     def bare() -> int:

@@ -66,7 +66,8 @@ class FrameSource(Dataset[Any]):
         return self.join(frames) if frames else torch.empty(0, 3, 0, 0)
 
     def join(self, frames: list[Tensor]) -> Num[Tensor, "n 3 h w"]:
-        """Several runs of frames as one.
+        """Several runs of frames as one. Only those that meet here can be mistaken for each other: frames of other
+        shards may be of another type, and each is scaled by its own.
 
         Raises:
             DataError: of two types: `torch.cat` would take 0..255 for 0..1 in silence.

@@ -16,7 +16,7 @@ from cache.publish import mendable_write, publish, room_for_both
 from cache.shards import Counts, ShardWork, check_unchanged
 from simv0.config import Config
 from simv0.datasets import class_weights_of, load_dataset
-from simv0.distributed import local_device
+from simv0.distributed import from_first, local_device, process_group
 from simv0.encoder import Encoder, load_encoder
 from simv0.errors import CacheError, DataError
 from simv0.features import read_features
@@ -93,7 +93,7 @@ def cache_vis(config: Config, *, overwrite: bool = False) -> list[CacheReport]:
 
     Args:
         config: `data`, `cache` and `model`.
-        overwrite: begin anew, whatever is there. Joins processes that have begun already.
+        overwrite: begin anew, whatever is there; ranks do so together. Joins other processes that have begun already.
 
     Raises:
         DataError: a sample that breaks the contract; found before the encoder is loaded, except for wrong pixels.
@@ -104,7 +104,10 @@ def cache_vis(config: Config, *, overwrite: bool = False) -> list[CacheReport]:
     train, val = splits
     warn_of_leakage(train.dataset, val.dataset, train.labels.group, val.labels.group)
     encoder = load_encoder(config.model, config.cache.precision, local_device())
-    return [cache_split(config, split, encoder, overwrite) for split in splits]
+    if overwrite:
+        with process_group():  # until all have come: a late one would remove what the others have made
+            from_first(start_over, splits)
+    return [cache_split(config, split, encoder) for split in splits]
 
 
 def open_split(config: Config, name: str) -> Split:
@@ -127,7 +130,7 @@ def _unchanged(frames: torch.Tensor) -> torch.Tensor:
     return frames
 
 
-def cache_split(config: Config, split: Split, encoder: Encoder, overwrite: bool = False) -> CacheReport:
+def cache_split(config: Config, split: Split, encoder: Encoder) -> CacheReport:
     """Make one feature file, or go on making it.
 
     Raises:
@@ -142,8 +145,6 @@ def cache_split(config: Config, split: Split, encoder: Encoder, overwrite: bool 
     except OSError as error:
         raise CacheError(f"cache.dir: {split.final.parent} cannot be made: {error.strerror}") from None
 
-    if overwrite:
-        _start_over(split)
     work = ShardWork(split.parts, plan, source, split.labels, split.class_weights, encoder, config.data.num_workers)
     outcome: Outcome | None = None
     if split.final.exists() and not (split.parts.folder.exists() or split.gate.path.exists()):
@@ -176,16 +177,19 @@ def _finish(split: Split, plan: Plan, publish_as: Literal["file", "shards"]) -> 
     return "written" if publish(split.final, split.parts, plan, split.labels, split.class_weights) else None
 
 
-def _start_over(split: Split) -> None:
+def start_over(splits: list[Split]) -> None:
     """Remove what is there, unless another process works on it: then it has started over already."""
-    gate = split.gate
-    if not gate.acquire(wait=False):
-        log.warning("%s: another cache-vis is at work on it: --overwrite removes nothing and joins it", split.final)
-        return
-    with mendable_write(split.final):
-        split.final.unlink(missing_ok=True)
-    shutil.rmtree(split.parts.folder, ignore_errors=True)
-    gate.release()
+    for split in splits:
+        gate = split.gate
+        if not split.final.parent.exists():
+            continue
+        if not gate.acquire(wait=False):
+            log.warning("%s: another cache-vis is at work on it: --overwrite removes nothing and joins it", split.final)
+            continue
+        with mendable_write(split.final):
+            split.final.unlink(missing_ok=True)
+        shutil.rmtree(split.parts.folder, ignore_errors=True)
+        gate.release()
 
 
 def _check_complete(split: Split, work: ShardWork) -> None:

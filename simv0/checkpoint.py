@@ -59,7 +59,7 @@ class Meta(BaseModel):
     config: dict[str, dict[str, JsonValue]]
     """The resolved config, for reference and for paths; nothing in it is imported or executed."""
     provenance: dict[str, JsonValue]
-    """Git hash and package versions."""
+    """Git hashes and package versions."""
 
 
 class Training(BaseModel):

@@ -48,7 +48,8 @@ def evaluate_checkpoint(
     Args:
         ckpt: a checkpoint; inside a run, the config comes from the run's `config_resolved.yaml`.
         config: overrides that; needed for a checkpoint outside a run.
-        data: instead of the config's split: a feature file (`.h5`) or another split path for its dataset class.
+        data: instead of the config's split: a feature file (`.h5`), a folder of shards (`.h5.parts`), or another
+            split path for its dataset class.
         split: "val" or "train".
         baselines: also fit simple models on the train split, for comparison (seconds, on cached features).
 
@@ -224,12 +225,11 @@ def predict_manifest(ckpt: str | Path, manifest: str | Path, config: Config | No
         SimError: what the user can mend.
     """
     dataset = ManifestDataset(manifest)
-    predictor = Predictor.load(ckpt, config)
-    config = config or config_of(load_checkpoint(ckpt), ckpt)
-    assert predictor.model.encoder is not None
-    checked = CheckedDataset(
-        dataset, Path(manifest).name, F=predictor.meta.F, labels=False, resize=predictor.model.encoder.resize
-    )
+    checkpoint = load_checkpoint(ckpt)
+    config = config or config_of(checkpoint, ckpt)
+    encoder = load_trained_encoder(checkpoint, ckpt, config)
+    predictor = Predictor(load_model(checkpoint, ckpt, config, encoder), checkpoint)
+    checked = CheckedDataset(dataset, Path(manifest).name, F=predictor.meta.F, labels=False, resize=encoder.resize)
     loader = DataLoader(checked, batch_size=8, collate_fn=collate, num_workers=config.data.num_workers)
     for batch in Stopwatch().over(loader):
         yield from predictor.predict_batch(batch)

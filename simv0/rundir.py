@@ -30,6 +30,9 @@ from simv0.locks import hold, let_go
 
 PARTS = ("checkpoints", "metrics", "logs", "evaluation", "export")
 
+SOURCE = Path(__file__).parents[1]
+"""Where simv0 is: a checkout, or a site-packages folder (which may lie within somebody's repository)."""
+
 log = logging.getLogger("simv0")
 
 
@@ -189,10 +192,15 @@ def cut_back(path: Path, epochs: int) -> None:
 
 
 def provenance() -> dict[str, Any]:
-    """Git hash of the current folder's repository (with "-dirty" when it has changes), versions of what computes."""
+    """Which code this is: git hashes (with "-dirty" where there are changes), and versions of what computes.
+
+    `git` is the repository of the current folder, where a user's dataset class and configs are; `simv0_git` is simv0's
+    own where it runs from a checkout; either is None where there is none.
+    """
     packages = ("torch", "transformers", "open_clip_torch", "h5py", "numpy")
     return {
-        "git": _git_hash(),
+        "git": _git_hash(Path.cwd()),
+        "simv0_git": _git_hash(SOURCE) if (SOURCE / ".git").exists() else None,
         "python": ".".join(map(str, sys.version_info[:3])),
         "simv0": importlib.metadata.version("simv0") if _installed("simv0") else "checkout",
         **{package: importlib.metadata.version(package) for package in packages},
@@ -207,10 +215,10 @@ def _installed(package: str) -> bool:
     return True
 
 
-def _git_hash() -> str | None:
+def _git_hash(folder: Path) -> str | None:
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

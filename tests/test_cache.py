@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from cache_world import DV, fresh, make_world, stop_after, train_file
+from ranks import on_ranks
 
 import cache.pipeline
 import cache.publish
@@ -249,6 +251,24 @@ def test_overwrite_beside_a_running_cache_vis_says_that_it_joins(
     assert caplog.messages == [
         f"{train_file(config)}: another cache-vis is at work on it: --overwrite removes nothing and joins it"
     ]
+
+
+def test_a_rank_that_comes_late_does_not_overwrite_what_the_others_made(
+    world: tuple[Config, bytes], tmp_path: Path
+) -> None:
+    config = fresh(world[0], tmp_path)
+    shutil.copytree(world[0].cache.dir, config.cache.dir)
+
+    def work() -> None:
+        rank = os.environ["RANK"]
+        time.sleep(2 * int(rank))
+        reports = cache_vis(config, overwrite=True)
+        (tmp_path / rank).write_text(" ".join(str(report.counts.windows) for report in reports))
+
+    assert on_ranks(2, work) == [0, 0]
+    windows = np.array([[int(n) for n in (tmp_path / rank).read_text().split()] for rank in "01"])
+    assert windows.sum(0).tolist() == [23, 7]
+    assert train_file(config).read_bytes() == world[1]
 
 
 def test_a_damaged_plan_and_a_foreign_shard(world: tuple[Config, bytes], tmp_path: Path, monkeypatch: Any) -> None:

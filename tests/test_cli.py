@@ -12,6 +12,7 @@ import torch
 from conftest import MakeConfig, config_tree, write_manifest
 from typer.testing import CliRunner
 
+import simv0.checkpoint
 from cache.pipeline import cache_vis
 from cli.main import app
 from simv0.checkpoint import load_checkpoint
@@ -36,7 +37,7 @@ def config_file(make_config: MakeConfig, tmp_path: Path) -> Path:
     return path
 
 
-def test_the_main_job(config_file: Path, manifests: Path, tmp_path: Path) -> None:
+def test_the_main_job(config_file: Path, manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """cache-vis -> train -> evaluate -> predict -> the exported script, on real files."""
     assert run("cache-vis", "--config", config_file).exit_code == 0
     again = run("cache-vis", "--config", config_file)
@@ -66,7 +67,11 @@ def test_the_main_job(config_file: Path, manifests: Path, tmp_path: Path) -> Non
     keep = ("sample_id", "frames", "telemetry")
     bare.write_text("".join(json.dumps({key: row[key] for key in keep}) + "\n" for row in rows))
     out = tmp_path / "predictions.jsonl"
-    assert run("predict", "--ckpt", best, "--data", bare, "--out", out).exit_code == 0
+    read, original = [], simv0.checkpoint._read
+    with monkeypatch.context() as patch:
+        patch.setattr(simv0.checkpoint, "_read", lambda path: (read.append(path), original(path))[1])
+        assert run("predict", "--ckpt", best, "--data", bare, "--out", out).exit_code == 0
+    assert read == [best]
     predicted = [json.loads(line) for line in out.read_text().splitlines()]
     assert json.loads(run("predict", "--ckpt", best, "--data", bare).stdout.splitlines()[7]) == predicted[7]
     for one, other in zip(predicted, cached, strict=True):

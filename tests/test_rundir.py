@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,28 @@ def unbroken(config: Config, tmp_path: Path) -> tuple[Any, ...]:
 
 def test_without_git_the_hash_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    found = simv0.rundir.provenance()
+    assert (found["git"], found["simv0_git"]) == (None, None)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_users_git_hash_and_that_of_simv0_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hashes = {}
+    for name in ("users", "source"):
+        (tmp_path / name / "folder").mkdir(parents=True)
+        (tmp_path / name / "folder" / "x.py").write_text(name)
+        git = ["git", "-C", str(tmp_path / name), "-c", "user.name=x", "-c", "user.email=x@x.invalid"]
+        for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+            subprocess.run([*git, *command], check=True)
+        hashes[name] = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    monkeypatch.chdir(tmp_path / "users" / "folder")
+    monkeypatch.setattr("simv0.rundir.SOURCE", tmp_path / "source")
+    (tmp_path / "users" / "folder" / "x.py").write_text("changed")
+    found = simv0.rundir.provenance()
+    assert (found["git"], found["simv0_git"]) == (f"{hashes['users']}-dirty", hashes["source"])
+    monkeypatch.setattr("simv0.rundir.SOURCE", tmp_path / "users" / "folder")  # installed inside the user's repository
+    assert simv0.rundir.provenance()["simv0_git"] is None
+    monkeypatch.chdir(tmp_path)
     assert simv0.rundir.provenance()["git"] is None
 
 
