@@ -3,7 +3,8 @@
     python benchmarks/stream.py            # the demo's sizes
     python benchmarks/stream.py --large    # ViT-B-32 with SmolLM2-135M's and Qwen2.5-0.5B's sizes, random weights, bf16
 
-The LLM's step at batch 1 reads every weight once, so it stands beside the time that a copy of as many bytes takes.
+The LLM's step at batch 1 reads every weight once, so it stands beside the time that a copy of as many bytes takes, and
+beside its bare matrix products, one after the other, with nothing between them.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import simv0.torchvision_fix  # noqa: F401  before open_clip and transformers
 from simv0.checkpoint import Checkpoint, Meta
@@ -21,6 +23,7 @@ from simv0.config import ModelConfig
 from simv0.encoder import Encoder, load_encoder
 from simv0.llm import FrozenLLM, load_llm
 from simv0.model import SimV0Model
+from simv0.packed import PackedLinear
 from simv0.predict import Predictor
 from simv0.stream import Stream
 from simv0.tiny import save_tiny_llm, save_tiny_tower
@@ -110,13 +113,22 @@ def measure(name: str, encoder: Encoder, llm: FrozenLLM, bandwidth: float, steps
     plain = median_ms(lambda _: predictor.predict(frames, telemetry), max(3, steps // 4))
     prefix = torch.randn(1, K + 2, llm.d, device=DEVICE)
     llm_ms = median_ms(lambda _: llm(prefix), steps)
+    products_ms = median_ms(bare_products(llm), steps)
     tensors = [*llm.parameters(), *llm.buffers()]
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     limit = 1e3 * weights / bandwidth
     print(
         f"{name:28} {step:9.2f} {encoded:7.0f} {plain:9.2f} {F:7d} {plain / step:7.1f}x "
-        f"{llm_ms:9.2f} {weights / 2**20:8.1f} {limit:9.2f} {llm_ms / limit:7.2f}"
+        f"{llm_ms:9.2f} {products_ms:9.2f} {weights / 2**20:8.1f} {limit:9.2f} {llm_ms / limit:7.2f}"
     )
+
+
+def bare_products(llm: FrozenLLM) -> Callable[[int], object]:
+    """The LLM's linear layers, packed where the predictor packs them, each on random vectors."""
+    linears = [module for module in llm.modules() if isinstance(module, nn.Linear | PackedLinear)]
+    dtype = linears[0].weight.dtype
+    inputs = {k: torch.randn(1, K + 2, k, device=DEVICE).to(dtype) for k in {m.weight.shape[1] for m in linears}}
+    return lambda _: [linear(inputs[linear.weight.shape[1]]) for linear in linears]
 
 
 def main() -> None:
@@ -128,7 +140,7 @@ def main() -> None:
     print(f"{DEVICE}, {torch.get_num_threads()} threads, copy {bandwidth / 1e9:.1f} GB/s, {F} frames of 640x480")
     print(
         f"{'':28} {'stream ms':>9} {'encodes':>7} {'plain ms':>9} {'encodes':>7} {'gain':>8} "
-        f"{'LLM ms':>9} {'MiB':>8} {'limit ms':>9} {'ratio':>7}"
+        f"{'LLM ms':>9} {'products':>9} {'MiB':>8} {'limit ms':>9} {'ratio':>7}"
     )
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

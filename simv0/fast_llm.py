@@ -91,25 +91,34 @@ class FastStack(nn.Module):
         self.weight = nn.Parameter(model.norm.weight.detach().float(), requires_grad=False)
         self.eps = config.rms_norm_eps
         self.rope, self.dtype = model.rotary_emb, dtype
-        self._tables: dict[tuple[int, torch.device], tuple[Tables, dict[int | None, Tensor]]] = {}
+        self._tables: dict[tuple[int, torch.device, torch.dtype], tuple[Tables, dict[int | None, Tensor]]] = {}
 
     def forward(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B d"]:
         """Hidden state of the last position, after the final norm."""
-        tables, masks = self._for_length(x.shape[1], x.device)
+        if not alone(x):
+            return self._run(x, self.dtype)
+        with torch.inference_mode():  # a third less to do around the products
+            hidden = self._run(x, torch.float32)
+        return hidden.clone()
+
+    def _run(self, x: Float[Tensor, "B T d"], table_dtype: torch.dtype) -> Float[Tensor, "B d"]:
+        tables, masks = self._for_length(x.shape[1], x.device, table_dtype)
         x = x.float()
         for layer, window in zip(self.layers, self.windows, strict=True):
             x = layer(x, tables, masks[window])
         return _norm(x[:, -1], self.eps) * self.weight
 
     @torch.inference_mode(False)  # they outlive the call that first needs them
-    def _for_length(self, T: int, device: torch.device) -> tuple[Tables, dict[int | None, Tensor]]:
+    def _for_length(self, T: int, device: torch.device, dtype: torch.dtype) -> tuple[Tables, dict[int | None, Tensor]]:
         """Rope tables (the scale of the attention folded into the queries' part) and masks, made once per length."""
-        if (T, device) not in self._tables:
+        if (T, device, dtype) not in self._tables:
             first: Any = self.layers[0]
             position = torch.arange(T, device=device)
-            cos, sin = (t[0, :, None, : t.shape[-1] // 2] for t in self.rope(position.float(), position[None]))
+            cos, sin = (t[0, :, None] for t in self.rope(position.float(), position[None]))
             scale = torch.ones(first.heads + first.kv_heads, 1, device=device)
             scale[: first.heads] = first.head_dim**-0.5
+            half = first.head_dim // 2
+            sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)  # the sign of Llama's `rotate_half`
             distance = position[:, None] - position[None, :]
             masks = {
                 window: torch.zeros(T, T, device=device).masked_fill(
@@ -117,8 +126,8 @@ class FastStack(nn.Module):
                 )
                 for window in set(self.windows)
             }
-            self._tables[T, device] = ((cos * scale).to(self.dtype), (sin * scale).to(self.dtype)), masks
-        return self._tables[T, device]
+            self._tables[T, device, dtype] = ((cos * scale).to(dtype), (sin * scale).to(dtype)), masks
+        return self._tables[T, device, dtype]
 
 
 class FastLayer(nn.Module):
@@ -153,12 +162,20 @@ class FastLayer(nn.Module):
 
     def _attend(self, h: Float[Tensor, "B T d"], tables: Tables, mask: Float[Tensor, "T T"]) -> Float[Tensor, "B t a"]:
         B, T, _ = h.shape
-        qk, v = self.qkv(h).view(B, T, -1, self.head_dim).split([self.heads + self.kv_heads, self.kv_heads], 2)
+        qkv = self.qkv(h)
+        lone = alone(h)
+        if lone:
+            qkv = qkv.float()
+        qk, v = qkv.view(B, T, -1, self.head_dim).split([self.heads + self.kv_heads, self.kv_heads], 2)
         if self.head_norm is not None:
-            qk = (_norm(qk.float(), self.eps) * self.head_norm).to(self.dtype)
+            qk = (_norm(qk.float(), self.eps) * self.head_norm).to(qkv.dtype)
         q, k = torch.split(_rotate(qk, *tables), [self.heads, self.kv_heads], 2)
         if self.last:
             q, mask = q[:, -1:], mask[-1:]
+        if lone:
+            q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+            mixed = F.scaled_dot_product_attention(q, k, v, mask, scale=1.0, enable_gqa=True)
+            return mixed.transpose(1, 2).flatten(2).to(self.dtype)
         # Beside each key head stand the query heads that share it.
         q = q.view(B, -1, self.kv_heads, self.heads // self.kv_heads, self.head_dim)
         if torch.compiler.is_compiling() and T <= SHORT:
@@ -166,13 +183,17 @@ class FastLayer(nn.Module):
         return _mix(q, k, v, mask)
 
 
+def alone(x: Float[Tensor, "B T d"]) -> bool:
+    """Whether this is a robot's step: one prefix and no gradients, so that the calls cost more than their work."""
+    return len(x) == 1 and not torch.is_grad_enabled()
+
+
 Heads = Float[Tensor, "B T kv hd"]
 
 
 def _rotate(x: Float[Tensor, "B T H hd"], cos: Tensor, sin: Tensor) -> Float[Tensor, "B T H hd"]:
-    """Rope on halves, as Llama's `rotate_half` does it."""
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    """Rope on halves, as Llama's `rotate_half` does it; its sign is in `sin`."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def _mix(q: Float[Tensor, "B t kv g hd"], k: Heads, v: Heads, mask: Float[Tensor, "t T"]) -> Float[Tensor, "B t a"]:

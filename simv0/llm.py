@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import simv0.torchvision_fix  # noqa: F401
 from simv0.distributed import shard_blocks
 from simv0.errors import ModelError
 from simv0.fast_llm import FastStack, why_not
+from simv0.packed import pack_linears
 
 log = logging.getLogger("simv0")
 
@@ -36,6 +37,7 @@ class FrozenLLM(nn.Module):
         path: `fast` or `reference`.
         compiled_for: (batch, tokens) that `compiled.compile_llm` compiled the blocks for.
         sharded: whether the weights are split over several processes.
+        captured: the stack as CUDA graphs, for that shape with gradients; None elsewhere.
         identity: `llm_name`, `llm_revision` (None for a folder), `llm_weights` (sha256 over the weight files).
     """
 
@@ -47,6 +49,7 @@ class FrozenLLM(nn.Module):
         self.path = "fast" if isinstance(stack, FastStack) else "reference"
         self.compiled_for: tuple[int, int] | None = None
         self.sharded = False
+        self.captured: Callable[[Tensor], Tensor] | None = None
         self.d, self.hidden_size, self.embed_rms, self.identity = d, hidden_size, embed_rms, identity
         self.train(False)
 
@@ -64,11 +67,19 @@ class FrozenLLM(nn.Module):
         shard_blocks(self.blocks(), device)
         self.sharded = True
 
+    def for_prediction(self, tokens: int) -> bool:
+        """Lay the weights out for single prefixes of `tokens` vectors; no gradients from then on. Whether it was done:
+        the fast path in bf16 on a CPU can (`packed.py`).
+        """
+        return self.path == "fast" and pack_linears(self.stack, tokens)
+
     def forward(self, inputs_embeds: Float[Tensor, "B T {self.d}"]) -> Float[Tensor, "B {self.hidden_size}"]:
         """Hidden state of the last position, after the final norm; gradients flow back to `inputs_embeds`."""
         shape = tuple(inputs_embeds.shape[:2])
-        if self.compiled_for is None or (self.compiled_for == shape and torch.is_grad_enabled()):
+        if self.compiled_for is None:
             hidden: Tensor = self.stack(inputs_embeds)
+        elif self.compiled_for == shape and torch.is_grad_enabled():
+            hidden = (self.captured or self.stack)(inputs_embeds)
         else:
             with torch.compiler.set_stance("force_eager"):
                 hidden = self.stack(inputs_embeds)

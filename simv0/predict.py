@@ -18,7 +18,7 @@ from simv0.trainer import to_device
 
 
 class Predictor:
-    """A checkpoint with its frozen networks, ready to judge windows.
+    """A checkpoint with its frozen networks, ready to judge windows; the model given to it can train no more.
 
     >>> predictor = Predictor.load("runs/sim_v0/checkpoints/best.pt")
     >>> predictor.predict(frames, telemetry)["risk"]
@@ -27,6 +27,7 @@ class Predictor:
 
     def __init__(self, model: SimV0Model, checkpoint: Checkpoint) -> None:
         self.model, self.meta = model.eval(), checkpoint.meta
+        model.llm.for_prediction(model.K + 2)
 
     @classmethod
     def load(cls, ckpt: str | Path, config: Config | None = None) -> "Predictor":

@@ -184,7 +184,12 @@ def eval_loader(split: Split, batch_size: int, num_workers: int) -> DataLoader[B
 def _workers(split: Split, num_workers: int) -> dict[str, Any]:
     if split.identity is not None:  # features are gathered from memory faster than a worker could send them
         num_workers = 0
-    return {"num_workers": num_workers, "persistent_workers": num_workers > 0, "worker_init_fn": _leave_signals_to_main}
+    return {
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        "worker_init_fn": _leave_signals_to_main,
+        "pin_memory": torch.cuda.is_available(),  # batches go to the device while it still computes
+    }
 
 
 def _leave_signals_to_main(worker: int) -> None:

@@ -161,7 +161,9 @@ class LogitsKept:
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
     """The batch with its tensors on `device`."""
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}  # type: ignore
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()
+    }  # type: ignore
 
 
 class Stopwatch:

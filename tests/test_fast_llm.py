@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import simv0.fast_llm
 import simv0.torchvision_fix
-from simv0.compiled import LONG_RUN, compile_llm
+from simv0.compiled import CAPTURE_TOLERANCE, LONG_RUN, capture, compile_llm
 from simv0.fast_llm import TOLERANCE, FastLayer, FastStack, disagreement, outputs_of, why_not
 from simv0.llm import LastHidden, load_llm
 
@@ -97,6 +97,54 @@ def test_bf16_is_no_further_from_fp32_than_transformers_own_bf16(case: str) -> N
     ours = disagreement(FastStack(reference(config, torch.bfloat16), torch.bfloat16), exact, x)
     assert ours < 1.05 * theirs
     assert ours < 0.025
+
+
+@pytest.mark.parametrize("case", HANDLED)
+def test_one_prefix_without_gradients_agrees_too(case: str) -> None:
+    """A robot's step takes another way through the attention."""
+    fast = FastStack(reference(HANDLED[case]), torch.float32)
+    for tokens in (7, 1, 20):
+        x = vectors(batch=1, tokens=tokens)
+        with torch.no_grad():
+            alone = fast(x)
+        torch.testing.assert_close(alone, fast(x), rtol=1e-5, atol=1e-5)
+        assert not alone.is_inference()  # so that a caller may go on with gradients
+
+
+needs_packing = pytest.mark.skipif(
+    not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+    reason="this CPU has no bf16 products of oneDNN",
+)
+
+
+@needs_packing
+@pytest.mark.parametrize("case", ["qwen2", "biases everywhere"])
+def test_packed_weights_give_the_same(case: str, tmp_path: Path) -> None:
+    reference(HANDLED[case]).save_pretrained(tmp_path)
+    plain, packed = (load_llm(str(tmp_path), dtype=torch.bfloat16) for _ in range(2))
+    held = [sum(t.numel() * t.element_size() for t in [*llm.parameters(), *llm.buffers()]) for llm in (plain, packed)]
+    assert packed.for_prediction(6)
+    again = sum(t.numel() * t.element_size() for t in [*packed.parameters(), *packed.buffers()])
+    assert held[0] == held[1] == again
+    assert not any(type(module) is nn.Linear for module in packed.modules())
+    for batch, tokens in ((1, 6), (1, 3), (4, 6)):
+        with torch.no_grad():
+            torch.testing.assert_close(packed(vectors(batch, tokens)), plain(vectors(batch, tokens)))
+    with pytest.raises(AssertionError, match="for prediction only"):
+        packed(vectors(1, 6).requires_grad_())
+
+
+def test_only_the_fast_path_in_bf16_is_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reference(HANDLED["llama"]).save_pretrained(tmp_path)
+    assert not load_llm(str(tmp_path)).for_prediction(6)
+    assert not load_llm(str(tmp_path), dtype=torch.bfloat16, fast=False).for_prediction(6)
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", None)  # a PyTorch without it
+    llm = load_llm(str(tmp_path), dtype=torch.bfloat16)
+    with caplog.at_level(logging.INFO, "simv0"):
+        assert not llm.for_prediction(6)
+    llm(vectors())
 
 
 @pytest.mark.parametrize("reason", HANDED_ON)
@@ -206,6 +254,24 @@ def test_a_step_does_no_more_work_than_it_must() -> None:
     assert count.seen == {torch.ops.aten.mm: DEPTH * 4, torch.ops.aten.bmm: DEPTH * 2}
 
 
+def test_a_robots_step_makes_no_more_calls_than_it_must() -> None:
+    """At one prefix without gradients the calls cost more than the work between the products."""
+
+    class CountAll(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            CountAll.calls += not func.is_view
+            return func(*args, **(kwargs or {}))
+
+    fast, x = FastStack(reference(HANDLED["llama"]), torch.float32), vectors(batch=1, tokens=6)
+    with torch.no_grad():
+        fast(x)
+        with CountAll():
+            fast(x)
+    assert CountAll.calls <= 73  # 23 a layer
+
+
 def test_bytes_held_are_the_layers_in_the_compute_dtype(tmp_path: Path) -> None:
     reference(HANDLED["llama"]).save_pretrained(tmp_path)
     llm = load_llm(str(tmp_path), dtype=torch.bfloat16)
@@ -251,3 +317,39 @@ def test_auto_compiles_long_runs_only(one_layer: str) -> None:
     assert compile_llm(llm, "auto", batch=64, tokens=6, steps=steps - 1) is None
     assert compile_llm(llm, "off", batch=64, tokens=6, steps=100 * steps) is None
     assert llm.compiled_for is None
+
+
+def test_captured_graphs_serve_the_training_shape_with_gradients_only(one_layer: str) -> None:
+    """What CUDA graphs would serve, with a plain function in their place."""
+    llm, exact, served = load_llm(one_layer), load_llm(one_layer), []
+
+    def graphs(x: torch.Tensor) -> torch.Tensor:
+        served.append(tuple(x.shape[:2]))
+        return llm.stack(x)  # type: ignore[no-any-return]
+
+    llm.compiled_for, llm.captured = (5, 6), graphs
+    for batch, tokens in ((5, 6), (2, 6), (5, 3)):
+        x = vectors(batch, tokens)
+        assert disagreement(llm, outputs_of(exact, x), x) == 0
+        with torch.no_grad():
+            assert torch.equal(llm(x), exact(x))
+    assert served == [(5, 6)]
+
+
+def test_runs_uncaptured_where_graphs_fail(one_layer: str, caplog: pytest.LogCaptureFixture) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is CUDA here, so the graphs do not fail")
+    llm = load_llm(one_layer)
+    capture(llm, vectors(5, 6).requires_grad_())
+    assert llm.captured is None
+    assert "the LLM cannot be captured as CUDA graphs: " in caplog.text
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need CUDA")
+def test_captured_on_cuda(one_layer: str) -> None:
+    llm, exact = (load_llm(one_layer, device="cuda") for _ in range(2))
+    assert compile_llm(llm, "on", batch=5, tokens=6, steps=1) is not None
+    assert llm.captured is not None
+    for _ in range(3):
+        x = torch.randn(5, 6, D, device="cuda")
+        assert disagreement(llm, outputs_of(exact, x), x) < CAPTURE_TOLERANCE
