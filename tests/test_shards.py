@@ -23,7 +23,7 @@ from simv0.fit import fit
 from simv0.labels import HEADS
 from simv0.parts import Parts, Plan, Record, take_labels
 from simv0.split_labels import Labels
-from simv0.splits import BatchOrder, open_split, train_loader
+from simv0.splits import Batches, BatchOrder, open_split
 from simv0.store import write_features
 
 
@@ -81,17 +81,17 @@ def test_batches_of_shards_are_those_of_the_file(
     if exceeds_ram:
         monkeypatch.setattr("simv0.cached.available_memory", lambda: 0)
     monkeypatch.setattr("simv0.cached.maps_at_once", lambda: 1)
-    loaders = []
+    both = []
     for cache in (shards, features):
         split = open_split(mapped(make_config, cache, tmp_path), "train")
         assert isinstance(split.dataset, CachedDataset)
         assert split.dataset.exceeds_ram == exceeds_ram
-        loaders.append(train_loader(split, BatchOrder(40, 8, seed=3), 0))
+        both.append(Batches(split, BatchOrder(40, 8, seed=3), 0))
     for epoch in (0, 1):
-        for loader in loaders:
-            loader.batch_sampler.epoch = epoch  # type: ignore[union-attr]
+        for batches in both:
+            batches.order.epoch = epoch
         mixed = False
-        for ours, theirs in zip(*loaders, strict=True):
+        for ours, theirs in zip(*both, strict=True):
             assert set(ours) == set(theirs)
             for key, value in ours.items():
                 assert torch.equal(value, theirs[key]) if isinstance(value, torch.Tensor) else value == theirs[key]
