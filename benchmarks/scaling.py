@@ -25,7 +25,7 @@ from simv0.config import CacheConfig
 from simv0.datasets import ManifestDataset
 from simv0.features import FeatureInfo, sha256
 from simv0.parts import MAX_SHARDS
-from simv0.samples import read_labels
+from simv0.split_labels import read_labels
 from simv0.splits import BatchOrder
 from simv0.store import file_bytes, write_features
 
