@@ -26,7 +26,7 @@ from simv0.llm import FrozenLLM
 from simv0.metrics import Metrics
 from simv0.model import SimV0Model
 from simv0.samples import Batch
-from simv0.splits import Batches, BatchOrder, Split, eval_loader, open_split
+from simv0.splits import Batches, BatchOrder, Split, open_split
 from simv0.synthetic import write_world
 from simv0.tiny import save_tiny_llm, save_tiny_tower
 from simv0.trainer import LogitsKept, evaluate, train_one_epoch
@@ -160,7 +160,7 @@ def measure(config: Config, variant: Variant, seed: int, train: Split, val: Spli
             before_step=before_step,
         )
     kept = LogitsKept()
-    evaluate(model, eval_loader(val, 256, 0), device, on_batch=kept.keep)
+    evaluate(model, Batches(val, BatchOrder(len(val.labels), 256), 0), device, on_batch=kept.keep)
     logits = {f"{head}_logits": torch.from_numpy(array) for head, array in kept.arrays().items()}
     return score(logits, labels_of(val))
 

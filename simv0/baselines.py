@@ -15,11 +15,13 @@ from simv0.labels import HEADS, HIGH
 from simv0.losses import loss_sums
 from simv0.metrics import Metrics, Tally
 from simv0.samples import Batch
-from simv0.splits import Split, eval_loader
+from simv0.splits import Split, evenly_spaced, fetch
 
 C = 1.0
 """Inverse strength of the L2 penalty, as scikit-learn counts it (and its default)."""
 MAX_ITERATIONS = 200
+FITTED_ON = 65_536
+"""Windows, evenly spaced, of a larger train split: its features need not fit into RAM."""
 FALSE_ALARMS = 0.05
 """Rate of false alarms at which the recall of "high" is compared."""
 
@@ -35,26 +37,28 @@ def fit_baselines(train: Split, val: Split, encode: Encode = cached_features) ->
     """Fit each baseline on `train` and measure it on `val`; seconds on cached features.
 
     Args:
-        train: split to fit on; its sample weights count, class weights do not.
+        train: split to fit on, or on `FITTED_ON` windows of it; its sample weights count, class weights do not.
         val: split to measure on.
         encode: batch -> features, for splits that yield frames (`SimV0Model.encode`).
 
     Returns:
         Name -> the metrics of an epoch, and `risk_high_recall_at_5` (see `recall_at_false_alarms`).
     """
-    known, new = read_inputs(train, encode), read_inputs(val, encode)
+    known, new = read_inputs(train, encode, FITTED_ON), read_inputs(val, encode)
     return {name: score(logits, new) for name, logits in baseline_logits(known, new).items()}
 
 
-def read_inputs(split: Split, encode: Encode = cached_features) -> Batch:
-    """A whole split as one batch, its features averaged over the window: `vis_feats` is [N,1,dv]."""
-    feats = [encode(batch).mean(1, keepdim=True).cpu() for batch in eval_loader(split, 256, 0)]
+def read_inputs(split: Split, encode: Encode = cached_features, at_most: int | None = None) -> Batch:
+    """A split, or `at_most` windows of it, as one batch, features averaged over the window: `vis_feats` is [N,1,dv]."""
     labels = split.labels
-    ids = {head: torch.from_numpy(labels.ids[head]) for head in HEADS}
+    rows = evenly_spaced(len(labels), at_most or len(labels))
+    batches = (fetch(split.dataset, rows[at : at + 256]) for at in range(0, len(rows), 256))
+    feats = [encode(batch).mean(1, keepdim=True).cpu() for batch in batches]
+    ids = {head: torch.from_numpy(labels.ids[head][rows]) for head in HEADS}
     return {
         "vis_feats": torch.cat(feats),
-        "telemetry": torch.from_numpy(labels.telemetry).float(),
-        "weight": torch.from_numpy(labels.weight).float(),
+        "telemetry": torch.from_numpy(labels.telemetry[rows]).float(),
+        "weight": torch.from_numpy(labels.weight[rows]).float(),
         "risk_id": ids["risk"],
         "reason_id": ids["reason"],
         "action_id": ids["action"],

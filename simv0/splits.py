@@ -176,11 +176,6 @@ def eval_batches(config: Config, split: Split) -> Batches:
     return Batches(split, order, config.data.num_workers)
 
 
-def eval_loader(split: Split, batch_size: int, num_workers: int) -> DataLoader[Batch]:
-    """The whole split in its own order, whatever other processes do."""
-    return DataLoader(split.dataset, batch_size=batch_size, collate_fn=collate, **_workers(split, num_workers))
-
-
 def _workers(split: Split, num_workers: int) -> dict[str, Any]:
     if split.identity is not None:  # features are gathered from memory faster than a worker could send them
         num_workers = 0
@@ -224,14 +219,12 @@ def feature_stats(
     split: Split, encode: Callable[[Batch], Float[Tensor, "B F dv"]], raw: bool
 ) -> tuple[Float[Tensor, " dv"], Float[Tensor, " dv"]]:
     """Mean and std of each feature over a split's frames (of evenly spaced windows); std 1 where it does not vary."""
-    n = len(split.labels)
-    windows = min(n, STATS_WINDOWS_RAW if raw else STATS_WINDOWS)
-    indices = np.unique(np.linspace(0, n - 1, windows).round().astype(int)).tolist()
+    indices = evenly_spaced(len(split.labels), STATS_WINDOWS_RAW if raw else STATS_WINDOWS)
     step = 16 if raw else 1024
     count, total, squares = 0, torch.zeros(split.dv).double(), torch.zeros(split.dv).double()
     shift: Tensor | None = None
     for at in range(0, len(indices), step):
-        feats = encode(_fetch(split.dataset, indices[at : at + step])).flatten(0, 1).double().cpu()
+        feats = encode(fetch(split.dataset, indices[at : at + step])).flatten(0, 1).double().cpu()
         shift = feats.mean(0) if shift is None else shift  # sums of squares about a near mean do not cancel
         count += len(feats)
         total += (feats - shift).sum(0)
@@ -242,7 +235,14 @@ def feature_stats(
     return _finish((mean + shift).numpy(), variance.sqrt().numpy())
 
 
-def _fetch(dataset: Any, indices: list[int]) -> Batch:
+def evenly_spaced(n: int, at_most: int) -> list[int]:
+    """Indices of so many of n windows, the first and the last among them."""
+    spread: list[int] = np.unique(np.linspace(0, n - 1, min(n, at_most)).round().astype(int)).tolist()
+    return spread
+
+
+def fetch(dataset: Any, indices: list[int]) -> Batch:
+    """Some samples of a split as one batch."""
     if hasattr(dataset, "__getitems__"):
         return collate(dataset.__getitems__(indices))
     return collate([dataset[i] for i in indices])

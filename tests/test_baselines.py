@@ -9,7 +9,14 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from simv0.baselines import baseline_logits, fit_baselines, logistic_regression, recall_at_false_alarms, score
+from simv0.baselines import (
+    baseline_logits,
+    fit_baselines,
+    logistic_regression,
+    read_inputs,
+    recall_at_false_alarms,
+    score,
+)
 from simv0.labels import HEADS
 from simv0.samples import Batch
 from simv0.splits import open_split
@@ -87,3 +94,13 @@ def test_a_split_on_disk(make_config: MakeConfig, features: Path) -> None:
     assert list(measured) == ["majority class", "linear, telemetry", "linear, features + telemetry"]
     for metrics in measured.values():
         assert all(metrics[f"{head}_macro_f1"] is not None for head in HEADS)
+
+
+def test_of_a_large_split_some_windows_are_read(make_config: MakeConfig, features: Path) -> None:
+    split = open_split(make_config(cache={"dir": str(features)}), "train")
+    whole, some = read_inputs(split), read_inputs(split, at_most=4)
+    rows = [0, 13, 26, 39]
+    assert {key: len(value) for key, value in some.items()} == dict.fromkeys(whole, 4)  # type: ignore[arg-type]
+    for key, value in some.items():
+        assert torch.equal(value, whole[key][rows])  # type: ignore[literal-required, call-overload, arg-type]
+    assert torch.equal(whole["vis_feats"][13, 0], split.dataset[13]["vis_feats"].float().mean(0))

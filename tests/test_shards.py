@@ -66,6 +66,8 @@ def test_training_and_evaluating_on_shards_is_training_on_the_file(
     ours, theirs = evaluate_checkpoint(run.best)[0].metrics, evaluate_checkpoint(other.best)[0].metrics
     clock = {"seconds", "data_wait_share"}
     assert {key: ours[key] for key in ours.keys() - clock} == {key: theirs[key] for key in theirs.keys() - clock}
+    named, _ = evaluate_checkpoint(run.best, data=str(shards / "val.h5.parts"))
+    assert named.metrics["loss"] == theirs["loss"]
 
 
 @pytest.mark.parametrize("exceeds_ram", [False, True])

@@ -21,7 +21,7 @@ from simv0.datasets import load_image, read_jsonl
 from simv0.fit import fit
 from simv0.labels import HEADS
 from simv0.predict import Predictor, load_model
-from simv0.splits import eval_loader, open_split
+from simv0.splits import eval_batches, open_split
 from simv0.stream import Stream
 from simv0.trainer import LogitsKept, evaluate
 
@@ -52,7 +52,7 @@ def logits_of_evaluate(config: Config, split: str) -> dict[str, Tensor]:
     checkpoint = load_checkpoint(best(config))
     model = load_model(checkpoint, best(config), config)
     kept = LogitsKept()
-    evaluate(model, eval_loader(open_split(config, split), 256, 0), "cpu", on_batch=kept.keep)
+    evaluate(model, eval_batches(config, open_split(config, split)), "cpu", on_batch=kept.keep)
     return {head: torch.from_numpy(values) for head, values in kept.arrays().items()}
 
 
