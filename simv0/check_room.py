@@ -20,6 +20,10 @@ SAVED_STATES = 10
 """Trained weights kept on disk at once: last.pt, last.prev.pt and the one being written with AdamW's two moments each,
 and best.pt."""
 
+BACKWARD = 1.5
+"""Memory of a step beside what the forward pass keeps: the gradients under way, and what the allocator holds on to.
+Llama and GPT-2 shapes of 0.1 billion weights, batch 256, fp32 and bf16 on a CPU: the sum is within 12 % of the peak."""
+
 
 def check_cache(config: Config, splits: list[SplitOutline | None], dv: int, problems: list[SimError]) -> Facts:
     """Room for the feature files that cache-vis has yet to make."""
@@ -55,9 +59,9 @@ def check_training(
     if encoder is not None and not config.model.use_cached_vis_feats:
         precision = resolve_precision(config.cache.precision, "cuda" if torch.cuda.is_available() else "cpu")
         tower = encoder.weights * (2 if precision == "bf16" else 4)
-    # AdamW: weight, gradient, two moments, all in fp32
-    step = llm.weights_bytes + (llm.step_bytes or 0) + tower + 16 * trained
-    peak = max(llm.loading_bytes + tower, step)
+    # What loading has taken, a CPU's allocator seldom gives back; AdamW: weight, gradient, two moments, in fp32.
+    llm_bytes = llm.weights_bytes if torch.cuda.is_available() else llm.loading_bytes
+    peak = llm_bytes + tower + int(BACKWARD * (llm.step_bytes or 0)) + 16 * trained
     with Noting(problems):
         check_memory(peak, features)
     saved = 4 * trained * SAVED_STATES
