@@ -88,9 +88,11 @@ def check(
         from simv0.check import refuse
 
         report = run(loaded, probe=probe)
-        facts_table(report.facts, f"what {config.name} would do here")
+        if _is_first():
+            facts_table(report.facts, f"what {config.name} would do here")
         refuse(report.problems)
-        typer.echo("no problems found")
+        if _is_first():
+            typer.echo("no problems found")
 
 
 @app.command("cache-vis")

@@ -5,7 +5,6 @@ Each function looks at one thing, returns what it found, and appends what is wro
 as they read it.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,15 +14,15 @@ import torch
 from simv0.board import check_tensorboard
 from simv0.build import check_d, compute_dtype, pick_device
 from simv0.check_data import Facts, Noting, SplitOutline, check_split
-from simv0.check_room import check_cache, check_training
+from simv0.check_room import check_cache, check_training, processes
 from simv0.config import Config
 from simv0.encoder import check_dv, resolve_precision
-from simv0.errors import DataError, ModelError, SimError
-from simv0.identity import compare_splits
+from simv0.errors import ModelError, SimError
 from simv0.llm import weight_files
 from simv0.outline import EncoderOutline, LLMOutline, outline_encoder, outline_llm
 from simv0.rundir import RunDir
 from simv0.split_labels import warn_of_leakage
+from simv0.splits import check_pair
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def check(config: Config, *, probe: bool = False) -> Report:
     train, val = (check_split(config, name, problems) for name in ("train", "val"))
     facts |= {f"data: {split.name}": split.facts() for split in (train, val) if split is not None}
     if train is not None and val is not None:
-        facts["data: both"] = check_both(train, val, problems)
+        facts["data: both"] = check_both(config, train, val, problems)
     llm = check_llm(config, problems)
     check_llm_files(config, problems)
     encoder = None
@@ -114,21 +113,16 @@ def check_machine(config: Config, problems: list[SimError]) -> Facts:
             "device": torch.cuda.get_device_name(device) if cuda else f"cpu, {torch.get_num_threads()} threads",
             "LLM in": str(compute_dtype(config)).removeprefix("torch."),
             "encoder in": resolve_precision(config.cache.precision, device),
-            "processes": ranks(),
+            "processes": processes(),
             "loader workers": config.data.num_workers,
         }
     return {}
 
 
-def ranks() -> int:
-    """Processes that torchrun has started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def check_llm(config: Config, problems: list[SimError]) -> LLMOutline | None:
     """The LLM's config, and the width that ours names."""
     with Noting(problems):
-        outline = outline_llm(config, ranks())
+        outline = outline_llm(config, processes())
         with Noting(problems):
             check_d(config.model, outline.d)
         return outline
@@ -164,13 +158,11 @@ def check_encoder_files(config: Config, problems: list[SimError]) -> None:
         )
 
 
-def check_both(train: SplitOutline, val: SplitOutline, problems: list[SimError]) -> Facts:
+def check_both(config: Config, train: SplitOutline, val: SplitOutline, problems: list[SimError]) -> Facts:
     """Whether the two splits fit together, and share what they must not share."""
     with Noting(problems):
-        if train.identity is not None and val.identity is not None:
-            compare_splits(train.identity, val.identity, "val")
-        elif train.dv is not None and val.dv is not None and train.dv != val.dv:
-            raise DataError(f"val: features of width {val.dv}, but train has {train.dv}")
+        if train.dv is not None and val.dv is not None:
+            check_pair(config, (train.identity, val.identity), (train.dv, val.dv))
     groups = (split.labels.group if split.labels is not None else None for split in (train, val))
     leaks = warn_of_leakage(train.dataset, val.dataset, *groups)
     return {"leakage": leaks[0] if leaks else "none seen"}

@@ -101,8 +101,9 @@ def finished_features(config: Config, name: str) -> CachedDataset | None:
     try:
         if not path.exists() and not _all_shards(config, name, parts):
             return None
-        cached = CachedDataset(path if path.exists() else parts.folder, "never")
-        compare_identity(cached.identity, wanted_identity(config, name), path)
+        features = path if path.exists() else parts.folder
+        cached = CachedDataset(features, "never")
+        compare_identity(cached.identity, wanted_identity(config, name), features)
     except CacheError:
         if not brings_features(config, name):  # what lies there is not of this dataset, which needs no file
             raise

@@ -16,8 +16,7 @@ from simv0.compiled import compile_llm
 from simv0.config import Config
 from simv0.distributed import anywhere, from_first, like_the_first, process_group, rank, share_of, world
 from simv0.encoder import load_encoder
-from simv0.errors import CacheError, DataError, TrainingError
-from simv0.identity import compare_splits
+from simv0.errors import TrainingError
 from simv0.labels import HEADS, HIGH
 from simv0.metrics import Metrics, Tally, ranking
 from simv0.model import SimV0Model
@@ -25,7 +24,16 @@ from simv0.resume import Position, find_checkpoint, numerics, restore
 from simv0.rundir import RunDir, append_line, provenance
 from simv0.samples import Batch
 from simv0.split_labels import warn_of_leakage
-from simv0.splits import Batches, Split, eval_batches, no_worker_left, open_split, split_digest, train_batches
+from simv0.splits import (
+    Batches,
+    Split,
+    check_pair,
+    eval_batches,
+    no_worker_left,
+    open_split,
+    split_digest,
+    train_batches,
+)
 from simv0.stopping import Stopped, stop_request
 from simv0.trainer import LogitsKept, evaluate, train_one_epoch
 
@@ -77,16 +85,7 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None) -> None:
     check_tensorboard(config)
     encoder = None if config.model.use_cached_vis_feats else load_encoder(config.model, config.cache.precision, device)
     train, val = (open_split(config, name, encoder) for name in ("train", "val"))
-    if train.identity is not None and val.identity is not None:
-        compare_splits(train.identity, val.identity, "val")
-    elif train.identity is not None or val.identity is not None:
-        cached, other = ("train", "val") if train.identity is not None else ("val", "train")
-        raise CacheError(
-            f"{config.cache.dir}: {cached} would come from its feature file, {other} from the dataset itself; "
-            "run `simv0 cache-vis` for both, or choose another cache.dir"
-        )
-    if train.dv != val.dv:
-        raise DataError(f"val: features of width {val.dv}, but train has {train.dv}")
+    check_pair(config, (train.identity, val.identity), (train.dv, val.dv))
     model = build_model(config, train.dv, encoder, device)
     digests = {"train": split_digest(train), "val": split_digest(val)}
     optimizer = make_optimizer(model, config.training)

@@ -33,7 +33,7 @@ class LLMOutline:
         weights: held while training: no token embedding, no LM head.
         matrix_weights: those of the matrices among them.
         weights_bytes: what `weights` take.
-        loading_bytes: at most, while it is loaded: the token embedding comes along.
+        loading_bytes: held while it is loaded: the token embedding comes along, and the fast path makes a copy.
         step_bytes: kept from the forward for the backward pass of a batch; None where the family does not run on meta.
     """
 
@@ -107,7 +107,7 @@ def outline_llm(config: Config, ranks: int = 1) -> LLMOutline:
         weights=sum(weight.numel() for weight in stack.parameters()),
         matrix_weights=sum(weight.numel() for weight in stack.parameters() if weight.ndim > 1),
         weights_bytes=sum(weight.nbytes for weight in stack.parameters()),
-        loading_bytes=loading,
+        loading_bytes=loading + (sum(weight.nbytes for weight in stack.parameters()) if fast else 0),
         step_bytes=kept,
     )
 

@@ -22,7 +22,7 @@ from simv0.datasets import class_weights_of, load_dataset
 from simv0.distributed import share_of, world
 from simv0.encoder import Encoder
 from simv0.errors import CacheError, DataError, SimError
-from simv0.identity import compare_identity, labels_digest, wanted_identity
+from simv0.identity import compare_identity, compare_splits, labels_digest, wanted_identity
 from simv0.labels import HEADS
 from simv0.parts import parts_of
 from simv0.samples import Batch, CheckedDataset, collate
@@ -112,6 +112,28 @@ def check_own_dv(config: Config, name: str, dv: int) -> None:
     """
     if config.model.dv not in (None, dv):
         raise DataError(f"{name}[0]: vis_feats are {dv} wide, but model.dv is {config.model.dv}; drop model.dv")
+
+
+def check_pair(
+    config: Config, identities: tuple[dict[str, Any] | None, dict[str, Any] | None], widths: tuple[int, int]
+) -> None:
+    """Refuse a train and a val whose features do not belong together; identities are None without a feature file.
+
+    Raises:
+        CacheError: made in two ways, or one from its feature file and one from the dataset itself.
+        DataError: of two widths.
+    """
+    train, val = identities
+    if train is not None and val is not None:
+        compare_splits(train, val, "val")
+    elif train is not None or val is not None:
+        cached, other = ("train", "val") if train is not None else ("val", "train")
+        raise CacheError(
+            f"{config.cache.dir}: {cached} would come from its feature file, {other} from the dataset itself; "
+            "run `simv0 cache-vis` for both, or choose another cache.dir"
+        )
+    if widths[0] != widths[1]:
+        raise DataError(f"val: features of width {widths[1]}, but train has {widths[0]}")
 
 
 def split_digest(split: Split) -> str:

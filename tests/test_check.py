@@ -16,7 +16,8 @@ import simv0.probe
 from cache.pipeline import cache_vis
 from cli.main import app
 from simv0.build import build_model
-from simv0.check import check, preflight
+from simv0.check import check, check_both, preflight
+from simv0.check_data import check_split
 from simv0.config import Config
 from simv0.config_file import build_config, dump_config
 from simv0.encoder import load_encoder
@@ -208,6 +209,33 @@ def test_leakage_is_told(make_config: MakeConfig, manifests: Path) -> None:
     same = str(manifests / "train.jsonl")
     report = check(make_config(data={"val_split_path": same}))
     assert report.facts["data: both"]["leakage"].startswith("LEAKAGE: 1 groups stand in train and in val")
+
+
+def test_a_split_from_a_file_and_one_from_its_dataset_is_found(
+    make_config: MakeConfig, features: Path, tmp_path: Path
+) -> None:
+    shutil.copy(features / "val.h5", tmp_path / "val.h5")
+    data = own(dv={"train": 32}) | {"val_split_path": str(tmp_path / "val.jsonl")}
+    plain = {"dataset_class_path": "simv0.datasets.ManifestDataset", "dataset_kwargs": {}}
+    config = make_config(cache={"dir": str(tmp_path)}, data=data)
+    found = check_split(config.model_copy(update={"data": config.data.model_copy(update=plain)}), "val", [])
+    train = check_split(config, "train", [])
+    assert found is not None
+    assert train is not None
+    problems: list[SimError] = []
+    check_both(config, train, found, problems)
+    assert [str(problem) for problem in problems] == [
+        f"{tmp_path}: val would come from its feature file, train from the dataset itself; "
+        "run `simv0 cache-vis` for both, or choose another cache.dir"
+    ]
+
+
+def test_processes_share_a_batch(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = check(make_config()).facts
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    shared = check(make_config()).facts
+    assert shared["machine"]["processes"] == 4
+    assert shared["LLM"]["activations_of_a_step_bytes"] < alone["LLM"]["activations_of_a_step_bytes"] / 3
 
 
 def test_too_little_room_is_a_problem(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
