@@ -202,7 +202,10 @@ def test_unfinished_shards_of_other_settings_are_found(make_config: MakeConfig, 
         f"{parts}: was made of something else: cache.shard_windows is 7, wanted is 16. "
         "Make it anew with `simv0 cache-vis --overwrite`, or choose another cache.dir"
     ]
-    assert problems_of(make_config(cache={"shard_windows": 7})) == []
+    (parts / "shard-000000.h5").write_bytes(b"8 bytes.")
+    again = check(make_config(cache={"shard_windows": 7}))
+    assert again.problems == []
+    assert again.facts["cache-vis"]["train_shards_there"] == "1 of 6"
 
 
 def test_leakage_is_told(make_config: MakeConfig, manifests: Path) -> None:
