@@ -8,6 +8,7 @@ for a quiet machine. `fraction` is that of the limit measured in the same run.
 
 import argparse
 import functools
+import gc
 import json
 import statistics
 import tempfile
@@ -20,7 +21,7 @@ import torch
 import transformers as tf
 from torch import Tensor, nn
 
-from benchmarks.llms import Autocast, HiddenFromOutput, Limit, config_of, save_random
+from benchmarks.llms import Autocast, HiddenFromOutput, Limit, config_of, cpu_name, save_random
 from benchmarks.quiet import measure
 from simv0.compiled import compile_llm
 from simv0.labels import HEADS
@@ -44,10 +45,10 @@ class Bench:
     """One architecture in a temporary checkpoint, and steps of its variants."""
 
     def __init__(self, folder: Path, batch: int, K: int) -> None:
-        self.folder, self.K = folder, K
+        self.folder, self.K, self.F = folder, K, max(F, K)
         generator = torch.Generator().manual_seed(2)
         self.batch: Any = {
-            "vis_feats": torch.randn(batch, F, DV, generator=generator),
+            "vis_feats": torch.randn(batch, self.F, DV, generator=generator),
             "telemetry": torch.randn(batch, 8, generator=generator),
             "weight": torch.ones(batch),
             **{f"{h}_id": torch.randint(len(names), (batch,), generator=generator) for h, names in HEADS.items()},
@@ -86,7 +87,7 @@ class Bench:
         llm = self.llm(variant)
         llm.embed_rms = 0.02
         torch.manual_seed(0)
-        model = SimV0Model(llm, dv=DV, F=F, K=self.K)
+        model = SimV0Model(llm, dv=DV, F=self.F, K=self.K)
         named = [(name, weight) for name, weight in model.named_parameters() if not name.startswith("llm.")]
         trained = [weight for _, weight in named]
         optimizer = torch.optim.AdamW(trained, lr=1e-3)
@@ -176,18 +177,28 @@ def timed_rows(bench: Bench, names: list[str], args: argparse.Namespace) -> list
 
 
 def memory_row(bench: Bench, name: str) -> dict[str, Any]:
-    """Peak memory of a few steps of one variant (Linux)."""
+    """Peak memory of loading one variant, and of a few steps of it (Linux)."""
+    forget_peak()
     step = bench.step_of(name)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+    if name in ("auto_fp32", "autocast"):
+        del bench.causal  # with the head that AutoModel does not have
+    loading = peak_mib()
+    forget_peak()
     for _ in range(4):
         step()
+    return {"variant": name, "load_peak_mib": loading, "peak_mib": peak_mib()}
+
+
+def forget_peak() -> None:
+    """Count the peak memory anew."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mib() -> int:
+    """Largest resident memory since then."""
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return {"variant": name, "peak_mib": int(peak.split()[1]) // 1024}
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return int(peak.split()[1]) // 1024
 
 
 if __name__ == "__main__":
