@@ -44,6 +44,12 @@ def save_random(arch: str, folder: Path, layers: int | None) -> None:
     model.save_pretrained(folder)
 
 
+def cpu_name() -> str:
+    """As Linux has it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
 class Limit:
     """The matrix products of one step, forward and back to the inputs, in the fastest layout of those tried."""
 

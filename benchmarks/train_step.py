@@ -8,6 +8,7 @@ for a quiet machine. `fraction` is that of the limit measured in the same run.
 
 import argparse
 import functools
+import gc
 import json
 import statistics
 import tempfile
@@ -20,13 +21,13 @@ import torch
 import transformers as tf
 from torch import Tensor, nn
 
-from benchmarks.llms import Autocast, HiddenFromOutput, Limit, config_of, save_random
+from benchmarks.llms import Autocast, HiddenFromOutput, Limit, config_of, cpu_name, save_random
 from benchmarks.quiet import measure
 from simv0.compiled import compile_llm
 from simv0.labels import HEADS
 from simv0.llm import FrozenLLM, LastHidden, load_llm
 from simv0.losses import loss_sums, objective
-from simv0.model import SimV0Model
+from simv0.model import TRAINABLE, SimV0Model
 
 DV, F = 512, 8
 VARIANTS = {
@@ -44,10 +45,10 @@ class Bench:
     """One architecture in a temporary checkpoint, and steps of its variants."""
 
     def __init__(self, folder: Path, batch: int, K: int) -> None:
-        self.folder, self.K = folder, K
+        self.folder, self.K, self.F = folder, K, max(F, K)
         generator = torch.Generator().manual_seed(2)
         self.batch: Any = {
-            "vis_feats": torch.randn(batch, F, DV, generator=generator),
+            "vis_feats": torch.randn(batch, self.F, DV, generator=generator),
             "telemetry": torch.randn(batch, 8, generator=generator),
             "weight": torch.ones(batch),
             **{f"{h}_id": torch.randint(len(names), (batch,), generator=generator) for h, names in HEADS.items()},
@@ -81,25 +82,29 @@ class Bench:
         width = self.causal.config.hidden_size
         return FrozenLLM(stack, d=width, hidden_size=width, embed_rms=0.02, identity={})
 
-    def step_of(self, variant: str) -> Callable[..., Tensor]:
-        """One training step of the variant; `update=False` returns the gradients and changes nothing."""
+    def step_of(self, variant: str) -> Callable[..., dict[str, Tensor]]:
+        """A training step of the variant; `update=False` returns each trained module's gradient and changes nothing."""
         llm = self.llm(variant)
         llm.embed_rms = 0.02
         torch.manual_seed(0)
-        model = SimV0Model(llm, dv=DV, F=F, K=self.K)
-        trained = [weight for name, weight in model.named_parameters() if not name.startswith("llm.")]
+        model = SimV0Model(llm, dv=DV, F=self.F, K=self.K)
+        named = [(name, weight) for name, weight in model.named_parameters() if not name.startswith("llm.")]
+        trained = [weight for _, weight in named]
         optimizer = torch.optim.AdamW(trained, lr=1e-3)
 
-        def step(update: bool = True) -> Tensor:
+        def gradient(module: str) -> Tensor:
+            return torch.cat([weight.grad.flatten() for name, weight in named if name.split(".")[0] == module])
+
+        def step(update: bool = True) -> dict[str, Tensor]:
             llm.requires_grad_(variant == "causal_fp32_not_frozen")
             optimizer.zero_grad(set_to_none=True)
             loss = objective(loss_sums(model(self.batch), self.batch))["loss"]
             loss.backward()
-            gradient = torch.cat([weight.grad.flatten() for weight in trained]) if not update else loss
+            if not update:
+                return {module: gradient(module) for module in TRAINABLE}
             nn.utils.clip_grad_norm_(trained, 1.0)
-            if update:
-                optimizer.step()
-            return gradient.detach()
+            optimizer.step()
+            return {}
 
         return step
 
@@ -135,7 +140,9 @@ def main() -> None:
 
 
 def timed_rows(bench: Bench, names: list[str], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """samples/s, fraction of the limit and error of the gradients (against the fp32 variant, where it runs)."""
+    """samples/s, fraction of the limit, and error of the gradients, that of the worst trained module (against the
+    fp32 variant, where it runs).
+    """
     limit = Limit(config_of(args.arch, args.layers), args.batch * (args.K + 2))
     limit.run()  # warm up
     limit.best.clear()
@@ -160,26 +167,38 @@ def timed_rows(bench: Bench, names: list[str], args: argparse.Namespace) -> list
             "unclean": f"{unclean[name]}/{args.rounds}",
         }
         if exact is not None:
-            g = gradients[name]
-            row["gradient_error"] = round(float((g - exact).norm() / exact.norm()), 4)
-            row["gradient_cosine"] = round(float(nn.functional.cosine_similarity(g, exact, dim=0)), 5)
+            pairs = [(gradients[name][module], exact[module]) for module in TRAINABLE]
+            row["gradient_error"] = round(max(float((a - b).norm() / b.norm()) for a, b in pairs), 4)
+            row["gradient_cosine"] = round(
+                min(float(nn.functional.cosine_similarity(a, b, dim=0)) for a, b in pairs), 5
+            )
         rows.append(row)
     return rows
 
 
 def memory_row(bench: Bench, name: str) -> dict[str, Any]:
-    """Peak memory of a few steps of one variant (Linux)."""
+    """Peak memory of loading one variant, and of a few steps of it (Linux)."""
+    forget_peak()
     step = bench.step_of(name)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+    if name in ("auto_fp32", "autocast"):
+        del bench.causal  # with the head that AutoModel does not have
+    loading = peak_mib()
+    forget_peak()
     for _ in range(4):
         step()
+    return {"variant": name, "load_peak_mib": loading, "peak_mib": peak_mib()}
+
+
+def forget_peak() -> None:
+    """Count the peak memory anew."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mib() -> int:
+    """Largest resident memory since then."""
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return {"variant": name, "peak_mib": int(peak.split()[1]) // 1024}
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return int(peak.split()[1]) // 1024
 
 
 if __name__ == "__main__":

@@ -91,21 +91,23 @@ class FastStack(nn.Module):
         self.weight = nn.Parameter(model.norm.weight.detach().float(), requires_grad=False)
         self.eps = config.rms_norm_eps
         self.rope, self.dtype = model.rotary_emb, dtype
+        self.predicting = False
+        """Whether single prefixes without gradients are a robot's steps, where calls cost more than work."""
         self._tables: dict[tuple[int, torch.device, torch.dtype], tuple[Tables, dict[int | None, Tensor]]] = {}
 
     def forward(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B d"]:
         """Hidden state of the last position, after the final norm."""
-        if not alone(x):
-            return self._run(x, self.dtype)
-        with torch.inference_mode():  # a third less to do around the products
-            hidden = self._run(x, torch.float32)
+        if not self.predicting or len(x) > 1 or torch.is_grad_enabled():
+            return self._run(x, alone=False)
+        with torch.inference_mode():  # a fifth less to do around the products
+            hidden = self._run(x, alone=True)
         return hidden.clone()
 
-    def _run(self, x: Float[Tensor, "B T d"], table_dtype: torch.dtype) -> Float[Tensor, "B d"]:
-        tables, masks = self._for_length(x.shape[1], x.device, table_dtype)
+    def _run(self, x: Float[Tensor, "B T d"], alone: bool) -> Float[Tensor, "B d"]:
+        tables, masks = self._for_length(x.shape[1], x.device, torch.float32 if alone else self.dtype)
         x = x.float()
         for layer, window in zip(self.layers, self.windows, strict=True):
-            x = layer(x, tables, masks[window])
+            x = layer(x, tables, masks[window], alone)
         return _norm(x[:, -1], self.eps) * self.weight
 
     @torch.inference_mode(False)  # they outlive the call that first needs them
@@ -150,9 +152,13 @@ class FastLayer(nn.Module):
             weight = torch.cat([q.expand(self.heads, -1), k.expand(self.kv_heads, -1)])
             self.head_norm = nn.Parameter(weight, requires_grad=False)
 
-    def forward(self, x: Float[Tensor, "B T d"], tables: Tables, mask: Float[Tensor, "T T"]) -> Float[Tensor, "B t d"]:
-        """Residual in, residual out, in fp32; the last layer gives the last position only (t = 1)."""
-        attended = self._attend(_norm(x, self.eps).to(self.dtype), tables, mask)
+    def forward(
+        self, x: Float[Tensor, "B T d"], tables: Tables, mask: Float[Tensor, "T T"], alone: bool = False
+    ) -> Float[Tensor, "B t d"]:
+        """Residual in, residual out, in fp32; the last layer gives the last position only (t = 1). `alone`: attend in
+        as few calls as there can be.
+        """
+        attended = self._attend(_norm(x, self.eps).to(self.dtype), tables, mask, alone)
         if self.last:
             x = x[:, -1:]
         x = x + self.out(attended)
@@ -160,11 +166,12 @@ class FastLayer(nn.Module):
         residual: Tensor = x + self.down(F.silu(gate) * up)
         return residual
 
-    def _attend(self, h: Float[Tensor, "B T d"], tables: Tables, mask: Float[Tensor, "T T"]) -> Float[Tensor, "B t a"]:
+    def _attend(
+        self, h: Float[Tensor, "B T d"], tables: Tables, mask: Float[Tensor, "T T"], alone: bool
+    ) -> Float[Tensor, "B t a"]:
         B, T, _ = h.shape
         qkv = self.qkv(h)
-        lone = alone(h)
-        if lone:
+        if alone:
             qkv = qkv.float()
         qk, v = qkv.view(B, T, -1, self.head_dim).split([self.heads + self.kv_heads, self.kv_heads], 2)
         if self.head_norm is not None:
@@ -172,7 +179,7 @@ class FastLayer(nn.Module):
         q, k = torch.split(_rotate(qk, *tables), [self.heads, self.kv_heads], 2)
         if self.last:
             q, mask = q[:, -1:], mask[-1:]
-        if lone:
+        if alone:
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))
             mixed = F.scaled_dot_product_attention(q, k, v, mask, scale=1.0, enable_gqa=True)
             return mixed.transpose(1, 2).flatten(2).to(self.dtype)
@@ -181,11 +188,6 @@ class FastLayer(nn.Module):
         if torch.compiler.is_compiling() and T <= SHORT:
             return _mix_elementwise(q, k, v, mask).to(self.dtype)
         return _mix(q, k, v, mask)
-
-
-def alone(x: Float[Tensor, "B T d"]) -> bool:
-    """Whether this is a robot's step: one prefix and no gradients, so that the calls cost more than their work."""
-    return len(x) == 1 and not torch.is_grad_enabled()
 
 
 Heads = Float[Tensor, "B T kv hd"]

@@ -68,10 +68,13 @@ class FrozenLLM(nn.Module):
         self.sharded = True
 
     def for_prediction(self, tokens: int) -> bool:
-        """Lay the weights out for single prefixes of `tokens` vectors; no gradients from then on. Whether it was done:
-        the fast path in bf16 on a CPU can (`packed.py`).
+        """Make single prefixes of `tokens` vectors quick, where the fast path can; on a CPU in bf16 its weights are
+        packed (`packed.py`), which this returns, and there are no gradients from then on.
         """
-        return self.path == "fast" and pack_linears(self.stack, tokens)
+        if not isinstance(self.stack, FastStack):
+            return False
+        self.stack.predicting = True
+        return pack_linears(self.stack, tokens)
 
     def forward(self, inputs_embeds: Float[Tensor, "B T {self.d}"]) -> Float[Tensor, "B {self.hidden_size}"]:
         """Hidden state of the last position, after the final norm; gradients flow back to `inputs_embeds`."""
