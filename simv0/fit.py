@@ -171,27 +171,25 @@ def _epochs(
 
     def after_step() -> None:
         position.step += 1
-        if anywhere(stop.asked is not None):
-            stop.asked = stop.asked or "a signal"
         every = training.checkpoint_every_steps
-        if every and position.step % every == 0 and not stop.asked:
+        if anywhere(stop.asked is not None):  # asked once: a signal may come between two looks, in one process alone
+            stop_here()
+        elif every and position.step % every == 0:
             save_last({})
-        stop_if_asked()
 
-    def stop_if_asked() -> None:
-        if stop.asked:
-            save_last({})
-            raise Stopped(
-                f"{run.root}: stopped by {stop.asked} in epoch {position.epoch + 1} after step {position.step} of "
-                f"{steps}; the checkpoint is written: go on with --resume"
-            )
+    def stop_here() -> None:
+        save_last({})
+        raise Stopped(
+            f"{run.root}: stopped by {stop.asked or 'a signal'} in epoch {position.epoch + 1} after step "
+            f"{position.step} of {steps}; the checkpoint is written: go on with --resume"
+        )
 
     val_logits = LogitsKept()
 
     def after_val_batch(batch: Batch, logits: dict[str, Tensor]) -> None:
         val_logits.keep(batch, logits)
-        if world() == 1:  # several agree on it after their next step
-            stop_if_asked()
+        if stop.asked and world() == 1:  # several agree on it after their next step
+            stop_here()
 
     def gave_up() -> bool:
         return training.patience is not None and position.since_best >= training.patience
