@@ -172,10 +172,10 @@ def _epochs(
     def after_step() -> None:
         position.step += 1
         every = training.checkpoint_every_steps
+        if every and position.step % every == 0:
+            save_last({})
         if anywhere(stop.asked is not None):  # asked once: a signal may come between two looks, in one process alone
             stop_here()
-        elif every and position.step % every == 0:
-            save_last({})
 
     def stop_here() -> None:
         save_last({})
