@@ -11,7 +11,7 @@ from benchmarks import train_step
 
 def test_train_step_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     variants = [name for name in train_step.VARIANTS if name != "simv0"]  # compiling takes too long here
-    options = {"arch": "llama-64", "layers": 2, "batch": 3, "K": 1, "rounds": 1, "patience": 0}
+    options = {"arch": "llama-64", "layers": 2, "batch": 3, "K": 9, "rounds": 1, "patience": 0}
     argv = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     monkeypatch.setattr(sys, "argv", ["x", *argv, "--variants", ",".join(variants), "--json", str(tmp_path / "j")])
     train_step.main()
