@@ -1,23 +1,28 @@
 """Does the model earn its keep? Baselines, the default recipe, and one thing changed at a time, over several seeds.
 
-    python -m benchmarks.quality demo|rover [--seeds 5] [--variants default,no-llm] [--out FILE.md]
+    python -m benchmarks.quality demo|rover [--tune] [--seeds 5] [--variants "default,random LLM"] [--out FILE.md]
 
-`rover` needs SIMV0_REAL. Every model is measured on val at its last epoch: nothing is chosen there.
+`rover` needs SIMV0_REAL. Every model is measured on val at its last epoch: nothing is chosen there. With --tune val
+stays unread: five blocks of train are held out in turn, and the predictions for them pooled.
 """
 
 import argparse
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from cache.pipeline import cache_vis
 from cli.demo import LLM, TOWER, WORLD, demo_config
-from simv0.baselines import cached_features, fit_baselines, score
+from simv0.baselines import baseline_logits, read_inputs, score
 from simv0.build import build_model, class_weights, lr_factor, make_optimizer, set_stats
 from simv0.config import Config
 from simv0.config_file import build_config, load_config
@@ -25,7 +30,6 @@ from simv0.labels import HEADS
 from simv0.llm import FrozenLLM
 from simv0.metrics import Metrics
 from simv0.model import SimV0Model
-from simv0.samples import Batch
 from simv0.splits import Batches, BatchOrder, Split, open_split
 from simv0.synthetic import write_world
 from simv0.tiny import save_tiny_llm, save_tiny_tower
@@ -34,6 +38,13 @@ from simv0.trainer import LogitsKept, evaluate, train_one_epoch
 SHOWN = ("risk_macro_f1", "action_macro_f1", "reason_macro_f1", "risk_high_recall", "risk_high_recall_at_5")
 T_975 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 """Student's t for a two-sided 95 % interval, by degrees of freedom."""
+BLOCKS = 5
+GAP = 21
+"""Windows left out on both sides of a block that is held out: 3 s of the rover's recording."""
+
+Fold = tuple[Split, Split]
+"""What is trained on, what is measured."""
+Logits = dict[str, Tensor]
 
 
 class PrefixMean(nn.Module):
@@ -97,9 +108,9 @@ VARIANTS = {
     "loud picture at the start": Variant(patch=loud_picture),
     "one learning rate": training(lr_scale=LR_SCALE),
     "projector at lr": training(lr_scale={**dict.fromkeys(LR_SCALE, 10.0), "projector": 1.0}),
-    "constant learning rate": training(schedule="constant"),
     "no visual dropout": training(visual_dropout=0.0),
     "no feature dropout": training(feature_dropout=0.0),
+    "nothing hidden": training(visual_dropout=0.0, feature_dropout=0.0),
     "no label smoothing": training(label_smoothing=0.0),
     "no class weights": training(class_weights="none"),
     "balanced": training(class_weights="balanced"),
@@ -121,29 +132,58 @@ def prepare(world: str, folder: Path) -> Config:
     return config
 
 
-def measure(config: Config, variant: Variant, seed: int, train: Split, val: Split) -> Metrics:
-    """Train one variant as `fit` does (same draws, same order); its metrics on val after the last epoch."""
+def blocks_of(train: Split) -> list[Fold]:
+    """Each fifth of a split in its own order, with the rest of it but for what lies close by."""
+    n = len(train.labels)
+    edges = [round(i * n / BLOCKS) for i in range(BLOCKS + 1)]
+    return [
+        (part(train, [*range(start - GAP), *range(stop + GAP, n)]), part(train, range(start, stop)))
+        for start, stop in itertools.pairwise(edges)
+    ]
+
+
+def part(split: Split, rows: Sequence[int]) -> Split:
+    """Some windows of a split."""
+    labels, at = split.labels, np.array(rows)
+    some = replace(
+        labels,
+        telemetry=labels.telemetry[at],
+        ids={head: ids[at] for head, ids in labels.ids.items()},
+        weight=labels.weight[at],
+        sample_id=[labels.sample_id[row] for row in rows],
+        group=labels.group and [labels.group[row] for row in rows],
+    )
+    return replace(split, dataset=Subset(split.dataset, rows), labels=some)
+
+
+def measure(config: Config, variant: Variant, seed: int, folds: list[Fold]) -> Metrics:
+    """The metrics of one variant at its last epoch, the logits of all folds pooled."""
     tree = config.model_dump()
     for section, changes in variant.set.items():
         tree[section] |= changes
     tree["training"] |= {"seed": seed, "amp": False}
     config = build_config(tree, "benchmark")
+    return pooled([logits_of(train_model(config, variant, train), val) for train, val in folds], folds)
+
+
+def train_model(config: Config, variant: Variant, train: Split) -> SimV0Model:
+    """Train as `fit` does: same draws, same order."""
     recipe, device = config.training, torch.device("cpu")
     model = build_model(config, train.dv, None, device)
     set_stats(model, train, config)
     if variant.patch:
-        torch.manual_seed(seed + 1)
+        torch.manual_seed(recipe.seed + 1)
         variant.patch(model)
     optimizer = make_optimizer(model, recipe)
-    order = BatchOrder(len(train.labels), config.batch_size, seed)
+    order = BatchOrder(len(train.labels), config.batch_size, recipe.seed)
     total = len(order) * recipe.epochs
     steps = iter(range(total))
 
     def before_step() -> None:
         step = next(steps)
-        torch.manual_seed(seed * 1_000_003 + step)
+        torch.manual_seed(recipe.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * lr_factor(recipe.schedule, step, total)
+            group["lr"] = group["peak_lr"] * lr_factor(step, total)
 
     weights = class_weights(recipe.class_weights, train, device)
     batches = Batches(train, order, 0)
@@ -159,28 +199,38 @@ def measure(config: Config, variant: Variant, seed: int, train: Split, val: Spli
             grad_clip=recipe.grad_clip,
             before_step=before_step,
         )
+    return model
+
+
+def logits_of(model: SimV0Model, split: Split) -> Logits:
     kept = LogitsKept()
-    evaluate(model, Batches(val, BatchOrder(len(val.labels), 256), 0), device, on_batch=kept.keep)
-    logits = {f"{head}_logits": torch.from_numpy(array) for head, array in kept.arrays().items()}
-    return score(logits, labels_of(val))
+    batches = Batches(split, BatchOrder(len(split.labels), 256), 0)
+    evaluate(model, batches, torch.device("cpu"), on_batch=kept.keep)
+    return {f"{head}_logits": torch.from_numpy(array) for head, array in kept.arrays().items()}
 
 
-def labels_of(split: Split) -> Batch:
-    ids = {f"{head}_id": torch.from_numpy(split.labels.ids[head]) for head in HEADS}
-    return {"weight": torch.from_numpy(split.labels.weight).float(), **ids}  # type: ignore[typeddict-item]
+def pooled(logits: list[Logits], folds: list[Fold]) -> Metrics:
+    """The metrics of all folds' predictions together."""
+    labels = [val.labels for _, val in folds]
+    truth: Any = {"weight": torch.cat([torch.from_numpy(each.weight).float() for each in labels])}
+    truth |= {f"{head}_id": torch.cat([torch.from_numpy(each.ids[head]) for each in labels]) for head in HEADS}
+    return score({key: torch.cat([each[key] for each in logits]) for key in logits[0]}, truth)
 
 
-def table(config: Config, names: list[str], seeds: int) -> Iterator[str]:
+def table(config: Config, names: list[str], seeds: int, tune: bool) -> Iterator[str]:
     """Markdown, line by line as it is measured."""
-    train, val = (open_split(config, name) for name in ("train", "val"))
+    train = open_split(config, "train")
+    folds = blocks_of(train) if tune else [(train, open_split(config, "val"))]
     yield f"| | {' | '.join(key.replace('_', ' ') for key in SHOWN)} |"
     yield "|---" * (len(SHOWN) + 1) + "|"
-    for name, metrics in fit_baselines(train, val, cached_features).items():
+    fitted = [baseline_logits(*(read_inputs(split) for split in fold)) for fold in folds]
+    for name in fitted[0]:
+        metrics = pooled([each[name] for each in fitted], folds)
         yield f"| {name} | " + " | ".join(f"{metrics[key] or 0:.3f}" for key in SHOWN) + " |"
     reference: list[Metrics] = []
     for name in names:
         started = time.perf_counter()
-        runs = [measure(config, VARIANTS[name], seed, train, val) for seed in range(seeds)]
+        runs = [measure(config, VARIANTS[name], seed, folds) for seed in range(seeds)]
         reference = reference or runs
         cells = [cell(key, runs, reference) for key in SHOWN]
         yield f"| {name} | " + " | ".join(cells) + " |"
@@ -201,13 +251,15 @@ def cell(key: str, runs: list[Metrics], reference: list[Metrics]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("world", choices=("demo", "rover"))
+    parser.add_argument("--tune", action="store_true", help="measure on blocks of train instead of val")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--variants", default=",".join(VARIANTS), help="comma-separated; the first is the reference")
     parser.add_argument("--folder", type=Path, default=Path("runs/quality"))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     lines = []
-    for line in table(prepare(arguments.world, arguments.folder), arguments.variants.split(","), arguments.seeds):
+    config, names = prepare(arguments.world, arguments.folder), arguments.variants.split(",")
+    for line in table(config, names, arguments.seeds, arguments.tune):
         print(line, flush=True)
         lines.append(line)
     if arguments.out:

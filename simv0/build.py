@@ -101,10 +101,12 @@ def make_optimizer(model: SimV0Model, training: TrainingConfig) -> torch.optim.A
     return torch.optim.AdamW(groups)
 
 
-def lr_factor(schedule: str, step: int, total: int) -> float:
-    """Factor on the peak learning rate before step `step` of `total` (one-cycle: Smith & Topin 2018)."""
-    if schedule == "constant":
-        return 1.0
+def lr_factor(step: int, total: int) -> float:
+    """Factor on the peak learning rate before step `step` of `total`.
+
+    It rises over the first 30 % of the steps and falls to zero, both by a cosine (one-cycle: Smith & Topin 2018): the
+    last epoch is a safe one to take.
+    """
     warm = 0.3 * total
     at = step + 0.5
     if at < warm:

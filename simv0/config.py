@@ -120,13 +120,10 @@ class TrainingConfig(Section):
     epochs: int = Field(default=10, ge=1)
     """Passes over the train split."""
     lr: float = Field(default=1e-3, gt=0, le=10)
-    """Learning rate of AdamW, at its peak."""
+    """Learning rate of AdamW at its peak, after 30 % of the steps; it rises and falls by a cosine."""
     lr_scale: dict[Module, Annotated[float, Field(gt=0, le=1000)]] = LR_SCALE
     """Factor on `lr` per module: the wide projector overfits, the others are small and slow (docs/quality.md). A map
     that names some modules leaves the others as they are."""
-    schedule: Literal["one_cycle", "constant"] = "one_cycle"
-    """Course of the learning rate: `one_cycle` rises over the first 30 % of the steps and falls to zero by a cosine.
-    On the real windows no better than `constant` beyond the noise; it makes the last epoch a safe one to take."""
     visual_dropout: float = Field(default=0.5, ge=0, lt=1)
     """Share of the training samples that are shown the average picture instead of theirs, so that telemetry is learnt
     too."""

@@ -155,7 +155,7 @@ def _epochs(
     def before_step() -> None:
         step = position.epoch * steps + position.step
         torch.manual_seed(training.seed * 1_000_003 + step)  # every random draw is a function of (seed, step)
-        factor = lr_factor(training.schedule, step, training.epochs * steps)
+        factor = lr_factor(step, training.epochs * steps)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
 

@@ -287,12 +287,11 @@ class NoHigh(VisFeats):
 
 
 def test_one_cycle_rises_for_three_tenths_and_ends_near_zero() -> None:
-    factors = [lr_factor("one_cycle", step, 100) for step in range(100)]
+    factors = [lr_factor(step, 100) for step in range(100)]
     assert factors[0] < 0.01
     assert max(factors) == pytest.approx(1, abs=0.01)
     assert factors.index(max(factors)) in (29, 30)
     assert factors[-1] < 0.001
-    assert lr_factor("constant", 7, 100) == 1
 
 
 def test_cut_back_keeps_whole_lines_of_finished_epochs(tmp_path: Path) -> None:

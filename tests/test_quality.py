@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.quality import cell
+import benchmarks.quality
+from benchmarks.quality import blocks_of, cell
 from simv0.build import class_weights
 from simv0.checkpoint import load_checkpoint
 from simv0.errors import ConfigError
@@ -52,3 +53,22 @@ def test_paired_difference_by_hand() -> None:
     # differences -0.1, 0, -0.2: mean -0.1, sd 0.1, t(2) = 4.30
     assert cell("x", runs, reference) == f"0.500 ± 0.100 (-0.100 ± {4.30 * 0.1 / math.sqrt(3):.3f})"
     assert cell("x", reference, reference) == "0.600 ± 0.100"
+
+
+def test_blocks_cover_train_and_keep_their_distance(
+    make_config: MakeConfig, features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmarks.quality, "GAP", 3)
+    split = open_split(make_config(cache={"dir": str(features)}), "train")
+    n = len(split.labels)
+    number = {sample_id: i for i, sample_id in enumerate(split.labels.sample_id)}
+    held_out = []
+    for train, dev in blocks_of(split):
+        known, new = ([number[sample_id] for sample_id in each.labels.sample_id] for each in (train, dev))
+        assert len(known) == sum(i < min(new) - 3 or i > max(new) + 3 for i in range(n))
+        assert all(abs(i - j) > 3 for i in known for j in new)
+        batch = dev.dataset.__getitems__([0, 1])  # type: ignore[attr-defined]
+        assert batch["sample_id"] == dev.labels.sample_id[:2]  # features and labels stay together
+        assert batch["risk_id"].tolist() == dev.labels.ids["risk"][:2].tolist()
+        held_out += new
+    assert held_out == list(range(n))
