@@ -22,7 +22,7 @@ from simv0.tiny import save_tiny_llm, save_tiny_tower
 
 log = logging.getLogger("simv0")
 
-WORLD: dict[str, Any] = {"train_windows": 5000, "val_windows": 1500, "seed": 0}
+WORLD: dict[str, Any] = {"train_windows": 7500, "val_windows": 1500, "seed": 0}
 LLM = {"d": 128}
 TOWER = {"dv": 512, "image_size": 32}
 

@@ -126,12 +126,12 @@ class TrainingConfig(Section):
     that names some modules leaves the others as they are."""
     visual_dropout: float = Field(default=0.5, ge=0, lt=1)
     """Share of the training samples that are shown the average picture instead of theirs, so that telemetry is learnt
-    too."""
+    too. Try 0 with thousands of windows whose labels the picture gives (docs/quality.md)."""
     feature_dropout: float = Field(default=0.8, ge=0, lt=1)
     """Share of the vision features that is hidden, drawn anew for each visual token: wide features overfit."""
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the target that is spread over all classes of a head; within the noise on the real windows, kept because
-    labels at class borders are never sure."""
+    """Share of the target that is spread over all classes of a head; within the noise everywhere; kept because the
+    recipe without it and feature dropout missed its bar on the real windows (docs/quality.md)."""
     class_weights: Literal["none", "dataset", "balanced", "sqrt_balanced"] | None = None
     """Weights of the classes in the loss: `dataset` takes the dataset's own, `balanced` gives every class the same
     total weight, `sqrt_balanced` goes half of the way; unset: the dataset's own where it has them, else
