@@ -14,7 +14,7 @@ from simv0.build import build_model, class_weights, compute_dtype, lr_factor, ma
 from simv0.checkpoint import Checkpoint, Meta, Training, load_checkpoint, save_checkpoint
 from simv0.compiled import compile_llm
 from simv0.config import Config
-from simv0.distributed import anywhere, from_first, like_the_first, process_group, rank, share_of, world
+from simv0.distributed import anywhere, from_first, like_the_first, process_group, rank, share_of
 from simv0.encoder import load_encoder
 from simv0.errors import TrainingError
 from simv0.labels import HEADS, HIGH
@@ -171,27 +171,24 @@ def _epochs(
 
     def after_step() -> None:
         position.step += 1
-        if anywhere(stop.asked is not None):
-            stop.asked = stop.asked or "a signal"
-        every = training.checkpoint_every_steps
-        if every and position.step % every == 0 and not stop.asked:
-            save_last({})
         stop_if_asked()
+        if training.checkpoint_every_steps and position.step % training.checkpoint_every_steps == 0:
+            save_last({})
+            stop_if_asked()
 
     def stop_if_asked() -> None:
-        if stop.asked:
+        if anywhere(stop.asked is not None):  # never by what this process alone knows: the others would not follow
             save_last({})
             raise Stopped(
-                f"{run.root}: stopped by {stop.asked} in epoch {position.epoch + 1} after step {position.step} of "
-                f"{steps}; the checkpoint is written: go on with --resume"
+                f"{run.root}: stopped by {stop.asked or 'a signal'} in epoch {position.epoch + 1} after step "
+                f"{position.step} of {steps}; the checkpoint is written: go on with --resume"
             )
 
     val_logits = LogitsKept()
 
     def after_val_batch(batch: Batch, logits: dict[str, Tensor]) -> None:
         val_logits.keep(batch, logits)
-        if world() == 1:  # several agree on it after their next step
-            stop_if_asked()
+        stop_if_asked()
 
     def gave_up() -> bool:
         return training.patience is not None and position.since_best >= training.patience

@@ -137,6 +137,34 @@ def test_a_signal_to_one_process_stops_all_with_a_checkpoint(config: Config, tmp
     assert_same_run(RunDir(config.output.output_dir), alone)
 
 
+@pytest.mark.parametrize(("where", "call", "step"), [("anywhere", 2, 2), ("from_first", 3, 1), ("evaluate", 1, 4)])
+def test_whenever_the_signal_comes_all_stop_at_one_step(
+    config: Config, tmp_path: Path, alone: RunDir, where: str, call: int, step: int
+) -> None:
+    """To one process as they agree to go on, as the first one saves step 1 (its third turn), in validation: a process
+    that stopped by what it alone knows would leave the others in another message.
+    """
+
+    def stopped() -> None:
+        original, calls = getattr(simv0.fit, where), 0
+
+        def signalled(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call and rank() == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(*args, **kwargs)
+
+        setattr(simv0.fit, where, signalled)
+        fit(config)
+
+    said = tmp_path / "said"
+    assert on_ranks(2, stopped, said) == [130, 130]
+    assert f"in epoch 1 after step {step} of 4; the checkpoint is written" in said.read_text()
+    fit(config, resume=True)
+    assert_same_run(RunDir(config.output.output_dir), alone)
+
+
 def test_sharded_llm_trains_as_a_whole_one(config: Config, tmp_path: Path, alone: RunDir) -> None:
     def sharded() -> None:
         with process_group():
