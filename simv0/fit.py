@@ -14,7 +14,7 @@ from simv0.build import build_model, class_weights, compute_dtype, lr_factor, ma
 from simv0.checkpoint import Checkpoint, Meta, Training, load_checkpoint, save_checkpoint
 from simv0.compiled import compile_llm
 from simv0.config import Config
-from simv0.distributed import anywhere, from_first, like_the_first, process_group, rank, share_of
+from simv0.distributed import anywhere, check_same, from_first, like_the_first, process_group, rank, share_of
 from simv0.encoder import load_encoder
 from simv0.errors import TrainingError
 from simv0.labels import HEADS, HIGH
@@ -88,6 +88,9 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None) -> None:
     check_pair(config, (train.identity, val.identity), (train.dv, val.dv))
     model = build_model(config, train.dv, encoder, device)
     digests = {"train": split_digest(train), "val": split_digest(val)}
+    sizes = {"data.batch_size": config.batch_size, "evaluation.batch_size": config.evaluation.batch_size}
+    splits = {f"{name} split": digest for name, digest in digests.items()}
+    check_same({"LLM": model.llm.identity, **splits, "training": config.training, **sizes})
     optimizer = make_optimizer(model, config.training)
     scaler = torch.amp.GradScaler(device.type) if compute_dtype(config) is torch.float16 else None
     position = Position()

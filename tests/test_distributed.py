@@ -24,7 +24,7 @@ from simv0.checkpoint import load_checkpoint
 from simv0.config import Config
 from simv0.config_file import dump_config
 from simv0.distributed import add_gradients, process_group, rank, share_of, whole_weights, world
-from simv0.errors import ConfigError
+from simv0.errors import ConfigError, TrainingError
 from simv0.evaluation import evaluate_checkpoint
 from simv0.fit import fit
 from simv0.losses import loss_sums, objective
@@ -246,6 +246,40 @@ def test_one_process_has_no_group_and_no_shares(config: Config, monkeypatch: pyt
         assert (rank(), world(), share_of(5)) == (0, 1, (0, 5))
         assert "share" not in next(iter(train_batches(config, open_split(config, "train"))))
     assert list(BatchOrder(5, 2)) == [[0, 1], [2, 3], [4]]
+
+
+def test_world_size_without_a_launcher(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some schedulers export it for everybody."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(TrainingError, match=r"the 2 processes of WORLD_SIZE did not meet \(.*RANK expected.*\): start"):
+        fit(config)
+
+
+def test_processes_with_other_data_or_settings_are_found(
+    make_config: MakeConfig, config: Config, alone: RunDir, tmp_path: Path
+) -> None:
+    """On another machine a file may be an older one, and the config another: wrong weights, or waiting for ever."""
+    own = {"dataset_class_path": "fit_world.VisFeats"}
+    smaller = config.model_copy(update={"data": config.data.model_copy(update={"batch_size": 12})})
+    cases: list[tuple[Config, Config, str]] = [
+        (make_config(data=own), make_config(data={**own, "val_split_path": "train"}), "val split"),
+        (config, moved(config, tmp_path / "run", lr=1.0), "training"),
+        (config, smaller, "data.batch_size"),
+    ]
+    for first, second, differing in cases:
+        said = tmp_path / "said"
+        said.unlink(missing_ok=True)
+        assert on_ranks(2, lambda: fit(second if os.environ["RANK"] == "1" else first), said) == [1, 1]  # noqa: B023
+        assert re.search(rf"^1: process 1 .* differs from the first one in: {differing};", said.read_text(), re.M)
+
+    def evaluate() -> None:
+        evaluate_checkpoint(alone.best if os.environ["RANK"] == "0" else alone.last, baselines=False)
+
+    said = tmp_path / "said of checkpoints"
+    assert on_ranks(2, evaluate, said) == [1, 1]
+    assert "differs from the first one in: checkpoint;" in said.read_text()
 
 
 def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
