@@ -112,6 +112,21 @@ def test_killed_in_any_stage_it_stops_and_resumes_with_another_number(
     assert_same_run(RunDir(config.output.output_dir), alone)
 
 
+def test_the_launchers_sigterm_does_not_cut_the_message_off(config: Config, tmp_path: Path) -> None:
+    """torchrun sends it to the others at once when it finds one dead."""
+
+    def warned() -> None:
+        try:
+            die(config, 1, "step", 2)
+        except TrainingError:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise
+
+    said = tmp_path / "said"
+    assert on_ranks(2, warned, said) == [1, -signal.SIGKILL]
+    assert "another of the 2 processes has ended" in said.read_text()
+
+
 def test_a_signal_to_one_process_stops_all_with_a_checkpoint(config: Config, tmp_path: Path, alone: RunDir) -> None:
     def stopped() -> None:
         original, calls = simv0.trainer.loss_sums, 0
