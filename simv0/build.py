@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from simv0.config import Config, ModelConfig, TrainingConfig
-from simv0.distributed import local_device, world
+from simv0.distributed import local_device, local_world, world
 from simv0.encoder import Encoder
 from simv0.errors import ConfigError
 from simv0.labels import HEADS
@@ -21,9 +21,14 @@ def pick_device(config: Config) -> torch.device:
     """This process's GPU where there is one, else the CPU.
 
     Raises:
-        ConfigError: fp16 without CUDA.
+        ConfigError: fp16 without CUDA; more processes than GPUs, which NCCL does not connect.
     """
     device = local_device()
+    if device.type == "cuda" and local_world() > torch.cuda.device_count():
+        raise ConfigError(
+            f"torchrun has started {local_world()} processes here, but there are GPUs for {torch.cuda.device_count()}: "
+            f"write --nproc-per-node {torch.cuda.device_count()}"
+        )
     if compute_dtype(config) is torch.float16 and device.type != "cuda":
         raise ConfigError("training.amp_dtype: fp16 needs CUDA; write bf16 here, or training.amp: false")
     return device

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch.utils.data import Dataset
 
+from simv0.distributed import local_world
 from simv0.labels import HEADS
 from simv0.parts import join_labels, open_features
 from simv0.samples import Batch
@@ -57,8 +58,8 @@ class CachedDataset(Dataset[dict[str, Any]]):
         self._maps: dict[int, np.ndarray] = {}
         self._ram: np.ndarray | None = None
         free = available_memory()
-        self.exceeds_ram = self.nbytes > free
-        if in_memory == "always" or (in_memory == "auto" and self.nbytes < free / 2):
+        self.exceeds_ram = self.nbytes > free  # mapped, the processes of a machine share one copy
+        if in_memory == "always" or (in_memory == "auto" and self.nbytes < free / 2 / local_world()):
             self._ram = np.empty((len(self), self.F, self.dv), first.dtype)
             at = 0
             for file in self._files:

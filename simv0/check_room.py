@@ -11,6 +11,7 @@ from simv0.cached import available_memory
 from simv0.check_data import Facts, Noting, SplitOutline
 from simv0.compiled import worth_compiling
 from simv0.config import Config
+from simv0.distributed import local_world
 from simv0.encoder import resolve_precision
 from simv0.errors import CacheError, ConfigError, SimError
 from simv0.outline import EncoderOutline, LLMOutline, outline_trained
@@ -93,7 +94,7 @@ def check_training(
 
 def features_in_ram(config: Config, splits: list[SplitOutline], dv: int) -> int:
     """Bytes of the feature files that `cache.in_memory` would hold in RAM."""
-    cache, room = config.cache, available_memory() / 2
+    cache, room = config.cache, available_memory() / 2 / local_world()
     sizes = [
         split.windows * config.model.F * dv * np.dtype(cache.dtype).itemsize
         for split in splits
@@ -110,7 +111,7 @@ def check_memory(peak: int, features: int) -> None:
     Raises:
         ConfigError: too much, with the way out.
     """
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    local = local_world()
     room = available_memory()
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()

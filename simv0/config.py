@@ -61,7 +61,8 @@ class CacheConfig(Section):
     """What a finished split is: `file` copies the shards into one file, `<split>.h5`; `shards` leaves their folder,
     `<split>.h5.parts`, which every command reads too: no second copy on the disk, not even for a moment."""
     in_memory: Literal["auto", "always", "never"] = "auto"
-    """Whether training holds the features in RAM: `auto` does when they take less than half of what is free."""
+    """Whether training holds the features in RAM: `auto` does when they take less than half of what is free, a copy in
+    each process of the machine."""
 
 
 class ModelConfig(Section):

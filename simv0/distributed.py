@@ -6,11 +6,12 @@ must call the same functions in the same order; a process that is gone ends the 
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import chain
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,11 @@ def world() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def local_world() -> int:
+    """How many processes torchrun has started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def local_device() -> torch.device:
     """The GPU of this process (`LOCAL_RANK` counts them on a machine), or the CPU."""
     if not torch.cuda.is_available():
@@ -46,7 +52,7 @@ def process_group() -> Iterator[None]:
     """Join the processes that torchrun has started (it sets `WORLD_SIZE`), for a `with` block; alone without it.
 
     Raises:
-        TrainingError: another process has ended before its work was done.
+        TrainingError: the processes do not find each other; another one has ended before its work was done.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
@@ -54,7 +60,13 @@ def process_group() -> Iterator[None]:
     device, level = local_device(), log.level
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    except (ValueError, RuntimeError) as error:
+        raise TrainingError(
+            f"the {os.environ['WORLD_SIZE']} processes of WORLD_SIZE did not meet ({str(error).splitlines()[0]}): "
+            "start them with torchrun, or unset WORLD_SIZE"
+        ) from error
     if rank() > 0:
         log.setLevel(logging.ERROR)  # the first one speaks for all
     try:
@@ -102,6 +114,21 @@ def from_first(make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     box = [make(*args, **kwargs) if rank() == 0 else None]
     dist.broadcast_object_list(box, 0)
     return box[0]  # type: ignore[return-value]
+
+
+def check_same(facts: Mapping[str, Any]) -> None:
+    """Refuse to share a run with the first process on other facts than its: another machine's files may be others.
+
+    Raises:
+        TrainingError: naming what differs.
+    """
+    first = from_first(dict, facts)
+    differing = [name for name, fact in facts.items() if fact != first[name]]
+    if differing:
+        raise TrainingError(
+            f"process {rank()} on {socket.gethostname()} differs from the first one in: {', '.join(differing)}; give "
+            "every machine the same config and the same files"
+        )
 
 
 def in_order(steps: Sequence[T]) -> list[T]:

@@ -19,7 +19,7 @@ from simv0.checkpoint import Checkpoint, check_frozen, load_checkpoint
 from simv0.config import Config
 from simv0.config_file import load_config
 from simv0.datasets import ManifestDataset, load_dataset, read_jsonl
-from simv0.distributed import in_order, process_group, rank
+from simv0.distributed import check_same, in_order, process_group, rank
 from simv0.encoder import Encoder
 from simv0.errors import CheckpointError, ConfigError, DataError, SimError
 from simv0.files import told_plainly, write_atomically
@@ -30,7 +30,7 @@ from simv0.predict import Predictor, config_of, load_model, load_trained_encoder
 from simv0.report import Evaluated, write_report
 from simv0.rundir import RunDir
 from simv0.samples import Batch, CheckedDataset, check_sample, collate
-from simv0.splits import Split, eval_batches, open_split
+from simv0.splits import Split, eval_batches, open_split, split_digest
 from simv0.trainer import LogitsKept, Stopwatch, evaluate
 
 log = logging.getLogger("simv0")
@@ -84,6 +84,8 @@ def _evaluate(
         predicted.append(predictions(logits, batch["sample_id"], threshold, temperatures))
         logits_kept.keep(batch, logits)
 
+    facts = {"checkpoint": checkpoint.meta, "evaluation.batch_size": config.evaluation.batch_size}
+    check_same({**facts, f"{split} split": split_digest(source)})
     batches = eval_batches(config, source)
     metrics = evaluate(model, batches, model.task_token.device, on_batch=keep)
     rows, logits = list(chain.from_iterable(in_order(predicted))), logits_kept.arrays()

@@ -14,7 +14,7 @@ from simv0.build import build_model, class_weights, compute_dtype, lr_factor, ma
 from simv0.checkpoint import Checkpoint, Meta, Training, load_checkpoint, save_checkpoint
 from simv0.compiled import compile_llm
 from simv0.config import Config
-from simv0.distributed import anywhere, from_first, like_the_first, process_group, rank, share_of, world
+from simv0.distributed import anywhere, check_same, from_first, like_the_first, process_group, rank, share_of
 from simv0.encoder import load_encoder
 from simv0.errors import TrainingError
 from simv0.labels import HEADS, HIGH
@@ -88,6 +88,9 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None) -> None:
     check_pair(config, (train.identity, val.identity), (train.dv, val.dv))
     model = build_model(config, train.dv, encoder, device)
     digests = {"train": split_digest(train), "val": split_digest(val)}
+    sizes = {"data.batch_size": config.batch_size, "evaluation.batch_size": config.evaluation.batch_size}
+    splits = {f"{name} split": digest for name, digest in digests.items()}
+    check_same({"LLM": model.llm.identity, **splits, "training": config.training, **sizes})
     optimizer = make_optimizer(model, config.training)
     scaler = torch.amp.GradScaler(device.type) if compute_dtype(config) is torch.float16 else None
     position = Position()
@@ -171,25 +174,24 @@ def _epochs(
 
     def after_step() -> None:
         position.step += 1
-        every = training.checkpoint_every_steps
-        if every and position.step % every == 0:
+        stop_if_asked()
+        if training.checkpoint_every_steps and position.step % training.checkpoint_every_steps == 0:
             save_last({})
-        if anywhere(stop.asked is not None):  # asked once: a signal may come between two looks, in one process alone
-            stop_here()
+            stop_if_asked()
 
-    def stop_here() -> None:
-        save_last({})
-        raise Stopped(
-            f"{run.root}: stopped by {stop.asked or 'a signal'} in epoch {position.epoch + 1} after step "
-            f"{position.step} of {steps}; the checkpoint is written: go on with --resume"
-        )
+    def stop_if_asked() -> None:
+        if anywhere(stop.asked is not None):  # never by what this process alone knows: the others would not follow
+            save_last({})
+            raise Stopped(
+                f"{run.root}: stopped by {stop.asked or 'a signal'} in epoch {position.epoch + 1} after step "
+                f"{position.step} of {steps}; the checkpoint is written: go on with --resume"
+            )
 
     val_logits = LogitsKept()
 
     def after_val_batch(batch: Batch, logits: dict[str, Tensor]) -> None:
         val_logits.keep(batch, logits)
-        if stop.asked and world() == 1:  # several agree on it after their next step
-            stop_here()
+        stop_if_asked()
 
     def gave_up() -> bool:
         return training.patience is not None and position.since_best >= training.patience

@@ -24,7 +24,10 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Turn Ctrl-C and SIGTERM into a request; a second Ctrl-C interrupts at once."""
+    """Turn Ctrl-C and SIGTERM into a request; a second Ctrl-C interrupts at once.
+
+    One of several processes that fails keeps it so: it is about to say why and to end.
+    """
     request = StopRequest()
     previous: dict[signal.Signals, Any] = {}
 
@@ -38,8 +41,11 @@ def stop_request() -> Iterator[StopRequest]:
             previous[number] = signal.signal(number, ask)
     except ValueError:  # not the main thread: signals are its business
         pass
+    failed = True
     try:
         yield request
+        failed = False
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        if not failed or world() == 1:  # else torchrun ends the processes: its SIGTERM must not cut the message off
+            for number, handler in previous.items():
+                signal.signal(number, handler)

@@ -101,6 +101,15 @@ def test_auto_maps_what_does_not_fit(path: Path, monkeypatch: pytest.MonkeyPatch
     assert CachedDataset(path)._ram is not None
 
 
+def test_auto_leaves_room_for_the_other_processes_of_a_machine(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would take its own copy; mapped, they share the page cache's."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr("simv0.cached.available_memory", lambda: 8 * 23 * 4 * DV * 2)
+    assert CachedDataset(path)._ram is None
+    monkeypatch.setattr("simv0.cached.available_memory", lambda: 8 * 23 * 4 * DV * 2 + 8)
+    assert CachedDataset(path)._ram is not None
+
+
 def test_a_container_may_use_less_than_the_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("simv0.cached.CGROUP", tmp_path)
     alone = available_memory()

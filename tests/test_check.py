@@ -15,7 +15,7 @@ import simv0.check_room
 import simv0.probe
 from cache.pipeline import cache_vis
 from cli.main import app
-from simv0.build import build_model
+from simv0.build import build_model, pick_device
 from simv0.check import check, check_both, preflight
 from simv0.check_data import check_split
 from simv0.config import Config
@@ -239,6 +239,42 @@ def test_processes_share_a_batch(make_config: MakeConfig, monkeypatch: pytest.Mo
     shared = check(make_config()).facts
     assert shared["machine"]["processes"] == 4
     assert shared["LLM"]["activations_of_a_step_bytes"] < alone["LLM"]["activations_of_a_step_bytes"] / 3
+
+
+def test_features_in_ram_leave_room_for_the_other_processes(
+    make_config: MakeConfig, features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(cache={"dir": str(features)})
+    sizes = [n * config.model.F * 32 * 2 for n in (40, 20)]
+    monkeypatch.setattr(simv0.check_room, "available_memory", lambda: 2 * max(sizes) + 1)
+    problems: list[SimError] = []
+    splits = [split for name in ("train", "val") if (split := check_split(config, name, problems)) is not None]
+    assert simv0.check_room.features_in_ram(config, splits, 32) == sum(sizes)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert simv0.check_room.features_in_ram(config, splits, 32) == min(sizes)
+
+
+def test_more_processes_than_gpus_is_a_problem(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device(make_config()) == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match="torchrun has started 3 processes here, but there are GPUs for 2: write --"):
+        pick_device(make_config())
+
+
+def test_of_a_machines_processes_one_tells(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """torchrun ends the others with the first that fails: it could be before the table is out."""
+    config = tmp_path / "config.yaml"
+    config.write_text(dump_config(make_config()))
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    done = runner.invoke(app, ["check", "--config", str(config), "--set", "model.d=3"], catch_exceptions=False)
+    assert (done.exit_code, done.output) == (0, "")
 
 
 def test_too_little_room_is_a_problem(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from simv0.checkpoint import load_checkpoint
 from simv0.config import Config
 from simv0.config_file import dump_config
 from simv0.distributed import add_gradients, process_group, rank, share_of, whole_weights, world
-from simv0.errors import ConfigError
+from simv0.errors import ConfigError, TrainingError
 from simv0.evaluation import evaluate_checkpoint
 from simv0.fit import fit
 from simv0.losses import loss_sums, objective
@@ -112,6 +112,21 @@ def test_killed_in_any_stage_it_stops_and_resumes_with_another_number(
     assert_same_run(RunDir(config.output.output_dir), alone)
 
 
+def test_the_launchers_sigterm_does_not_cut_the_message_off(config: Config, tmp_path: Path) -> None:
+    """torchrun sends it to the others at once when it finds one dead."""
+
+    def warned() -> None:
+        try:
+            die(config, 1, "step", 2)
+        except TrainingError:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise
+
+    said = tmp_path / "said"
+    assert on_ranks(2, warned, said) == [1, -signal.SIGKILL]
+    assert "another of the 2 processes has ended" in said.read_text()
+
+
 def test_a_signal_to_one_process_stops_all_with_a_checkpoint(config: Config, tmp_path: Path, alone: RunDir) -> None:
     def stopped() -> None:
         original, calls = simv0.trainer.loss_sums, 0
@@ -133,6 +148,34 @@ def test_a_signal_to_one_process_stops_all_with_a_checkpoint(config: Config, tmp
     assert state is not None
     assert state.step == 2
     assert int(state.tally["confusion.risk"].sum()) == 26  # both processes' windows
+    fit(config, resume=True)
+    assert_same_run(RunDir(config.output.output_dir), alone)
+
+
+@pytest.mark.parametrize(("where", "call", "step"), [("anywhere", 2, 2), ("from_first", 3, 1), ("evaluate", 1, 4)])
+def test_whenever_the_signal_comes_all_stop_at_one_step(
+    config: Config, tmp_path: Path, alone: RunDir, where: str, call: int, step: int
+) -> None:
+    """To one process as they agree to go on, as the first one saves step 1 (its third turn), in validation: a process
+    that stopped by what it alone knows would leave the others in another message.
+    """
+
+    def stopped() -> None:
+        original, calls = getattr(simv0.fit, where), 0
+
+        def signalled(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call and rank() == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(*args, **kwargs)
+
+        setattr(simv0.fit, where, signalled)
+        fit(config)
+
+    said = tmp_path / "said"
+    assert on_ranks(2, stopped, said) == [130, 130]
+    assert f"in epoch 1 after step {step} of 4; the checkpoint is written" in said.read_text()
     fit(config, resume=True)
     assert_same_run(RunDir(config.output.output_dir), alone)
 
@@ -218,6 +261,40 @@ def test_one_process_has_no_group_and_no_shares(config: Config, monkeypatch: pyt
         assert (rank(), world(), share_of(5)) == (0, 1, (0, 5))
         assert "share" not in next(iter(train_batches(config, open_split(config, "train"))))
     assert list(BatchOrder(5, 2)) == [[0, 1], [2, 3], [4]]
+
+
+def test_world_size_without_a_launcher(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some schedulers export it for everybody."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(TrainingError, match=r"the 2 processes of WORLD_SIZE did not meet \(.*RANK expected.*\): start"):
+        fit(config)
+
+
+def test_processes_with_other_data_or_settings_are_found(
+    make_config: MakeConfig, config: Config, alone: RunDir, tmp_path: Path
+) -> None:
+    """On another machine a file may be an older one, and the config another: wrong weights, or waiting for ever."""
+    own = {"dataset_class_path": "fit_world.VisFeats"}
+    smaller = config.model_copy(update={"data": config.data.model_copy(update={"batch_size": 12})})
+    cases: list[tuple[Config, Config, str]] = [
+        (make_config(data=own), make_config(data={**own, "val_split_path": "train"}), "val split"),
+        (config, moved(config, tmp_path / "run", lr=1.0), "training"),
+        (config, smaller, "data.batch_size"),
+    ]
+    for first, second, differing in cases:
+        said = tmp_path / "said"
+        said.unlink(missing_ok=True)
+        assert on_ranks(2, lambda: fit(second if os.environ["RANK"] == "1" else first), said) == [1, 1]  # noqa: B023
+        assert re.search(rf"^1: process 1 .* differs from the first one in: {differing};", said.read_text(), re.M)
+
+    def evaluate() -> None:
+        evaluate_checkpoint(alone.best if os.environ["RANK"] == "0" else alone.last, baselines=False)
+
+    said = tmp_path / "said of checkpoints"
+    assert on_ranks(2, evaluate, said) == [1, 1]
+    assert "differs from the first one in: checkpoint;" in said.read_text()
 
 
 def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
