@@ -148,7 +148,9 @@ class SimV0Model(nn.Module):
         tokens: Tensor = torch.cat([visual, measured.unsqueeze(1), task], 1) * self.llm.embed_rms
         return tokens
 
-    def _hide(self, feats: Float[Tensor, "B K dv"], share: tuple[int, int, int] | None = None) -> Float[Tensor, "B K dv"]:
+    def _hide(
+        self, feats: Float[Tensor, "B K dv"], share: tuple[int, int, int] | None = None
+    ) -> Float[Tensor, "B K dv"]:
         """In training, hide some samples' features and some of the rest: else the wide features are memorised before
         the eight numbers of the telemetry are understood. 0 is the average picture.
 

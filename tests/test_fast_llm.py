@@ -5,32 +5,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 import torch._inductor.config
 import transformers as tf
+from llm_world import DEPTH, HD, HEADS, KV, PER_TOKEN, SHAPE, D, reference, vectors
 from torch import nn
-from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import simv0.fast_llm
 import simv0.torchvision_fix
-from simv0.compiled import CAPTURE_TOLERANCE, LONG_RUN, capture, compile_llm
 from simv0.fast_llm import TOLERANCE, FastLayer, FastStack, disagreement, outputs_of, why_not
 from simv0.llm import LastHidden, load_llm
 
-D, WIDTH, HEADS, KV, HD, DEPTH = 32, 48, 4, 2, 8, 3
-SHAPE: dict[str, Any] = {
-    "vocab_size": 50,
-    "hidden_size": D,
-    "intermediate_size": WIDTH,
-    "num_hidden_layers": DEPTH,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": KV,
-    "head_dim": HD,
-}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -63,19 +51,6 @@ HANDED_ON = {
     "GemmaModel is not one of its families": tf.GemmaConfig(**SHAPE),
     "GPT2Model is not one of its families": tf.GPT2Config(vocab_size=50, n_embd=D, n_layer=2, n_head=4),
 }
-
-
-def reference(config: Any, dtype: torch.dtype = torch.float32) -> Any:
-    """A random model of which no norm is 1 and no bias 0."""
-    torch.manual_seed(0)
-    model = tf.AutoModel.from_config(config, attn_implementation="eager").eval().requires_grad_(False)
-    for weight in model.parameters():
-        weight.add_(torch.randn_like(weight) * 0.1)
-    return model.to(dtype)
-
-
-def vectors(batch: int = 3, tokens: int = 7) -> torch.Tensor:
-    return torch.randn(batch, tokens, D, generator=torch.Generator().manual_seed(3))
 
 
 @pytest.mark.parametrize("case", HANDLED)
@@ -213,8 +188,6 @@ def test_falls_back_and_says_so_when_the_paths_disagree(
 
 
 # A guard without timing: what a step may cost. Whoever makes it do more work must change these numbers knowingly.
-PER_TOKEN = D * (HEADS + 2 * KV) * HD + HEADS * HD * D + 3 * D * WIDTH
-"""Weights of one layer, each of which multiplies every token's vector once."""
 
 
 def linear_flops(tokens: int, batch: int) -> int:
@@ -281,78 +254,3 @@ def test_bytes_held_are_the_layers_in_the_compute_dtype(tmp_path: Path) -> None:
     held = sum(tensor.nbytes for tensor in [*llm.parameters(), *llm.buffers()])
     rope = 2 * 4 * HD // 2  # inverse frequencies, twice in transformers' module
     assert held == 2 * DEPTH * PER_TOKEN + 4 * D + rope
-
-
-@pytest.fixture(scope="module")
-def one_layer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("one_layer")
-    reference(tf.Qwen3Config(**SHAPE | {"num_hidden_layers": 1})).save_pretrained(folder)
-    return str(folder)
-
-
-def test_compiled_agrees_and_other_shapes_run_uncompiled(one_layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the compiler cannot see through its checks
-    llm, exact = load_llm(one_layer), load_llm(one_layer)
-    random_state = torch.get_rng_state()
-    assert compile_llm(llm, "on", batch=5, tokens=6, steps=1) is not None
-    assert torch.equal(torch.get_rng_state(), random_state)
-    graphs = counters["stats"]["unique_graphs"]
-    for batch, tokens in ((5, 6), (2, 6), (5, 3)):
-        x = vectors(batch, tokens)
-        assert disagreement(llm, outputs_of(exact, x), x) < 2e-6
-        with torch.no_grad():
-            torch.testing.assert_close(llm(x), exact(x), rtol=0, atol=0)  # evaluation runs uncompiled
-    assert counters["stats"]["unique_graphs"] == graphs
-
-
-def test_runs_as_it_is_where_there_is_no_compiler(one_layer: str, caplog: pytest.LogCaptureFixture) -> None:
-    llm, exact, x = load_llm(one_layer), load_llm(one_layer), vectors(4, 6)
-    with torch._inductor.config.patch({"cpp.cxx": ("/no/such/compiler",), "fx_graph_cache": False}):
-        assert compile_llm(llm, "on", batch=4, tokens=6, steps=1) is None
-    assert "the LLM cannot be compiled here and runs as it is: " in caplog.text
-    assert disagreement(llm, outputs_of(exact, x), x) == 0
-
-
-def test_auto_compiles_long_runs_only(one_layer: str) -> None:
-    llm = load_llm(one_layer)
-    weights = PER_TOKEN + HD * (HEADS + KV)  # with the norms of queries and keys
-    steps = int(LONG_RUN / (4 * weights * 64 * 6))
-    assert compile_llm(llm, "auto", batch=64, tokens=6, steps=steps - 1) is None
-    assert compile_llm(llm, "off", batch=64, tokens=6, steps=100 * steps) is None
-    assert llm.compiled_for is None
-
-
-def test_captured_graphs_serve_the_training_shape_with_gradients_only(one_layer: str) -> None:
-    """What CUDA graphs would serve, with a plain function in their place."""
-    llm, exact, served = load_llm(one_layer), load_llm(one_layer), []
-
-    def graphs(x: torch.Tensor) -> torch.Tensor:
-        served.append(tuple(x.shape[:2]))
-        return llm.stack(x)  # type: ignore[no-any-return]
-
-    llm.compiled_for, llm.captured = (5, 6), graphs
-    for batch, tokens in ((5, 6), (2, 6), (5, 3)):
-        x = vectors(batch, tokens)
-        assert disagreement(llm, outputs_of(exact, x), x) == 0
-        with torch.no_grad():
-            assert torch.equal(llm(x), exact(x))
-    assert served == [(5, 6)]
-
-
-def test_runs_uncaptured_where_graphs_fail(one_layer: str, caplog: pytest.LogCaptureFixture) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is CUDA here, so the graphs do not fail")
-    llm = load_llm(one_layer)
-    capture(llm, vectors(5, 6).requires_grad_())
-    assert llm.captured is None
-    assert "the LLM cannot be captured as CUDA graphs: " in caplog.text
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need CUDA")
-def test_captured_on_cuda(one_layer: str) -> None:
-    llm, exact = (load_llm(one_layer, device="cuda") for _ in range(2))
-    assert compile_llm(llm, "on", batch=5, tokens=6, steps=1) is not None
-    assert llm.captured is not None
-    for _ in range(3):
-        x = torch.randn(5, 6, D, device="cuda")
-        assert disagreement(llm, outputs_of(exact, x), x) < CAPTURE_TOLERANCE
