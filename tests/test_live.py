@@ -4,7 +4,9 @@ import http.client
 import shutil
 import subprocess
 import threading
+import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +60,22 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("chromium is not installed")
-    page = LivePage()
+    watched = threading.Event()
+
+    class Page(LivePage):
+        def _stream(self, handler: BaseHTTPRequestHandler) -> None:
+            watched.set()
+            super()._stream(handler)
+
+    page = Page()
     page.show(plain((20, 200, 90)), state(), 0.0)
-    closing = threading.Timer(4.0, page.close)  # ends the stream, so that the browser sees the page as loaded
+
+    def close_soon() -> None:
+        watched.wait(50)  # a busy machine's browser takes its time
+        time.sleep(1)
+        page.close()  # ends the stream, so that the browser sees the page as loaded
+
+    closing = threading.Thread(target=close_soon)
     closing.start()
     shot = tmp_path / "shot.png"
     command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
