@@ -14,8 +14,9 @@ import torch
 from simv0.board import check_tensorboard
 from simv0.build import check_d, compute_dtype, pick_device
 from simv0.check_data import Facts, Noting, SplitOutline, check_split
-from simv0.check_room import check_cache, check_training, processes
+from simv0.check_room import check_cache, check_training
 from simv0.config import Config
+from simv0.distributed import processes
 from simv0.encoder import check_dv, resolve_precision
 from simv0.errors import ModelError, SimError
 from simv0.llm import weight_files

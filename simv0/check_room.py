@@ -11,7 +11,7 @@ from simv0.cached import available_memory
 from simv0.check_data import Facts, Noting, SplitOutline
 from simv0.compiled import worth_compiling
 from simv0.config import Config
-from simv0.distributed import local_world
+from simv0.distributed import local_world, processes
 from simv0.encoder import resolve_precision
 from simv0.errors import CacheError, ConfigError, SimError
 from simv0.outline import EncoderOutline, LLMOutline, outline_trained
@@ -44,11 +44,6 @@ def check_cache(config: Config, splits: list[SplitOutline | None], dv: int, prob
     with Noting(problems):
         facts["free_on_disk_bytes"] = check_room(folder, need, "cache.dir", "the features need")
     return facts
-
-
-def processes() -> int:
-    """How many torchrun has started to share the work; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check_training(

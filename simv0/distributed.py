@@ -35,6 +35,11 @@ def world() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def processes() -> int:
+    """How many torchrun has started to share the work, met or not; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def local_world() -> int:
     """How many processes torchrun has started on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -54,7 +59,7 @@ def process_group() -> Iterator[None]:
     Raises:
         TrainingError: the processes do not find each other; another one has ended before its work was done.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if processes() == 1 or dist.is_initialized():
         yield
         return
     device, level = local_device(), log.level
@@ -64,7 +69,7 @@ def process_group() -> Iterator[None]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     except (ValueError, RuntimeError) as error:
         raise TrainingError(
-            f"the {os.environ['WORLD_SIZE']} processes of WORLD_SIZE did not meet ({str(error).splitlines()[0]}): "
+            f"the {processes()} processes of WORLD_SIZE did not meet ({str(error).splitlines()[0]}): "
             "start them with torchrun, or unset WORLD_SIZE"
         ) from error
     if rank() > 0:
@@ -88,7 +93,7 @@ def first_to_fail() -> bool:
 
     Known under torchrun alone, whose store outlives the processes; True without it.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("WORLD_SIZE") == "1":
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:

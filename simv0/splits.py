@@ -157,8 +157,9 @@ class BatchOrder(Sampler[list[int]]):
         return -(-self.n // self.batch_size) - self.start
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.arange(self.n)
-        if self.seed is not None:
+        if self.seed is None:
+            order = np.arange(self.n)
+        else:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
         for batch, (start, stop, _) in enumerate(self.shares(), self.start):
             at = batch * self.batch_size

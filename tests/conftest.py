@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fit_world import outcome
 from PIL import Image
 
 from cache.pipeline import cache_vis
 from simv0.config import Config
 from simv0.config_file import build_config
+from simv0.fit import fit
 from simv0.tiny import save_tiny_llm, save_tiny_tower
 
 torch.set_num_threads(1)  # bit-exact whatever the machine, and faster at these sizes
@@ -103,6 +105,18 @@ def features(models: Path, manifests: Path, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("features")
     cache_vis(build_config(config_tree(models, manifests, folder), "test"))
     return folder
+
+
+@pytest.fixture
+def config(make_config: MakeConfig) -> Config:
+    """Features from the dataset itself: 3 steps an epoch, 2 epochs, a checkpoint after each step."""
+    return make_config(data={"dataset_class_path": "fit_world.VisFeats"}, training={"checkpoint_every_steps": 1})
+
+
+@pytest.fixture
+def unbroken(config: Config, tmp_path: Path) -> tuple[Any, ...]:
+    elsewhere = config.output.model_copy(update={"output_dir": str(tmp_path / "unbroken")})
+    return outcome(fit(config.model_copy(update={"output": elsewhere})))
 
 
 @pytest.fixture(scope="session")

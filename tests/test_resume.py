@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MakeConfig
 from fit_world import fit_until, lines, outcome
 
 from simv0.checkpoint import Training, load_checkpoint, save_checkpoint, seal
@@ -17,18 +16,6 @@ from simv0.errors import CheckpointError, SimError
 from simv0.fit import fit
 from simv0.predict import config_of
 from simv0.rundir import RunDir
-
-
-@pytest.fixture
-def config(make_config: MakeConfig) -> Config:
-    """Features from the dataset itself: 3 steps an epoch, 2 epochs, a checkpoint after each step."""
-    return make_config(data={"dataset_class_path": "fit_world.VisFeats"}, training={"checkpoint_every_steps": 1})
-
-
-@pytest.fixture
-def unbroken(config: Config, tmp_path: Path) -> tuple[Any, ...]:
-    elsewhere = config.output.model_copy(update={"output_dir": str(tmp_path / "unbroken")})
-    return outcome(fit(config.model_copy(update={"output": elsewhere})))
 
 
 def flip(path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeConfig
 from fit_world import outcome
 
 import simv0.fit
@@ -21,18 +20,6 @@ from simv0.errors import TrainingError
 from simv0.fit import fit
 from simv0.resume import find_checkpoint
 from simv0.rundir import PARTS, RunDir
-
-
-@pytest.fixture
-def config(make_config: MakeConfig) -> Config:
-    """Features from the dataset itself: 3 steps an epoch, 2 epochs, a checkpoint after each step."""
-    return make_config(data={"dataset_class_path": "fit_world.VisFeats"}, training={"checkpoint_every_steps": 1})
-
-
-@pytest.fixture
-def unbroken(config: Config, tmp_path: Path) -> tuple[Any, ...]:
-    elsewhere = config.output.model_copy(update={"output_dir": str(tmp_path / "unbroken")})
-    return outcome(fit(config.model_copy(update={"output": elsewhere})))
 
 
 def test_without_git_the_hash_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

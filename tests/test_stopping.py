@@ -21,18 +21,6 @@ from simv0.rundir import RunDir
 from simv0.stopping import Stopped
 
 
-@pytest.fixture
-def config(make_config: MakeConfig) -> Config:
-    """Features from the dataset itself: 3 steps an epoch, 2 epochs, a checkpoint after each step."""
-    return make_config(data={"dataset_class_path": "fit_world.VisFeats"}, training={"checkpoint_every_steps": 1})
-
-
-@pytest.fixture
-def unbroken(config: Config, tmp_path: Path) -> tuple[Any, ...]:
-    elsewhere = config.output.model_copy(update={"output_dir": str(tmp_path / "unbroken")})
-    return outcome(fit(config.model_copy(update={"output": elsewhere})))
-
-
 def test_a_second_interrupt_stops_at_once_and_leaves_a_checkpoint(
     config: Config, unbroken: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
