@@ -248,10 +248,10 @@ def overlay(
         from simv0.stream import Stream
 
         sequence = open_sequence(frames, telemetry, fps)
-        stream = Stream(Predictor.load(ckpt, loaded), spacing or sequence.interval, live=False)
         page = LivePage() if live else None
         if page is not None:
             typer.echo(f"live: {page.url}")
+        stream = Stream(Predictor.load(ckpt, loaded), spacing or sequence.interval, live=False)
         count = render_overlay(stream, sequence, out, page.show if page is not None else None)
         if page is not None:
             page.close()

@@ -1,25 +1,47 @@
-"""The overlay in a browser while it is computed: one page on this machine's loopback, pictures as MJPEG.
+"""The overlay in a browser while it is computed: one page on this machine's loopback, pictures as server-sent events.
 
-For looking at one's own machine, so the standard library's server is enough: it binds 127.0.0.1 only, and answers only
-those who ask for that name (a foreign page that resolves to 127.0.0.1 is refused).
+For looking at one's own machine: it binds 127.0.0.1 only, and answers only those who ask for that name (a foreign page
+that resolves to 127.0.0.1 is refused).
 """
 
+import asyncio
 import io
+import os
+import socket
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from simv0.errors import ConfigError
 from simv0.stream import State
 
-PAGE = b"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>simv0 live</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>body { margin: 0; background: #15181e; display: grid; place-items: center; min-height: 100vh; }
-img { max-width: 100%; max-height: 100vh; width: 960px; object-fit: contain; }</style></head>
-<body><img src="/stream" alt="what the model sees and says"></body></html>
+LOOK_EVERY = 0.02
+"""Seconds between a viewer's looks for a newer picture."""
+PATIENCE = 2
+"""Seconds that closing waits for a viewer that does not read."""
+PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>simv0 live</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
+<style>:root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif; }
+body { margin: 0; min-height: 100vh; display: grid; place-content: center; justify-items: center; }
+img { max-width: 100%; max-height: calc(100vh - 3.5rem); width: 960px; object-fit: contain; }
+p { margin: 1rem; }</style></head>
+<body><img id="picture" alt=""><p id="note" role="status">Waiting for the first picture.</p>
+<script>
+const source = new EventSource("pictures");
+const end = (text) => { source.close(); note.textContent = text; };
+source.onmessage = (event) => {
+  picture.src = "data:image/jpeg;base64," + event.data;
+  picture.alt = "what the model sees and says";
+  note.textContent = "Live.";
+};
+source.addEventListener("end", () => end("The recording has ended."));
+source.onerror = () => end("The command has stopped.");
+</script></body></html>
 """
 
 
@@ -28,79 +50,74 @@ class LivePage:
 
     Args:
         port: on 127.0.0.1; 0 takes a free one.
+
+    Raises:
+        ConfigError: Starlette or uvicorn is not installed, or the port cannot be had.
     """
 
     def __init__(self, port: int = 0) -> None:
-        self._changed = threading.Condition()
-        self._count, self._jpeg, self._ended = 0, b"", False
-        page = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                host = (self.headers.get("Host") or "").rpartition(":")[0]
-                if host not in ("127.0.0.1", "localhost"):
-                    self.send_error(403)
-                elif self.path == "/":
-                    self._answer("text/html; charset=utf-8", PAGE)
-                elif self.path == "/stream":
-                    page._stream(self)
-                else:
-                    self.send_error(404)
-
-            def _answer(self, kind: str, body: bytes) -> None:
-                self.send_response(200)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                """Say nothing: the terminal belongs to the command."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        self._server.daemon_threads = True
-        self._server.block_on_close = False
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
+        self._newest, self._ended = b"", False
+        self._server = _server(self._events)
+        try:
+            listener = socket.create_server(("127.0.0.1", port))
+        except OSError as error:
+            reason = os.strerror(error.errno or 0).lower()
+            raise ConfigError(f"live page: port {port} of 127.0.0.1: {reason}; 0 takes a free one") from None
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         """Where to look."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}/"
+        self._thread = threading.Thread(target=self._server.run, args=([listener],), daemon=True)
+        self._thread.start()
 
     def show(self, picture: UInt8[np.ndarray, "h w 3"], state: State, t: float) -> None:
         """Let `picture` be the newest; fits `overlay.render_overlay(show=...)`."""
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, "JPEG", quality=85)
-        with self._changed:
-            self._count, self._jpeg = self._count + 1, buffer.getvalue()
-            self._changed.notify_all()
+        self._newest = b"data: " + b64encode(buffer.getvalue()) + b"\n\n"
 
     def close(self) -> None:
-        """Let every viewer have the last picture, and stop serving."""
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-        self._server.shutdown()
-        self._server.server_close()
+        """Let every viewer have the last picture, and stop serving; takes `PATIENCE` at most, and a moment."""
+        self._ended = True
+        self._server.should_exit = True
         self._thread.join()
 
-    def _stream(self, handler: BaseHTTPRequestHandler) -> None:
-        """Send pictures until the end, or until the viewer leaves."""
-        handler.send_response(200)
-        handler.send_header("Content-Type", "multipart/x-mixed-replace; boundary=picture")
-        handler.send_header("Cache-Control", "no-store")
-        handler.end_headers()
-        seen = 0
+    async def _events(self) -> AsyncIterator[bytes]:
+        """What one viewer is sent: pictures, the newest first, then word of the end."""
+        sent = b""
         while True:
-            with self._changed:
-                while self._count == seen and not self._ended:
-                    self._changed.wait()
-                if self._count == seen:
-                    return
-                seen, jpeg = self._count, self._jpeg
-            head = f"--picture\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
-            try:
-                handler.wfile.write(head + jpeg + b"\r\n")
-            except OSError:  # the viewer has left
+            ended, newest = self._ended, self._newest  # in this order: what is newest after the end is the last
+            if newest is not sent:
+                yield (sent := newest)
+            elif ended:
+                yield b"event: end\ndata:\n\n"
                 return
+            else:
+                await asyncio.sleep(LOOK_EVERY)
+
+
+def _server(events: Callable[[], AsyncIterator[bytes]]) -> Any:
+    """What serves the page and, to each of its viewers, what `events` yields; silent, and without signal handlers.
+
+    Raises:
+        ConfigError: Starlette or uvicorn is not installed.
+    """
+    try:
+        import uvicorn
+        from starlette.applications import Starlette
+        from starlette.middleware import Middleware
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+        from starlette.requests import Request
+        from starlette.responses import HTMLResponse, Response, StreamingResponse
+        from starlette.routing import Route
+    except ImportError:
+        raise ConfigError("a live page needs Starlette and uvicorn: pip install 'simv0[live]'") from None
+
+    async def page(_: Request) -> Response:
+        return HTMLResponse(PAGE)
+
+    async def pictures(_: Request) -> Response:
+        return StreamingResponse(events(), headers={"Cache-Control": "no-store"}, media_type="text/event-stream")
+
+    own_names = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
+    app = Starlette(routes=[Route("/", page), Route("/pictures", pictures)], middleware=[own_names])
+    config = uvicorn.Config(app, log_config=None, log_level="critical", timeout_graceful_shutdown=PATIENCE)
+    return uvicorn.Server(config)

@@ -75,10 +75,12 @@ def test_overlay_writes_as_many_frames_as_came_in(make_config: MakeConfig, featu
     video = write_video(tmp_path / "in.mp4", 30)
     telemetry = write_csv(tmp_path / "t.csv", [i / 10 for i in range(15)])
     out = tmp_path / "out.mp4"
-    args = ["overlay", "--ckpt", run.best, "--frames", video, "--telemetry", telemetry, "--out", out]
+    args = ["overlay", "--ckpt", run.best, "--frames", video, "--telemetry", telemetry, "--out", out, "--live"]
     result = CliRunner().invoke(app, [str(arg) for arg in args], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith(f"{out}: 30 frames, 27 judged, 3 waiting, 0 bad; windows of frames 0.050 s apart; ")
+    where, said = result.stdout.splitlines()
+    assert where.startswith("live: http://127.0.0.1:")
+    assert said.startswith(f"{out}: 30 frames, 27 judged, 3 waiting, 0 bad; windows of frames 0.050 s apart; ")
     written = list(VideoReader(out))
     assert len(written) == 30
     assert [t for t, _ in written] == pytest.approx([i / 20 for i in range(30)], abs=1e-3)
