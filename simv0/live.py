@@ -59,13 +59,13 @@ class LivePage:
         self._newest, self._ended = b"", False
         self._server = _server(self._events)
         try:
-            listener = socket.create_server(("127.0.0.1", port))
+            self._listener = socket.create_server(("127.0.0.1", port))
         except OSError as error:
             reason = os.strerror(error.errno or 0).lower()
             raise ConfigError(f"live page: port {port} of 127.0.0.1: {reason}; 0 takes a free one") from None
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/"
         """Where to look."""
-        self._thread = threading.Thread(target=self._server.run, args=([listener],), daemon=True)
+        self._thread = threading.Thread(target=self._server.run, args=([self._listener],), daemon=True)
         self._thread.start()
 
     def show(self, picture: UInt8[np.ndarray, "h w 3"], state: State, t: float) -> None:
@@ -79,6 +79,7 @@ class LivePage:
         self._ended = True
         self._server.should_exit = True
         self._thread.join()
+        self._listener.close()  # a server that had not begun leaves it open
 
     async def _events(self) -> AsyncIterator[bytes]:
         """What one viewer is sent: pictures, the newest first, then word of the end."""
