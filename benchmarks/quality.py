@@ -23,7 +23,7 @@ from torch.utils.data import Subset
 from cache.pipeline import cache_vis
 from cli.demo import LLM, TOWER, WORLD, demo_config
 from simv0.baselines import baseline_logits, read_inputs, score
-from simv0.build import build_model, class_weights, lr_factor, make_optimizer, set_stats
+from simv0.build import build_model, class_weights, lr_factor, make_optimizer, set_stats, visual_dropout
 from simv0.config import Config
 from simv0.config_file import build_config, load_config
 from simv0.labels import HEADS
@@ -108,10 +108,8 @@ VARIANTS = {
     "loud picture at the start": Variant(patch=loud_picture),
     "one learning rate": training(lr_scale=LR_SCALE),
     "projector at lr": training(lr_scale={**dict.fromkeys(LR_SCALE, 10.0), "projector": 1.0}),
-    "no visual dropout": training(visual_dropout=0.0),
-    "no feature dropout": training(feature_dropout=0.0),
-    "nothing hidden": training(visual_dropout=0.0, feature_dropout=0.0),
-    "no label smoothing": training(label_smoothing=0.0),
+    "nothing hidden": training(visual_dropout=0.0),
+    "half hidden": training(visual_dropout=0.5),
     "no class weights": training(class_weights="none"),
     "balanced": training(class_weights="balanced"),
     "20 epochs": training(epochs=20),
@@ -170,6 +168,7 @@ def train_model(config: Config, variant: Variant, train: Split) -> SimV0Model:
     """Train as `fit` does: same draws, same order."""
     recipe, device = config.training, torch.device("cpu")
     model = build_model(config, train.dv, None, device)
+    model.visual_dropout = visual_dropout(recipe, train)
     set_stats(model, train, config)
     if variant.patch:
         torch.manual_seed(recipe.seed + 1)
@@ -195,7 +194,6 @@ def train_model(config: Config, variant: Variant, train: Split) -> SimV0Model:
             None,
             device,
             class_weights=weights,
-            label_smoothing=recipe.label_smoothing,
             grad_clip=recipe.grad_clip,
             before_step=before_step,
         )

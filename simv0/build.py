@@ -67,8 +67,6 @@ def build_model(config: Config, dv: int, encoder: Encoder | None, device: torch.
         K=wanted.K,
         confidence_head=wanted.confidence_head,
         encoder=encoder,
-        visual_dropout=config.training.visual_dropout,
-        feature_dropout=config.training.feature_dropout,
     )
     return model.to(device)
 
@@ -90,6 +88,16 @@ def set_stats(model: SimV0Model, train: Split, config: Config) -> None:
     with torch.no_grad():
         feats = feature_stats(train, lambda batch: model.encode(to_device(batch, device)), model.encoder is not None)
     model.set_stats(telemetry, feats)
+
+
+def visual_dropout(training: TrainingConfig, train: Split) -> float:
+    """Share of the pictures, and of the features of the others, that training hides.
+
+    Unset, it is dv / (dv + windows): the wider the features and the fewer the windows, the more there is to memorise.
+    """
+    if training.visual_dropout is not None:
+        return training.visual_dropout
+    return train.dv / (train.dv + len(train.labels))
 
 
 def make_optimizer(model: SimV0Model, training: TrainingConfig) -> torch.optim.AdamW:

@@ -108,7 +108,7 @@ class ModelConfig(Section):
 
 Module = Literal["projector", "telemetry_mlp", "task_token", "heads"]
 LR_SCALE: dict[Module, float] = {
-    "projector": 0.3,
+    "projector": 0.2,
     "telemetry_mlp": 10.0,
     "task_token": 10.0,
     "heads": 10.0,
@@ -125,14 +125,10 @@ class TrainingConfig(Section):
     lr_scale: dict[Module, Annotated[float, Field(gt=0, le=1000)]] = LR_SCALE
     """Factor on `lr` per module: the wide projector overfits, the others are small and slow (docs/quality.md). A map
     that names some modules leaves the others as they are."""
-    visual_dropout: float = Field(default=0.5, ge=0, lt=1)
+    visual_dropout: float | None = Field(default=None, ge=0, lt=1)
     """Share of the training samples that are shown the average picture instead of theirs, so that telemetry is learnt
-    too. Try 0 with thousands of windows whose labels the picture gives (docs/quality.md)."""
-    feature_dropout: float = Field(default=0.8, ge=0, lt=1)
-    """Share of the vision features that is hidden, drawn anew for each visual token: wide features overfit."""
-    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the target that is spread over all classes of a head; within the noise everywhere; kept because the
-    recipe without it and feature dropout missed its bar on the real windows (docs/quality.md)."""
+    too, and share of the features that is hidden in the others; unset: dv / (dv + windows of the train split), since
+    wide features of few windows are memorised (docs/quality.md)."""
     class_weights: Literal["none", "dataset", "balanced", "sqrt_balanced"] | None = None
     """Weights of the classes in the loss: `dataset` takes the dataset's own, `balanced` gives every class the same
     total weight, `sqrt_balanced` goes half of the way; unset: the dataset's own where it has them, else

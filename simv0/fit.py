@@ -10,7 +10,16 @@ from torch import Tensor
 
 from simv0.alarm import choose_alarm
 from simv0.board import check_tensorboard, tensorboard
-from simv0.build import build_model, class_weights, compute_dtype, lr_factor, make_optimizer, pick_device, set_stats
+from simv0.build import (
+    build_model,
+    class_weights,
+    compute_dtype,
+    lr_factor,
+    make_optimizer,
+    pick_device,
+    set_stats,
+    visual_dropout,
+)
 from simv0.checkpoint import Checkpoint, Meta, Training, load_checkpoint, save_checkpoint
 from simv0.compiled import compile_llm
 from simv0.config import Config
@@ -87,6 +96,7 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None) -> None:
     train, val = (open_split(config, name, encoder) for name in ("train", "val"))
     check_pair(config, (train.identity, val.identity), (train.dv, val.dv))
     model = build_model(config, train.dv, encoder, device)
+    model.visual_dropout = visual_dropout(config.training, train)
     digests = {"train": split_digest(train), "val": split_digest(val)}
     sizes = {"data.batch_size": config.batch_size, "evaluation.batch_size": config.evaluation.batch_size}
     splits = {f"{name} split": digest for name, digest in digests.items()}
@@ -208,7 +218,6 @@ def _epochs(
                 scaler,
                 device,
                 class_weights=weights,
-                label_smoothing=training.label_smoothing,
                 confidence_weight=training.confidence_weight,
                 grad_clip=training.grad_clip,
                 tally=position.tally,
@@ -265,6 +274,7 @@ def _introduce(
     )
     log.info(f"training {sum(counts.values()):,} weights: {trained}")
     log.info(f"train {len(train.labels)} windows, val {len(val.labels)}; F={model.F} K={model.K} dv={model.dv}")
+    log.info(f"hiding {model.visual_dropout:.0%} of the pictures, and of the features of the others, in training")
     if not (val.labels.ids["risk"] == HIGH).any():
         log.warning('val has no window of risk "high": best.pt follows macro_f1, and no alarm can be judged')
     warn_of_leakage(

@@ -18,15 +18,9 @@ def weighted_cross_entropy(
     ids: Int[Tensor, " B"],
     weight: Float[Tensor, " B"],
     class_weight: Float[Tensor, " n"] | None = None,
-    label_smoothing: float = 0.0,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """sum(w*l) and sum(w), w = sample weight x weight of the label's class, l = cross entropy.
-
-    With label smoothing e, l is (1-e) of the label's plus e of the mean over the classes (Szegedy et al. 2016). Unlike
-    torch's, the class weight multiplies both parts, so that it is one weight a sample.
-    """
-    log_p = nnf.log_softmax(logits.float(), -1)
-    loss = -(1 - label_smoothing) * log_p.gather(-1, ids[:, None]).squeeze(-1) - label_smoothing * log_p.mean(-1)
+    """sum(w*l) and sum(w), w = sample weight x weight of the label's class, l = cross entropy."""
+    loss = nnf.cross_entropy(logits.float(), ids, reduction="none")
     if class_weight is not None:
         weight = weight * class_weight[ids]
     return (weight * loss).sum(), weight.sum()
@@ -36,7 +30,6 @@ def loss_sums(
     logits: Mapping[str, Tensor],
     batch: Batch,
     class_weights: Mapping[str, Tensor] | None = None,
-    label_smoothing: float = 0.0,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Head -> (sum(w*l), sum(w)); sums, so that parts of a batch or of a split add up exactly.
 
@@ -45,9 +38,7 @@ def loss_sums(
     weight = batch["weight"]
     ids: dict[str, Tensor] = {head: batch[f"{head}_id"] for head in HEADS}  # type: ignore[literal-required]
     sums = {
-        head: weighted_cross_entropy(
-            logits[f"{head}_logits"], ids[head], weight, (class_weights or {}).get(head), label_smoothing
-        )
+        head: weighted_cross_entropy(logits[f"{head}_logits"], ids[head], weight, (class_weights or {}).get(head))
         for head in HEADS
     }
     if "confidence_logits" in logits:

@@ -39,8 +39,6 @@ class SimV0Model(nn.Module):
         K: visual tokens, at most F.
         confidence_head: also say how likely risk and action are both right.
         encoder: needed only to take `frames`.
-        visual_dropout: share of the training samples whose features are hidden: they count as the average picture.
-        feature_dropout: share of the features that is hidden anew in every training step.
 
     Raises:
         ModelError: K > F, or an encoder whose features are not `dv` wide.
@@ -61,8 +59,6 @@ class SimV0Model(nn.Module):
         K: int,
         confidence_head: bool = False,
         encoder: Encoder | None = None,
-        visual_dropout: float = 0.0,
-        feature_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if not 1 <= K <= F:
@@ -71,7 +67,7 @@ class SimV0Model(nn.Module):
             raise ModelError(f"model.dv: expected {dv}, but the encoder gives features of width {encoder.dv}")
         self.llm, self.encoder = llm, encoder
         self.dv, self.F, self.K = dv, F, K
-        self.visual_dropout, self.feature_dropout = visual_dropout, feature_dropout
+        self.visual_dropout = 0.0  # of training alone: `build.visual_dropout`
         self.register_buffer("segments", segment_means(F, K), persistent=False)
         # Standardisation with the train split's stats; identities until `set_stats`.
         self.register_buffer("telemetry_mean", torch.zeros(len(TELEMETRY)))
@@ -151,21 +147,19 @@ class SimV0Model(nn.Module):
     def _hide(
         self, feats: Float[Tensor, "B K dv"], share: tuple[int, int, int] | None = None
     ) -> Float[Tensor, "B K dv"]:
-        """In training, hide some samples' features and some of the rest: else the wide features are memorised before
-        the eight numbers of the telemetry are understood. 0 is the average picture.
+        """In training, hide a share `visual_dropout` of the samples' pictures, and as large a share of the features of
+        the others: else wide features are memorised before the eight numbers of the telemetry are understood. 0 is the
+        average picture.
 
         Drawn for the whole batch, of which this may be a share: how many processes there are changes nothing.
         """
-        if not self.training:
+        if not (self.training and self.visual_dropout):
             return feats
         start, _, total = share or (0, len(feats), len(feats))
         rows = slice(start, start + len(feats))
-        if self.visual_dropout:
-            shown = torch.rand(total, 1, 1) >= self.visual_dropout  # drawn on the CPU: the same on every device
-            feats = feats * shown[rows].to(feats.device)
-        if self.feature_dropout:
-            feats = feats * nnf.dropout(feats.new_ones(total, *feats.shape[1:]), self.feature_dropout)[rows]
-        return feats
+        shown = torch.rand(total, 1, 1) >= self.visual_dropout  # drawn on the CPU: the same on every device
+        kept = nnf.dropout(feats.new_ones(total, *feats.shape[1:]), self.visual_dropout)
+        return feats * shown[rows].to(feats.device) * kept[rows]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`vis_feats` [B,F,dv] or `frames` [B,F,3,H,W], and raw `telemetry` [B,8] -> logits.

@@ -29,7 +29,6 @@ def train_one_epoch(
     device: torch.device | str,
     *,
     class_weights: Mapping[str, Tensor] | None = None,
-    label_smoothing: float = 0.0,
     confidence_weight: float = 0.1,
     grad_clip: float = 1.0,
     tally: Tally | None = None,
@@ -45,7 +44,6 @@ def train_one_epoch(
         scaler: loss scaling for fp16; None otherwise.
         device: where the model is.
         class_weights: head -> weight of each class.
-        label_smoothing: share of the target spread over all classes.
         confidence_weight: weight of the confidence head's loss.
         grad_clip: largest norm of the gradient of all trained weights together.
         tally: counts to go on from, when the epoch was begun earlier.
@@ -68,7 +66,7 @@ def train_one_epoch(
         if before_step is not None:
             before_step()
         logits, batch = _counted(model(batch), batch)
-        sums = loss_sums(logits, batch, class_weights, label_smoothing)
+        sums = loss_sums(logits, batch, class_weights)
         loss = objective(whole_weights(sums), confidence_weight)["loss"]
         if not torch.isfinite(loss):
             raise TrainingError(_non_finite("the loss", loss, batch))

@@ -131,27 +131,29 @@ def test_frozen_networks_stay_in_eval_mode(models: Path, make_config: MakeConfig
     assert not any(module.training for part in (model.llm, model.encoder) for module in part.modules())  # type: ignore
 
 
-def test_visual_dropout_only_in_training_and_by_sample(models: Path) -> None:
-    model = small(models, visual_dropout=0.5)
-    batch = random_batch(64)
-    whole = model.eval().prefix(batch["vis_feats"], batch["telemetry"])
-    torch.manual_seed(3)
-    dropped = model.train().prefix(batch["vis_feats"], batch["telemetry"])
-    average = model.projector.bias * model.llm.embed_rms  # the token of the average picture
-    gone = (dropped[:, :2] == average).all(-1).all(-1)
-    assert 20 <= gone.sum() <= 44
-    assert torch.equal(dropped[~gone], whole[~gone])
-    assert torch.equal(dropped[:, 2:], whole[:, 2:])  # telemetry and task tokens stay
-
-
-def test_feature_dropout_hides_features_and_keeps_their_mean(models: Path) -> None:
-    model = small(models, feature_dropout=0.75)
+def test_visual_dropout_hides_pictures_and_features_and_keeps_their_mean(models: Path) -> None:
+    model = small(models)
     feats = torch.randn(2000, 2, 32) + 3
+    assert torch.equal(model.train()._hide(feats), feats)
+    model.visual_dropout = 0.75
     torch.manual_seed(3)
     hidden = model._hide(feats)
-    assert 0.74 < (hidden == 0).float().mean() < 0.76
-    assert torch.equal(hidden[hidden != 0], 4 * feats[hidden != 0])
+    gone = (hidden == 0).flatten(1).all(1)
+    assert 0.71 < gone.float().mean() < 0.79
+    rest, seen = hidden[~gone], feats[~gone]
+    assert 0.72 < (rest == 0).float().mean() < 0.78
+    assert torch.equal(rest[rest != 0], 4 * seen[rest != 0])
     assert torch.equal(model.eval()._hide(feats), feats)
+
+
+def test_visual_dropout_leaves_the_average_picture_and_the_other_tokens(models: Path) -> None:
+    model, batch = small(models), random_batch(64)
+    whole = model.eval().prefix(batch["vis_feats"], batch["telemetry"])
+    model.visual_dropout = 0.5
+    hidden = model.train().prefix(batch["vis_feats"], batch["telemetry"])
+    average = model.projector.bias * model.llm.embed_rms
+    assert 20 <= (hidden[:, :2] == average).all(-1).all(-1).sum() <= 44
+    assert torch.equal(hidden[:, 2:], whole[:, 2:])
 
 
 def test_confidence_does_not_change_what_the_model_says(models: Path) -> None:

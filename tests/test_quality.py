@@ -9,7 +9,7 @@ import torch
 
 import benchmarks.quality
 from benchmarks.quality import blocks_of, cell
-from simv0.build import class_weights
+from simv0.build import class_weights, visual_dropout
 from simv0.checkpoint import load_checkpoint
 from simv0.errors import ConfigError
 from simv0.fit import fit
@@ -34,6 +34,16 @@ def test_class_weights_by_hand(make_config: MakeConfig, features: Path) -> None:
         class_weights("dataset", split, cpu)
     own = replace(split, class_weights={"risk": [1.0, 2.0, 3.0, 4.0]})
     assert class_weights(None, own, cpu)["risk"].tolist() == [1, 2, 3, 4]  # type: ignore[index]
+
+
+def test_more_is_hidden_the_wider_the_features_and_the_fewer_the_windows(
+    make_config: MakeConfig, features: Path
+) -> None:
+    config = make_config(cache={"dir": str(features)})
+    split = open_split(config, "train")  # 40 windows, dv = 32
+    assert visual_dropout(config.training, split) == pytest.approx(32 / 72)
+    assert visual_dropout(config.training, replace(split, dv=120)) == pytest.approx(0.75)
+    assert visual_dropout(make_config(training={"visual_dropout": 0.0}).training, split) == 0
 
 
 def test_patience_stops_and_resume_does_not_go_on(make_config: MakeConfig, features: Path) -> None:
