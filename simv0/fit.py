@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ from simv0.splits import (
     split_digest,
     train_batches,
 )
-from simv0.stopping import Stopped, stop_request
+from simv0.stopping import Stopped, StopRequest, stop_request
 from simv0.trainer import LogitsKept, evaluate, train_one_epoch
 
 log = logging.getLogger("simv0")
@@ -122,125 +123,135 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None) -> None:
             position.tally = Tally()  # the first process's goes on; in the end all are added up
     with run.log_to_file() if rank() == 0 else nullcontext():
         _introduce(config, model, train, val, device, position)
-        _epochs(config, run, position, model, optimizer, scaler, train, val, digests, batches)
+        Epochs(config, run, position, model, optimizer, scaler, train, val, digests, batches).go_on()
 
 
-def _epochs(
-    config: Config,
-    run: RunDir,
-    position: Position,
-    model: SimV0Model,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None,
-    train: Split,
-    val: Split,
-    digests: dict[str, str],
-    batches: Batches,
-) -> None:
-    """The epochs from `position` on."""
-    training, device = config.training, model.task_token.device
-    order, val_batches = batches.order, eval_batches(config, val)
-    steps = len(order)
-    weights = class_weights(training.class_weights, train, device)
-    meta: dict[str, Any] = describe(config, model, train)
+@dataclass
+class Epochs:
+    """A run under way: what its epochs work with, and what they leave."""
 
-    def save_last(metrics: Metrics) -> None:
-        tally = position.tally.whole()
-        from_first(write_last, metrics, tally)
+    config: Config
+    run: RunDir
+    position: Position
+    model: SimV0Model
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
+    train: Split
+    val: Split
+    digests: dict[str, str]
+    batches: Batches
 
-    def write_last(metrics: Metrics, tally: Tally) -> None:
-        state = Training(
-            step=position.step,
-            best=position.best,
-            since_best=position.since_best,
-            tally=tally.state(),
-            optimizer=optimizer.state_dict()["state"],
-            scaler=scaler.state_dict() if scaler else None,
-            digests=digests,
-        )
-        content = Checkpoint(
-            meta=Meta(**meta, epoch=position.epoch, metrics=metrics, alarm=None),
-            state=model.trainable_state(),
-            training=state,
-        )
-        save_checkpoint(run.last, content, previous=run.previous)
+    def __post_init__(self) -> None:
+        self.device, self.steps = self.model.task_token.device, len(self.batches.order)
+        self.val_batches, self.val_logits = eval_batches(self.config, self.val), LogitsKept()
+        self.about: dict[str, Any] = describe(self.config, self.model, self.train)
+        self.stop = StopRequest()
 
-    def before_step() -> None:
-        step = position.epoch * steps + position.step
+    def go_on(self) -> None:
+        """The epochs from `position` on."""
+        position, training = self.position, self.config.training
+        weights = class_weights(training.class_weights, self.train, self.device)
+        board = tensorboard(self.config, self.run.tensorboard, position.epoch)
+        log.info(table_head())
+        with stop_request() as self.stop, no_worker_left(self.batches, self.val_batches), board as to_board:
+            while position.epoch < training.epochs and not self._gave_up():
+                order = self.batches.order
+                order.epoch, order.start = position.epoch, position.step
+                learnt = train_one_epoch(
+                    self.model,
+                    self.batches,
+                    self.optimizer,
+                    self.scaler,
+                    self.device,
+                    class_weights=weights,
+                    confidence_weight=training.confidence_weight,
+                    grad_clip=training.grad_clip,
+                    tally=position.tally,
+                    before_step=self._before_step,
+                    after_step=self._after_step,
+                )
+                self.val_logits.clear()
+                measured = evaluate(self.model, self.val_batches, self.device, on_batch=self._after_val_batch)
+                position.epoch, position.step, position.tally = position.epoch + 1, 0, Tally()
+                from_first(self._write_lines, learnt, measured)
+                to_board(position.epoch, learnt, measured)
+                better = self._end_epoch(measured)
+                log.info(table_row(position.epoch, learnt, measured, better))
+        if self._gave_up() and position.epoch < training.epochs:
+            log.info(f"stopped after epoch {position.epoch}: {training.patience} epochs without a new best")
+        best = from_first(load_checkpoint, self.run.best).meta
+        log.info(f"best epoch {best.epoch}; {best.alarm}")
+
+    def _before_step(self) -> None:
+        training = self.config.training
+        step = self.position.epoch * self.steps + self.position.step
         torch.manual_seed(training.seed * 1_000_003 + step)  # every random draw is a function of (seed, step)
-        factor = lr_factor(step, training.epochs * steps)
-        for group in optimizer.param_groups:
+        factor = lr_factor(step, training.epochs * self.steps)
+        for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
 
-    def write_best(metrics: Metrics, logits: dict[str, np.ndarray]) -> None:
-        alarm = choose_alarm(logits, val.labels.ids, val.labels.sample_id, val.labels.group, config.evaluation)
-        about = Meta(**meta, epoch=position.epoch, metrics=metrics, alarm=alarm)
-        save_checkpoint(run.best, Checkpoint(meta=about, state=model.trainable_state()))
+    def _after_step(self) -> None:
+        self.position.step += 1
+        self._stop_if_asked()
+        every = self.config.training.checkpoint_every_steps
+        if every and self.position.step % every == 0:
+            self._save_last({})
+            self._stop_if_asked()
 
-    def write_lines(learnt: Metrics, measured: Metrics) -> None:
-        append_line(run.train_metrics, {"epoch": position.epoch, **learnt})
-        append_line(run.val_metrics, {"epoch": position.epoch, **measured})
-        to_board(position.epoch, learnt, measured)
+    def _after_val_batch(self, batch: Batch, logits: dict[str, Tensor]) -> None:
+        self.val_logits.keep(batch, logits)
+        self._stop_if_asked()
 
-    def after_step() -> None:
-        position.step += 1
-        stop_if_asked()
-        if training.checkpoint_every_steps and position.step % training.checkpoint_every_steps == 0:
-            save_last({})
-            stop_if_asked()
-
-    def stop_if_asked() -> None:
-        if anywhere(stop.asked is not None):  # never by what this process alone knows: the others would not follow
-            save_last({})
+    def _stop_if_asked(self) -> None:
+        if anywhere(self.stop.asked is not None):  # never by what this process alone knows: the others would not follow
+            self._save_last({})
             raise Stopped(
-                f"{run.root}: stopped by {stop.asked or 'a signal'} in epoch {position.epoch + 1} after step "
-                f"{position.step} of {steps}; the checkpoint is written: go on with --resume"
+                f"{self.run.root}: stopped by {self.stop.asked or 'a signal'} in epoch {self.position.epoch + 1} after "
+                f"step {self.position.step} of {self.steps}; the checkpoint is written: go on with --resume"
             )
 
-    val_logits = LogitsKept()
+    def _end_epoch(self, measured: Metrics) -> bool:
+        """Write best.pt if this epoch is the best one, and last.pt; returns whether it is."""
+        position, best_metric = self.position, self.config.training.best_metric
+        rates = {key: value for key, value in measured.items() if key not in ("seconds", "data_wait_share")}
+        better = ranking(measured, best_metric) > position.best
+        position.since_best = 0 if better else position.since_best + 1
+        if better:
+            position.best = ranking(measured, best_metric)
+            from_first(self._write_best, rates, self.val_logits.arrays())
+        self._save_last(rates)
+        return better
 
-    def after_val_batch(batch: Batch, logits: dict[str, Tensor]) -> None:
-        val_logits.keep(batch, logits)
-        stop_if_asked()
+    def _gave_up(self) -> bool:
+        patience = self.config.training.patience
+        return patience is not None and self.position.since_best >= patience
 
-    def gave_up() -> bool:
-        return training.patience is not None and position.since_best >= training.patience
+    def _save_last(self, metrics: Metrics) -> None:
+        from_first(self._write_last, metrics, self.position.tally.whole())
 
-    log.info(table_head())
-    board = tensorboard(config, run.tensorboard, position.epoch)
-    with stop_request() as stop, no_worker_left(batches, val_batches), board as to_board:
-        while position.epoch < training.epochs and not gave_up():
-            order.epoch, order.start = position.epoch, position.step
-            learnt = train_one_epoch(
-                model,
-                batches,
-                optimizer,
-                scaler,
-                device,
-                class_weights=weights,
-                confidence_weight=training.confidence_weight,
-                grad_clip=training.grad_clip,
-                tally=position.tally,
-                before_step=before_step,
-                after_step=after_step,
-            )
-            val_logits.clear()
-            measured = evaluate(model, val_batches, device, on_batch=after_val_batch)
-            position.epoch, position.step, position.tally = position.epoch + 1, 0, Tally()
-            from_first(write_lines, learnt, measured)
-            rates = {key: value for key, value in measured.items() if key not in ("seconds", "data_wait_share")}
-            better = ranking(measured, training.best_metric) > position.best
-            position.since_best = 0 if better else position.since_best + 1
-            if better:
-                position.best = ranking(measured, training.best_metric)
-                logits = val_logits.arrays()
-                from_first(write_best, rates, logits)
-            save_last(rates)
-            log.info(table_row(position.epoch, learnt, measured, better))
-    if gave_up() and position.epoch < training.epochs:
-        log.info(f"stopped after epoch {position.epoch}: {training.patience} epochs without a new best")
-    best = from_first(load_checkpoint, run.best).meta
-    log.info(f"best epoch {best.epoch}; {best.alarm}")
+    def _write_last(self, metrics: Metrics, tally: Tally) -> None:
+        state = Training(
+            step=self.position.step,
+            best=self.position.best,
+            since_best=self.position.since_best,
+            tally=tally.state(),
+            optimizer=self.optimizer.state_dict()["state"],
+            scaler=self.scaler.state_dict() if self.scaler else None,
+            digests=self.digests,
+        )
+        about = Meta(**self.about, epoch=self.position.epoch, metrics=metrics, alarm=None)
+        content = Checkpoint(meta=about, state=self.model.trainable_state(), training=state)
+        save_checkpoint(self.run.last, content, previous=self.run.previous)
+
+    def _write_best(self, metrics: Metrics, logits: dict[str, np.ndarray]) -> None:
+        labels = self.val.labels
+        alarm = choose_alarm(logits, labels.ids, labels.sample_id, labels.group, self.config.evaluation)
+        about = Meta(**self.about, epoch=self.position.epoch, metrics=metrics, alarm=alarm)
+        save_checkpoint(self.run.best, Checkpoint(meta=about, state=self.model.trainable_state()))
+
+    def _write_lines(self, learnt: Metrics, measured: Metrics) -> None:
+        append_line(self.run.train_metrics, {"epoch": self.position.epoch, **learnt})
+        append_line(self.run.val_metrics, {"epoch": self.position.epoch, **measured})
 
 
 def describe(config: Config, model: SimV0Model, train: Split) -> dict[str, Any]:
