@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from simv0.errors import SimError
+from simv0.errors import SimError, of_lost_worker
 
 app = typer.Typer(
     help="How risky is this window, why, and what to do: a small model around a frozen encoder and a frozen LLM.",
@@ -41,15 +41,15 @@ def user_errors() -> Iterator[None]:
         logger.addHandler(handler)
     try:
         yield
-    except SimError as error:
-        if _first_to_fail():
-            for line in str(error).splitlines():
-                typer.echo(f"error: {line}", err=True)
-        raise typer.Exit(error.exit_code) from None
-    except Exception:
+    except Exception as error:
+        told = error if isinstance(error, SimError) else of_lost_worker(error)
         if not _first_to_fail():
-            raise typer.Exit(1) from None
-        raise
+            raise typer.Exit(told.exit_code if told else 1) from None
+        if told is None:
+            raise
+        for line in str(told).splitlines():
+            typer.echo(f"error: {line}", err=True)
+        raise typer.Exit(told.exit_code) from None
     finally:
         for handler in handlers:
             logger.removeHandler(handler)

@@ -15,6 +15,19 @@ def unwrap(error: SimError) -> SimError:
     return type(error)(lines[-1].split(": ", 1)[1])  # ends with "module.DataError: the message"
 
 
+def of_lost_worker(error: Exception) -> "DataError | None":
+    """What torch says when a process that reads data has been killed, as one line; None for any other error.
+
+    It is raised wherever the main process happens to be.
+    """
+    if not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader worker (pid"):
+        return None
+    return DataError(
+        f"a process that reads data has ended ({str(error).splitlines()[0].rstrip('. ')}): out of memory? Lower "
+        "data.num_workers, and start again (train: with --resume)"
+    )
+
+
 class ConfigError(SimError):
     """A wrong command line or config; several mistakes come as several lines."""
 

@@ -1,12 +1,13 @@
 """Ctrl-C and SIGTERM as a request: training stops at a batch border, with a checkpoint."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from simv0.distributed import world
+from simv0.distributed import processes, world
 from simv0.errors import TrainingError
 
 
@@ -17,9 +18,22 @@ class Stopped(TrainingError):
 
 
 class StopRequest:
-    """Set by a signal, looked at after each step."""
+    """Set by a signal, looked at after each step.
 
-    asked: str | None = None
+    Attributes:
+        signal: the name of the last one.
+    """
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+        self._parent = os.getppid()
+
+    @property
+    def asked(self) -> str | None:
+        """Who asked. A killed torchrun cannot, and its processes would train on without anyone's knowledge."""
+        if self.signal is None and processes() > 1 and os.getppid() != self._parent:
+            return "the end of torchrun"
+        return self.signal
 
 
 @contextmanager
@@ -32,7 +46,7 @@ def stop_request() -> Iterator[StopRequest]:
     previous: dict[signal.Signals, Any] = {}
 
     def ask(number: int, frame: FrameType | None) -> None:
-        request.asked = signal.Signals(number).name
+        request.signal = signal.Signals(number).name
         if world() == 1:  # torchrun passes a Ctrl-C on that has already come from the keyboard
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -2,20 +2,27 @@
 
 import logging
 import os
+import re
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import MakeConfig
-from fit_world import outcome
+from fit_world import VisFeats, moved, outcome
+from ranks import on_ranks
+from torch.utils.data import get_worker_info
+from typer.testing import CliRunner
 
 import simv0.fit
 import simv0.resume
 import simv0.rundir
+from cli.main import app
 from simv0.checkpoint import load_checkpoint, save_checkpoint
 from simv0.config import Config
+from simv0.config_file import dump_config
 from simv0.fit import fit
 from simv0.rundir import RunDir
 from simv0.stopping import Stopped
@@ -111,3 +118,48 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_alone(
     os.killpg(child, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
     assert outcome(fit(config, resume=True)) == unbroken
+
+
+def test_a_killed_torchrun_stops_its_processes(config: Config, tmp_path: Path) -> None:
+    """It cannot tell them: else they train on, and hold the run's folder, without anyone's knowledge."""
+    config, said = moved(config, tmp_path / "run", epochs=10_000), tmp_path / "said"
+    launcher = os.fork()
+    if launcher == 0:
+        logging.disable()
+        on_ranks(2, lambda: fit(config) and None, said)
+        os._exit(0)
+    run = RunDir(config.output.output_dir)
+    wait_until(run.last.exists)
+    os.kill(launcher, signal.SIGKILL)
+    os.waitpid(launcher, 0)
+    wait_until(lambda: said.exists() and said.read_text().count("\n") == 2)
+    assert said.read_text().count("stopped by the end of torchrun in epoch ") == 2
+    assert load_checkpoint(run.last).training is not None
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class Dies(VisFeats):
+    """One of its processes is killed, as by a machine that has run out of memory."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == 7 and get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_killed_worker_is_one_line(make_config: MakeConfig, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(make_config(data={"dataset_class_path": "test_stopping.Dies", "num_workers": 2})))
+    found = CliRunner().invoke(app, ["train", "--config", str(path)])
+    assert found.exit_code == 1
+    assert re.fullmatch(
+        r"error: a process that reads data has ended \(DataLoader worker \(pid.* \d+\).*\): out of memory\? Lower "
+        r"data.num_workers, and start again \(train: with --resume\)\n",
+        found.stderr,
+    )
