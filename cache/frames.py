@@ -1,8 +1,10 @@
 """Which frames a shard needs, each once, and reading them in workers."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -56,6 +58,12 @@ class FrameSource(Dataset[Any]):
             return list(frames)
         return list(dict.fromkeys(frame // self.F for frame in frames))  # type: ignore[operator]
 
+    def names(self, units: Iterable[Hashable]) -> list[Hashable]:
+        """The frames that reading these units gives, in order."""
+        if self.shares:
+            return list(units)
+        return [frame for window in units for frame in self.frames_of(window)]  # type: ignore[arg-type]
+
     def read(self, units: Iterable[Hashable]) -> Num[Tensor, "n 3 h w"]:
         """Read frames and bring them to the encoder's size.
 
@@ -91,6 +99,19 @@ class FrameSource(Dataset[Any]):
             return job, self.read(job.units)
         except SimError as error:
             return job, error
+
+
+def in_stretches(units: list[Hashable], workers: int, step: int) -> list[list[Hashable]]:
+    """One shard's units in jobs of at most `step`, so that every worker reads one stretch of neighbours.
+
+    Loaders deal jobs to workers in turn, so the stretches are dealt in turn too, and every shard gives each worker as
+    many jobs as the others. In the order of the units each worker would have to decode the whole of a video.
+    """
+    stretches = max(1, workers)
+    rounds = max(1, math.ceil(len(units) / (stretches * step)))
+    ends = [len(units) * i // (stretches * rounds) for i in range(stretches * rounds + 1)]
+    jobs = [units[start:end] for start, end in pairwise(ends)]
+    return [jobs[stretch * rounds + i] for i in range(rounds) for stretch in range(stretches)]
 
 
 def read_jobs(

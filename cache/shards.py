@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from cache.frames import CARRIED_FRAMES, Carry, FrameSource, Job, read_jobs
+from cache.frames import CARRIED_FRAMES, Carry, FrameSource, Job, in_stretches, read_jobs
 from cache.locks import FileLock
 from cache.publish import mendable_write
 from simv0.encoder import Encoder
@@ -131,7 +131,7 @@ class ShardWork:
             yield shard
 
     def _jobs(self, shards: list[int]) -> Iterator[Job]:
-        """Jobs of about one encoder batch. Runs ahead of the encoding, as far as the loader prefetches."""
+        """Jobs of up to one encoder batch. Runs ahead of the encoding, as far as the loader prefetches."""
         carry = Carry(CARRIED_FRAMES if self.source.shares else 0)
         step = self.plan.batch_size if self.source.shares else max(1, self.plan.batch_size // self.source.F)
         for shard in self._claim(shards):
@@ -139,9 +139,10 @@ class ShardWork:
             task.new, task.drop = carry.plan(
                 frame for window in self.plan.windows(shard) for frame in self.source.frames_of(window)
             )
-            units = self.source.units(task.new)
-            for start in range(0, max(len(units), 1), step):
-                yield Job(shard, units[start : start + step], last=start + step >= len(units))
+            jobs = in_stretches(self.source.units(task.new), self.workers, step)
+            task.new = [name for units in jobs for name in self.source.names(units)]
+            for i, units in enumerate(jobs, 1):
+                yield Job(shard, units, last=i == len(jobs))
 
     def _encode(self, shards: list[int]) -> None:
         known: dict[Hashable, Tensor] = {}
@@ -153,7 +154,10 @@ class ShardWork:
         ):
             self.counts.waited += time.perf_counter() - clock
             task = self.tasks[job.shard]
-            waiting = frames if waiting is None or not len(waiting) else self.source.join([waiting, frames])
+            if waiting is None or not len(waiting):
+                waiting = frames
+            elif len(frames):
+                waiting = self.source.join([waiting, frames])
             while len(waiting) >= self.plan.batch_size or (job.last and len(waiting)):
                 task.feats.append(self.encode(waiting[: self.plan.batch_size]))
                 self.counts.encoded += len(task.feats[-1])

@@ -125,7 +125,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         return [(self._paths[row["video"]], float(t)) for t in row["timestamps"]]
 
     def load_frame(self, frame_id: Hashable) -> UInt8[Tensor, "3 H W"]:
-        """One frame, RGB. A video is read forwards, each of its frames decoded once; far back it seeks."""
+        """One frame, RGB. A video is read forwards, each of its frames decoded once; far back or ahead it seeks."""
         if not isinstance(frame_id, tuple):
             return load_image(self.root / str(frame_id))
         name, t = frame_id
