@@ -20,7 +20,7 @@ from cache.pipeline import cache_vis
 from simv0.cached import CachedDataset
 from simv0.datasets import ManifestDataset
 from simv0.errors import DataError
-from simv0.video import VideoReader
+from simv0.video import FARTHEST, VideoReader
 
 H264 = "libx264" in av.codecs_available
 NOISE = np.random.default_rng(0).integers(0, 255, (128, 128, 3)).astype(np.uint8)
@@ -73,7 +73,7 @@ def videos(draw: st.DrawFn) -> dict[str, object]:
 @given(
     videos(),
     st.sampled_from(["mp4", "mkv", "ts", "avi"]),
-    st.lists(st.floats(0, 1.1), min_size=1, max_size=8),
+    st.lists(st.floats(0, 1.05), min_size=1, max_size=8),
     st.booleans(),
 )
 def test_seeking_finds_what_decoding_from_the_beginning_finds(
@@ -90,9 +90,17 @@ def test_seeking_finds_what_decoding_from_the_beginning_finds(
         assert kind == "avi"
         return
     reader = VideoReader(path)
-    for t in [place * times[-1] for place in places] + [times[-1], times[len(times) // 2], times[0]]:
+    for t in [times[0] + place * (times[-1] - times[0]) for place in places] + [
+        times[-1],
+        times[len(times) // 2],
+        times[0],
+    ]:
         nearest = min(range(len(times)), key=lambda i: abs(times[i] - t))
-        assert torch.equal(reader.frame_at(t), frames[nearest][1]), (t, nearest)
+        if abs(times[nearest] - t) > FARTHEST:  # AVI leaves a gap where the time stamps begin late
+            with pytest.raises(DataError, match="has no frame at"):
+                reader.frame_at(t)
+        else:
+            assert torch.equal(reader.frame_at(t), frames[nearest][1]), (t, nearest)
     reader.close()
 
 
