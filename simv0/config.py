@@ -108,7 +108,7 @@ class ModelConfig(Section):
 
 Module = Literal["projector", "telemetry_mlp", "task_token", "heads"]
 LR_SCALE: dict[Module, float] = {
-    "projector": 0.2,
+    "projector": 0.3,
     "telemetry_mlp": 10.0,
     "task_token": 10.0,
     "heads": 10.0,
