@@ -118,6 +118,8 @@ def load_trained_encoder(checkpoint: Checkpoint, path: str | Path, config: Confi
 def config_of(checkpoint: Checkpoint, path: str | Path) -> Config:
     """The config inside a checkpoint, for its paths and names only: what it would import or run is reset.
 
+    Of `training` it keeps what predicting needs; the rest may be of another simv0, which knew other tricks.
+
     Raises:
         ConfigError: it is not a config that this simv0 reads.
     """
@@ -128,4 +130,5 @@ def config_of(checkpoint: Checkpoint, path: str | Path) -> Config:
         "dataset_class_path": "simv0.datasets.ManifestDataset",
         "dataset_kwargs": {},
     }
+    tree["training"] = {key: value for key, value in tree.get("training", {}).items() if key in ("amp", "amp_dtype")}
     return build_config(tree, f"{path} (the config inside)", environment=False)
