@@ -91,16 +91,17 @@ def process_group() -> Iterator[None]:
 def first_to_fail() -> bool:
     """Whether no other process has failed before: the later ones are its consequence, and one message is enough.
 
-    Known under torchrun alone, whose store outlives the processes; True without it.
+    Known under torchrun alone, whose store outlives the processes; True without it, and when it was killed.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        socket.create_connection((address, port), timeout=10).close()  # a store that is gone costs torch 20 s and a page
         store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))  # type: ignore[attr-defined]
         return bool(store.add(f"simv0/failed/{attempt}", 1) == 1)
-    except (KeyError, RuntimeError):
+    except (KeyError, OSError, RuntimeError):
         return True
 
 

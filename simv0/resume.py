@@ -108,7 +108,8 @@ def config_differences(stored: dict[str, dict[str, Any]], wanted: dict[str, dict
         for key in sorted(before.keys() | now.keys()):
             name = f"{section}.{key}"
             if before.get(key) != now.get(key) and not name.startswith(OPERATIONAL):
-                differing.append(f"{shown(name)}: begun with {shown(repr(before.get(key)))}, now {now.get(key)!r}")
+                here = repr(now[key]) if key in now else "unknown to this simv0"
+                differing.append(f"{shown(name)}: begun with {shown(repr(before.get(key)))}, now {here}")
     return differing
 
 

@@ -26,8 +26,9 @@ KEPT_BYTES = 256 * 2**20
 FARTHEST = 0.5
 """Seconds; a frame this far from the time asked for is another one."""
 FAR_AHEAD = 5.0
-"""Seconds; what lies further ahead is not decoded towards but sought. Windows that interleave come back for the frames
-between their own, which are seldom further apart than this."""
+"""Seconds; what lies further ahead is not decoded towards but sought; twice that, and so on, once a search has led behind
+what was decoded already. Windows that interleave come back for the frames between their own, which are seldom further
+apart than this."""
 FIRST_STEP_BACK = 2.0
 """Seconds; where a search leads behind the key frame wanted, the next one begins so much earlier, then twice that."""
 TICK = Fraction(1, 90_000)
@@ -69,6 +70,7 @@ class VideoReader:
         codec = self._stream.codec_context
         self._start = float((self._stream.start_time or 0) * self._stream.time_base)
         self._kept = max(2, KEPT_BYTES // (codec.width * codec.height * 3 // 2 or 1))
+        self._far_ahead = FAR_AHEAD
         self._begin()
 
     def _rewind(self) -> None:
@@ -134,8 +136,13 @@ class VideoReader:
             DataError: the video has no frame within half a second of `t`, or its frames' times go back.
         """
         behind, ahead = (self._past[0][0], self._past[-1][0]) if self._past else (0.0, 0.0)
-        if t < behind or t > ahead + FAR_AHEAD:
+        if t < behind:
             self._seek(t)
+        elif t > ahead + self._far_ahead:
+            self._seek(t)
+            begun = self._past[0][0] if self._past else 0.0
+            if begun <= ahead:  # key frames are further apart: going on would have been shorter
+                self._far_ahead *= 2
         while not self._past or self._past[-1][0] < t:
             following = next(self._frames, None)
             if following is None:

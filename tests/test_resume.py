@@ -186,6 +186,25 @@ def test_the_config_inside_a_checkpoint_reaches_no_code_and_no_environment(
         config_of(hostile, run.best)
 
 
+def test_a_training_key_that_is_gone_stops_a_resume_but_no_prediction(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(config.output.output_dir)
+    fit_until(config, 2, monkeypatch)
+    content = load_checkpoint(run.last)
+    tree = {**content.meta.config, "training": {**content.meta.config["training"], "label_smoothing": 0.1}}
+    old = content.model_copy(update={"meta": content.meta.model_copy(update={"config": tree})})
+    save_checkpoint(run.last, old)
+    with pytest.raises(SimError) as error:
+        fit(config, resume=True)
+    assert str(error.value) == (
+        f"{run.root}: the run was begun with another config: training.label_smoothing: begun with 0.1, now unknown to "
+        "this simv0; give the same values, or another output.output_dir"
+    )
+    read = config_of(old, run.last)
+    assert (read.training.amp, read.model) == (False, config.model)  # the default would be true
+
+
 def test_a_projector_that_its_metadata_belie_is_refused_before_it_is_built(config: Config) -> None:
     from simv0.predict import load_model
 

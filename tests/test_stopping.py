@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from cli.main import app
 from simv0.checkpoint import load_checkpoint, save_checkpoint
 from simv0.config import Config
 from simv0.config_file import dump_config
+from simv0.distributed import first_to_fail
 from simv0.fit import fit
 from simv0.rundir import RunDir
 from simv0.stopping import Stopped
@@ -135,6 +137,21 @@ def test_a_killed_torchrun_stops_its_processes(config: Config, tmp_path: Path) -
     wait_until(lambda: said.exists() and said.read_text().count("\n") == 2)
     assert said.read_text().count("stopped by the end of torchrun in epoch ") == 2
     assert load_checkpoint(run.last).training is not None
+
+
+def test_who_failed_first_is_not_asked_of_a_torchrun_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Torch would try for 20 s, and print a page of its insides."""
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    environment = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    start = time.monotonic()
+    assert first_to_fail()
+    assert time.monotonic() - start < 5
+    assert capfd.readouterr() == ("", "")
 
 
 def wait_until(done: Callable[[], bool]) -> None:

@@ -116,6 +116,17 @@ def test_a_far_place_costs_less_than_the_way_there(tmp_path: Path, kind: str) ->
     assert reader.decoded - first <= 2 * (10 + 3)
 
 
+@pytest.mark.parametrize("options", ["", ":intra-refresh=1"])
+@pytest.mark.skipif(not H264, reason="this ffmpeg writes no H.264")
+def test_far_places_without_a_key_frame_between_cost_a_pass_or_two(tmp_path: Path, options: str) -> None:
+    """Else each of them would be decoded towards from the beginning."""
+    path = write_noise(tmp_path / "x.mp4", 600, fps=5, gop=9999, codec="libx264", options=options)
+    reader = VideoReader(path)
+    for t in range(0, 120, 6):
+        reader.frame_at(float(t))
+    assert reader.decoded <= 2 * 600
+
+
 @pytest.mark.skipif(not H264, reason="this ffmpeg writes no H.264")
 def test_times_that_go_back_are_refused(tmp_path: Path) -> None:
     reader = VideoReader(write_noise(tmp_path / "x.avi", 40, fps=10, gop=24, b_frames=2, codec="libx264"))
