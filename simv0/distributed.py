@@ -98,7 +98,7 @@ def first_to_fail() -> bool:
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        socket.create_connection((address, port), timeout=10).close()  # a store that is gone costs torch 20 s and a page
+        socket.create_connection((address, port), timeout=10).close()  # a store that is gone: torch would wait for 20 s
         store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))  # type: ignore[attr-defined]
         return bool(store.add(f"simv0/failed/{attempt}", 1) == 1)
     except (KeyError, OSError, RuntimeError):

@@ -26,9 +26,8 @@ KEPT_BYTES = 256 * 2**20
 FARTHEST = 0.5
 """Seconds; a frame this far from the time asked for is another one."""
 FAR_AHEAD = 5.0
-"""Seconds; what lies further ahead is not decoded towards but sought; twice that, and so on, once a search has led behind
-what was decoded already. Windows that interleave come back for the frames between their own, which are seldom further
-apart than this."""
+"""Seconds; what lies further ahead is not decoded towards but sought. It doubles whenever a search has led behind what
+was decoded already. Windows that interleave come back for the frames between their own, seldom further apart than this."""
 FIRST_STEP_BACK = 2.0
 """Seconds; where a search leads behind the key frame wanted, the next one begins so much earlier, then twice that."""
 TICK = Fraction(1, 90_000)
