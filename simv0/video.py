@@ -27,7 +27,8 @@ FARTHEST = 0.5
 """Seconds; a frame this far from the time asked for is another one."""
 FAR_AHEAD = 5.0
 """Seconds; what lies further ahead is not decoded towards but sought. It doubles whenever a search has led behind what
-was decoded already. Windows that interleave come back for the frames between their own, seldom further apart than this."""
+was decoded already. Windows that interleave come back for the frames between their own, seldom further apart.
+"""
 FIRST_STEP_BACK = 2.0
 """Seconds; where a search leads behind the key frame wanted, the next one begins so much earlier, then twice that."""
 TICK = Fraction(1, 90_000)
