@@ -124,7 +124,7 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_alone(
 
 def test_a_killed_torchrun_stops_its_processes(config: Config, tmp_path: Path) -> None:
     """It cannot tell them: else they train on, and hold the run's folder, without anyone's knowledge."""
-    config, said = moved(config, tmp_path / "run", epochs=10_000), tmp_path / "said"
+    config, said = moved(config, tmp_path / "run", epochs=500), tmp_path / "said"
     launcher = os.fork()
     if launcher == 0:
         logging.disable()
