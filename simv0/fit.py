@@ -44,7 +44,7 @@ from simv0.splits import (
     split_digest,
     train_batches,
 )
-from simv0.stopping import Stopped, StopRequest, stop_request
+from simv0.stopping import Stopped, StopRequest, asked_by_signals
 from simv0.trainer import LogitsKept, evaluate, train_one_epoch
 
 log = logging.getLogger("simv0")
@@ -63,14 +63,14 @@ def fit(config: Config, *, overwrite: bool = False, resume: bool = False) -> Run
 
     Under torchrun every process takes its share of each batch; the first alone reads and writes the run's folder.
     """
-    run = RunDir(config.output.output_dir)
+    run, request = RunDir(config.output.output_dir), StopRequest()
     with process_group():
         try:
             checkpoint = from_first(_claim, run, config, overwrite, resume)
             if checkpoint is not None and checkpoint.meta.epoch == config.training.epochs:
                 log.info(f"{run.root}: this run is finished ({config.training.epochs} epochs); nothing to do")
             else:
-                _train(config, run, checkpoint)
+                _train(config, run, checkpoint, request)
         finally:
             run.release()
     return run
@@ -90,7 +90,7 @@ def _claim(run: RunDir, config: Config, overwrite: bool, resume: bool) -> Checkp
     return checkpoint
 
 
-def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None) -> None:
+def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: StopRequest) -> None:
     device = pick_device(config)
     check_tensorboard(config)
     encoder = None if config.model.use_cached_vis_feats else load_encoder(config.model, config.cache.precision, device)
@@ -123,7 +123,7 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None) -> None:
             position.tally = Tally()  # the first process's goes on; in the end all are added up
     with run.log_to_file() if rank() == 0 else nullcontext():
         _introduce(config, model, train, val, device, position)
-        Epochs(config, run, position, model, optimizer, scaler, train, val, digests, batches).go_on()
+        Epochs(config, run, position, model, optimizer, scaler, train, val, digests, batches, request).go_on()
 
 
 @dataclass
@@ -140,12 +140,12 @@ class Epochs:
     val: Split
     digests: dict[str, str]
     batches: Batches
+    request: StopRequest
 
     def __post_init__(self) -> None:
         self.device, self.steps = self.model.task_token.device, len(self.batches.order)
         self.val_batches, self.val_logits = eval_batches(self.config, self.val), LogitsKept()
         self.about: dict[str, Any] = describe(self.config, self.model, self.train)
-        self.stop = StopRequest()
 
     def go_on(self) -> None:
         """The epochs from `position` on."""
@@ -153,7 +153,7 @@ class Epochs:
         weights = class_weights(training.class_weights, self.train, self.device)
         board = tensorboard(self.config, self.run.tensorboard, position.epoch)
         log.info(table_head())
-        with stop_request() as self.stop, no_worker_left(self.batches, self.val_batches), board as to_board:
+        with asked_by_signals(self.request), no_worker_left(self.batches, self.val_batches), board as to_board:
             while position.epoch < training.epochs and not self._gave_up():
                 order = self.batches.order
                 order.epoch, order.start = position.epoch, position.step
@@ -203,11 +203,11 @@ class Epochs:
         self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
-        if anywhere(self.stop.asked is not None):  # never by what this process alone knows: the others would not follow
+        if anywhere(self.request.asked is not None):  # not by what one process knows: others would not follow
             self._save_last({})
             raise Stopped(
-                f"{self.run.root}: stopped by {self.stop.asked or 'a signal'} in epoch {self.position.epoch + 1} after "
-                f"step {self.position.step} of {self.steps}; the checkpoint is written: go on with --resume"
+                f"{self.run.root}: stopped by {self.request.asked or 'a signal'} in epoch {self.position.epoch + 1} "
+                f"after step {self.position.step} of {self.steps}; the checkpoint is written: go on with --resume"
             )
 
     def _end_epoch(self, measured: Metrics) -> bool:

@@ -18,7 +18,7 @@ class Stopped(TrainingError):
 
 
 class StopRequest:
-    """Set by a signal, looked at after each step.
+    """Set by a signal, looked at after each step. To be made before the processes meet: later torchrun may be gone.
 
     Attributes:
         signal: the name of the last one.
@@ -37,12 +37,11 @@ class StopRequest:
 
 
 @contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """Turn Ctrl-C and SIGTERM into a request; a second Ctrl-C interrupts at once.
+def asked_by_signals(request: StopRequest) -> Iterator[None]:
+    """For a `with` block, turn Ctrl-C and SIGTERM into a request; a second Ctrl-C interrupts at once.
 
     One of several processes that fails keeps it so: it is about to say why and to end.
     """
-    request = StopRequest()
     previous: dict[signal.Signals, Any] = {}
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -57,7 +56,7 @@ def stop_request() -> Iterator[StopRequest]:
         pass
     failed = True
     try:
-        yield request
+        yield
         failed = False
     finally:
         if not failed or world() == 1:  # else torchrun ends the processes: its SIGTERM must not cut the message off

@@ -27,6 +27,7 @@ from simv0.config_file import dump_config
 from simv0.distributed import first_to_fail
 from simv0.fit import fit
 from simv0.rundir import RunDir
+from simv0.splits import open_split
 from simv0.stopping import Stopped
 
 
@@ -122,16 +123,28 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_alone(
     assert outcome(fit(config, resume=True)) == unbroken
 
 
-def test_a_killed_torchrun_stops_its_processes(config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loading", [False, True])
+def test_a_killed_torchrun_stops_its_processes(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loading: bool
+) -> None:
     """It cannot tell them: else they train on, and hold the run's folder, without anyone's knowledge."""
+
+    def outlive_torchrun(*args: Any) -> Any:
+        (tmp_path / "loading").touch()
+        wait_until(lambda: os.getppid() != torchrun)
+        return open_split(*args)
+
+    if loading:
+        monkeypatch.setattr(simv0.fit, "open_split", outlive_torchrun)
     config, said = moved(config, tmp_path / "run", epochs=500), tmp_path / "said"
     launcher = os.fork()
     if launcher == 0:
+        torchrun = os.getpid()
         logging.disable()
         on_ranks(2, lambda: fit(config) and None, said)
         os._exit(0)
     run = RunDir(config.output.output_dir)
-    wait_until(run.last.exists)
+    wait_until((tmp_path / "loading" if loading else run.last).exists)
     os.kill(launcher, signal.SIGKILL)
     os.waitpid(launcher, 0)
     wait_until(lambda: said.exists() and said.read_text().count("\n") == 2)
