@@ -4,6 +4,7 @@ import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import dropwhile, islice, pairwise
 from pathlib import Path
@@ -97,24 +98,25 @@ class VideoReader:
         self._frames = self._decode(key)
         self._past: deque[tuple[float, Any]] = deque(maxlen=self._kept)
 
-    def _packets(self) -> Iterator[Any]:
-        av = import_av()
+    @contextmanager
+    def _damage_told(self) -> Iterator[None]:
         try:
-            yield from self._container.demux(self._stream)
-        except av.FFmpegError as error:
+            yield
+        except import_av().FFmpegError as error:
             raise DataError(f"{self.path}: damaged: {' '.join(str(error).split())}") from None
+
+    def _packets(self) -> Iterator[Any]:
+        with self._damage_told():
+            yield from self._container.demux(self._stream)
 
     def _decode(self, key: int | None) -> Iterator[tuple[float, Any]]:
         """Frames from the key frame of this time stamp on, or from where the file stands."""
-        av = import_av()
         packets = self._packets()
         if key is not None:
             packets = dropwhile(lambda packet: not (packet.is_keyframe and packet.pts == key), packets)
         for packet in packets:
-            try:
+            with self._damage_told():
                 frames = packet.decode()
-            except av.FFmpegError as error:
-                raise DataError(f"{self.path}: damaged: {' '.join(str(error).split())}") from None
             for frame in frames:
                 self.decoded += 1
                 if frame.time is None:

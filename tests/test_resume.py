@@ -179,8 +179,6 @@ def test_the_config_inside_a_checkpoint_reaches_no_code_and_no_environment(
     assert read.model.trust_remote_code is False
     assert read.model.llm_name_or_path == "evil/${SECRET}"
     assert (read.data.dataset_class_path, read.data.dataset_kwargs) == ("simv0.datasets.ManifestDataset", {})
-    tree["training"] |= {"amp": False, "lr": "none", "gone_since": 0.1}  # the recipe no longer matters
-    assert config_of(hostile, run.best).training.amp is False
     tree["model"]["x"] = 1
     with pytest.raises(SimError, match=r"best.pt \(the config inside\): model.x: unknown key"):
         config_of(hostile, run.best)
