@@ -16,6 +16,7 @@ from cache.pipeline import cache_vis
 from cli.demo import LLM, TOWER, demo_config
 from simv0.config import Config
 from simv0.config_file import build_config
+from simv0.encoder import has_bf16_units
 from simv0.fit import fit
 from simv0.synthetic import write_world
 from simv0.tiny import save_tiny_llm, save_tiny_tower
@@ -37,6 +38,8 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=1500)
     parser.add_argument("--val", type=int, default=500)
     args = parser.parse_args()
+    if not has_bf16_units("cpu"):
+        raise SystemExit("this CPU has no units for bf16, so both would be fp32: run it where AMX or AVX512-BF16 is")
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         write_world(root / "world", train_windows=args.train, val_windows=args.val, seed=0)

@@ -11,6 +11,8 @@ import transformers as tf
 from torch import Tensor, nn
 
 import simv0.torchvision_fix  # noqa: F401  before transformers looks for torchvision
+from simv0.build import compute_dtype
+from simv0.config import TrainingConfig
 
 
 def config_of(arch: str, layers: int | None = None) -> Any:
@@ -44,6 +46,11 @@ def save_random(arch: str, folder: Path, layers: int | None) -> None:
     model.save_pretrained(folder)
 
 
+def cpu_dtype() -> torch.dtype:
+    """What simv0 computes in on this CPU."""
+    return compute_dtype(TrainingConfig(), torch.device("cpu"))
+
+
 def cpu_name() -> str:
     """As Linux has it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -51,9 +58,12 @@ def cpu_name() -> str:
 
 
 class Limit:
-    """The matrix products of one step, forward and back to the inputs, in the fastest layout of those tried."""
+    """The matrix products of one step, forward and back to the inputs, in simv0's type on this CPU, in the fastest
+    layout of those tried.
+    """
 
     def __init__(self, config: Any, rows: int) -> None:
+        dtype = cpu_dtype()
         self.layers = config.num_hidden_layers
         self.best: dict[str, float] = {}  # seconds of one product
         d = config.hidden_size
@@ -65,8 +75,8 @@ class Limit:
             shapes = [(d, d + 2 * kv), (d, d), (d, 2 * wide), (wide, d)]
         self.work = {}
         for k, n in shapes:
-            x, g = torch.randn(rows, k).bfloat16(), torch.randn(rows, n).bfloat16()
-            weights = [torch.randn(n, k).bfloat16() for _ in range(8)]  # too many for the caches, as in a real stack
+            x, g = torch.randn(rows, k).to(dtype), torch.randn(rows, n).to(dtype)
+            weights = [torch.randn(n, k).to(dtype) for _ in range(8)]  # too many for the caches, as in a real stack
             turned = [weight.t().contiguous() for weight in weights]
             self.work[f"forward {k}x{n}"] = _layouts(x, weights, turned)
             self.work[f"backward {k}x{n}"] = _layouts(g, turned, weights)
@@ -92,6 +102,9 @@ def _layouts(x: Tensor, weights: list[Tensor], turned: list[Tensor]) -> list[Any
         lambda: [F.linear(x, weight) for weight in weights],
         lambda: [torch.mm(x, weight) for weight in turned],
     ]
+    if x.dtype is torch.float32 and "fbgemm" in torch.backends.quantized.supported_engines:
+        half = [torch.ops.quantized.linear_prepack_fp16(weight, None) for weight in weights]
+        ways.append(lambda: [torch.ops.quantized.linear_dynamic_fp16(x, w) for w in half])
     if torch.backends.mkldnn.is_available():
         packed = [torch.ops.mkldnn._reorder_linear_weight(weight, len(x)) for weight in weights]
         ways.append(lambda: [torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "") for w in packed])

@@ -1,7 +1,7 @@
 """Milliseconds a step of the stream: each frame encoded once, against encoding the whole window at every step.
 
     python benchmarks/stream.py            # the demo's sizes
-    python benchmarks/stream.py --large    # ViT-B-32 with SmolLM2-135M's and Qwen2.5-0.5B's sizes, random weights, bf16
+    python benchmarks/stream.py --large    # ViT-B-32 with SmolLM2-135M's and Qwen2.5-0.5B's sizes, random weights
 
 The LLM's step at batch 1 reads every weight once, so it stands beside the time that a copy of as many bytes takes, and
 beside its bare matrix products, one after the other, with nothing between them.
@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 import simv0.torchvision_fix  # noqa: F401  before open_clip and transformers
+from simv0.build import compute_dtype
 from simv0.checkpoint import Checkpoint, Meta
-from simv0.config import ModelConfig
+from simv0.config import ModelConfig, TrainingConfig
 from simv0.encoder import Encoder, load_encoder
 from simv0.llm import FrozenLLM, load_llm
 from simv0.model import SimV0Model
@@ -78,7 +79,7 @@ def large_encoder() -> Encoder:
     preprocess = {
         "size": 224, "resize_mode": "squash", "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3,
     }  # fmt: skip
-    return Encoder(visual, preprocess, "ViT-B-32", None, "bf16").to(DEVICE)
+    return Encoder(visual, preprocess, "ViT-B-32", None, "bf16", DEVICE)
 
 
 def large_llm(name: str, folder: Path) -> FrozenLLM:
@@ -87,7 +88,7 @@ def large_llm(name: str, folder: Path) -> FrozenLLM:
     kind = Qwen2Config if name.startswith("Qwen") else LlamaConfig
     config = kind(vocab_size=256, max_position_embeddings=64, **LARGE[name])  # the vocabulary takes no part
     AutoModel.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
-    return load_llm(str(folder), dtype=torch.bfloat16, device=DEVICE)
+    return load_llm(str(folder), dtype=compute_dtype(TrainingConfig(), DEVICE), device=DEVICE)
 
 
 def make_predictor(encoder: Encoder, llm: FrozenLLM) -> Predictor:
@@ -114,8 +115,7 @@ def measure(name: str, encoder: Encoder, llm: FrozenLLM, bandwidth: float, steps
     prefix = torch.randn(1, K + 2, llm.d, device=DEVICE)
     llm_ms = median_ms(lambda _: llm(prefix), steps)
     products_ms = median_ms(bare_products(llm), steps)
-    tensors = [*llm.parameters(), *llm.buffers()]
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    weights = sum(2 * linear.in_features * linear.out_features for linear in linears_of(llm))
     limit = 1e3 * weights / bandwidth
     print(
         f"{name:28} {step:9.2f} {encoded:7.0f} {plain:9.2f} {F:7d} {plain / step:7.1f}x "
@@ -125,10 +125,13 @@ def measure(name: str, encoder: Encoder, llm: FrozenLLM, bandwidth: float, steps
 
 def bare_products(llm: FrozenLLM) -> Callable[[int], object]:
     """The LLM's linear layers, packed where the predictor packs them, each on random vectors."""
-    linears = [module for module in llm.modules() if isinstance(module, nn.Linear | PackedLinear)]
-    dtype = linears[0].weight.dtype
-    inputs = {k: torch.randn(1, K + 2, k, device=DEVICE).to(dtype) for k in {m.weight.shape[1] for m in linears}}
-    return lambda _: [linear(inputs[linear.weight.shape[1]]) for linear in linears]
+    linears = linears_of(llm)
+    inputs = {k: torch.randn(1, K + 2, k, device=DEVICE).to(llm.dtype) for k in {m.in_features for m in linears}}
+    return lambda _: [linear(inputs[linear.in_features]) for linear in linears]
+
+
+def linears_of(llm: FrozenLLM) -> list[nn.Linear | PackedLinear]:
+    return [module for module in llm.modules() if isinstance(module, nn.Linear | PackedLinear)]
 
 
 def main() -> None:

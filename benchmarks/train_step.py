@@ -21,7 +21,7 @@ import torch
 import transformers as tf
 from torch import Tensor, nn
 
-from benchmarks.llms import Autocast, HiddenFromOutput, Limit, config_of, cpu_name, save_random
+from benchmarks.llms import Autocast, HiddenFromOutput, Limit, config_of, cpu_dtype, cpu_name, save_random
 from benchmarks.quiet import measure
 from simv0.compiled import compile_llm
 from simv0.labels import HEADS
@@ -35,7 +35,7 @@ VARIANTS = {
     "causal_fp32": "the same, frozen",
     "auto_fp32": "AutoModel in fp32, frozen",
     "autocast": "the same under bf16 autocast",
-    "reference": "simv0's reference path: AutoModel, weights in bf16, eager attention",
+    "reference": "simv0's reference path: AutoModel in the type of this CPU (cpu_dtype), eager attention",
     "simv0_uncompiled": "simv0",
     "simv0": "simv0, compiled",
 }
@@ -62,13 +62,13 @@ class Bench:
 
     @functools.cached_property
     def reference(self) -> FrozenLLM:
-        """The reference path in bf16."""
-        return load_llm(str(self.folder), dtype=torch.bfloat16, fast=False)
+        """The reference path."""
+        return load_llm(str(self.folder), dtype=cpu_dtype(), fast=False)
 
     def llm(self, variant: str) -> FrozenLLM:
         """The LLM as the variant runs it."""
         if variant.startswith("simv0"):
-            llm = load_llm(str(self.folder), dtype=torch.bfloat16)
+            llm = load_llm(str(self.folder), dtype=cpu_dtype())
             if variant == "simv0":
                 size = len(self.batch["telemetry"])
                 self.compile_seconds = compile_llm(llm, "on", batch=size, tokens=self.K + 2, steps=1)
@@ -136,6 +136,7 @@ def main() -> None:
         print("  ".join(f"{key} {value}" for key, value in row.items() if key not in ("arch", "batch", "K", "layers")))
     if args.json:
         about = {"date": str(date.today()), "torch": torch.__version__, "threads": args.threads, "cpu": cpu_name()}
+        about["dtype"] = str(cpu_dtype())
         args.json.write_text(json.dumps({**about, "compile_seconds": bench.compile_seconds, "rows": rows}, indent=1))
 
 

@@ -112,7 +112,7 @@ def check_machine(config: Config, problems: list[SimError]) -> Facts:
         cuda = device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name(device) if cuda else f"cpu, {torch.get_num_threads()} threads",
-            "LLM in": str(compute_dtype(config)).removeprefix("torch."),
+            "LLM in": str(compute_dtype(config.training, device)).removeprefix("torch."),
             "encoder in": resolve_precision(config.cache.precision, device),
             "processes": processes(),
             "loader workers": config.data.num_workers,

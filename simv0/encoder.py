@@ -80,14 +80,23 @@ class Encoder(nn.Module):
     Attributes:
         dv: feature width.
         resize: the geometric part of the preprocessing; runs on CPU tensors, so that loader workers can do it.
-        precision: "fp32" or "bf16", what `auto` came to.
+        precision: "fp32" or "bf16" of the weights, what `auto` came to.
+        dtype: type that it computes in (`arithmetic`).
         identity: every fact that changes a feature: names, digest of the weights, precision, preprocessing.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, visual: nn.Module, preprocess: Mapping[str, Any], name: str, tag: str | None, precision: str):
+    def __init__(
+        self,
+        visual: nn.Module,
+        preprocess: Mapping[str, Any],
+        name: str,
+        tag: str | None,
+        precision: str,
+        device: torch.device | str = "cpu",
+    ) -> None:
         super().__init__()
         size = preprocess["size"]
         self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
@@ -109,11 +118,12 @@ class Encoder(nn.Module):
                 "std": [float(x) for x in preprocess["std"]],
             },
         }
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.visual = visual.to(self.dtype).requires_grad_(False)
+        self.dtype = arithmetic(precision, device)
+        rounded = visual.to(torch.bfloat16 if precision == "bf16" else torch.float32)
+        self.visual = rounded.to(self.dtype).requires_grad_(False)
         self.register_buffer("mean", torch.tensor(preprocess["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess["std"]).view(1, 3, 1, 1), persistent=False)
-        self.eval()
+        self.eval().to(device)
         self.dv = self(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8)).shape[-1]
 
     def train(self, mode: bool = True) -> "Encoder":
@@ -159,7 +169,7 @@ def load_encoder(model: ModelConfig, precision: str = "fp32", device: torch.devi
         logging.root.setLevel(silenced)
     del transform  # its facts stand in preprocess_cfg
     preprocess = {**open_clip.get_model_preprocess_cfg(clip), "resize_mode": model.vision_resize_mode}
-    encoder = Encoder(clip.visual, preprocess, name, tag, resolve_precision(precision, device)).to(device)
+    encoder = Encoder(clip.visual, preprocess, name, tag, resolve_precision(precision, device), device)
     check_dv(model, encoder.dv)
     return encoder
 
@@ -212,6 +222,15 @@ def resolve_precision(precision: str, device: torch.device | str = "cpu") -> str
     if precision != "auto":
         return precision
     return "bf16" if has_bf16_units(device) else "fp32"
+
+
+def arithmetic(precision: str, device: torch.device | str) -> torch.dtype:
+    """Type that an encoder of a precision computes in: bf16 weights stay bf16 where the device has units for them.
+
+    Elsewhere the same weights are held in fp32: bf16 products without units are some ten times slower, and a laptop or
+    a robot must be able to encode as the machine did that trained.
+    """
+    return torch.bfloat16 if precision == "bf16" and has_bf16_units(device) else torch.float32
 
 
 def has_bf16_units(device: torch.device | str) -> bool:

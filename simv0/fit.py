@@ -103,7 +103,7 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: 
     splits = {f"{name} split": digest for name, digest in digests.items()}
     check_same({"LLM": model.llm.identity, **splits, "training": config.training, **sizes})
     optimizer = make_optimizer(model, config.training)
-    scaler = torch.amp.GradScaler(device.type) if compute_dtype(config) is torch.float16 else None
+    scaler = torch.amp.GradScaler(device.type) if compute_dtype(config.training, device) is torch.float16 else None
     position = Position()
     batches = train_batches(config, train)
     steps = len(batches.order)
@@ -280,9 +280,7 @@ def _introduce(
     counts = model.trainable_parameters()
     frozen = sum(p.numel() for p in model.llm.parameters()) + sum(b.numel() for b in model.llm.buffers())
     trained = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    log.info(
-        f"device {device}, LLM {model.llm.identity['llm_name']} ({frozen:,} frozen weights, {compute_dtype(config)})"
-    )
+    log.info(f"device {device}, LLM {model.llm.identity['llm_name']} ({frozen:,} frozen weights, {model.llm.dtype})")
     log.info(f"training {sum(counts.values()):,} weights: {trained}")
     log.info(f"train {len(train.labels)} windows, val {len(val.labels)}; F={model.F} K={model.K} dv={model.dv}")
     log.info(f"hiding {model.visual_dropout:.0%} of the pictures, and of the features of the others, in training")

@@ -53,6 +53,13 @@ class FrozenLLM(nn.Module):
         self.d, self.hidden_size, self.embed_rms, self.identity = d, hidden_size, embed_rms, identity
         self.train(False)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights and of the matrix products."""
+        stack: Any = self.stack
+        dtype: torch.dtype = stack.dtype
+        return dtype
+
     def train(self, mode: bool = True) -> "FrozenLLM":
         """Stay in eval mode, whatever is asked for: dropout would make the frozen LLM a moving target."""
         super().train(False)
@@ -67,14 +74,15 @@ class FrozenLLM(nn.Module):
         shard_blocks(self.blocks(), device)
         self.sharded = True
 
-    def for_prediction(self, tokens: int) -> bool:
-        """Make single prefixes of `tokens` vectors quick, where the fast path can; on a CPU in bf16 its weights are
-        packed (`packed.py`), which this returns, and there are no gradients from then on.
+    def for_prediction(self, tokens: int, sixteen_bit: bool = True) -> bool:
+        """Make single prefixes of `tokens` vectors quick, where the fast path can; there are no gradients from then on.
+
+        On a CPU its weights are packed in 16 bit (`packed.py`), which this returns, unless `sixteen_bit` is false.
         """
         if not isinstance(self.stack, FastStack):
             return False
         self.stack.predicting = True
-        return pack_linears(self.stack, tokens)
+        return sixteen_bit and pack_linears(self.stack, tokens)
 
     def forward(self, inputs_embeds: Float[Tensor, "B T {self.d}"]) -> Float[Tensor, "B {self.hidden_size}"]:
         """Hidden state of the last position, after the final norm; gradients flow back to `inputs_embeds`."""
@@ -102,6 +110,7 @@ class LastHidden(nn.Module):
         return hidden[:, -1]
 
 
+@torch.inference_mode(False)  # the trials need gradients, whatever the caller has switched off
 def load_llm(
     name: str,
     revision: str | None = None,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import simv0.torchvision_fix  # noqa: F401  before open_clip and transformers
 from simv0.build import compute_dtype
 from simv0.config import Config, ModelConfig
+from simv0.distributed import local_device
 from simv0.encoder import cannot_be_loaded, check_names
 from simv0.errors import ModelError
 from simv0.fast_llm import FastStack, unknown_shape
@@ -76,13 +77,13 @@ def outline_llm(config: Config, ranks: int = 1) -> LLMOutline:
     """Read the LLM's config and build it without weights.
 
     Args:
-        config: `model`, `training.amp` and the batch size.
+        config: `model`, `training.amp` and the batch size; this machine decides what amp comes to.
         ranks: processes that share a batch.
 
     Raises:
         ModelError: as `llm.load_llm`, as far as the config tells.
     """
-    model, dtype = config.model, compute_dtype(config)
+    model, dtype = config.model, compute_dtype(config.training, local_device())
     with quiet_transformers(progress=False):
         found = read_llm_config(model.llm_name_or_path, model.llm_revision, model.trust_remote_code)
         body = _llm_on_meta(found, model, dtype)

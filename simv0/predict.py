@@ -20,14 +20,16 @@ from simv0.trainer import to_device
 class Predictor:
     """A checkpoint with its frozen networks, ready to judge windows; the model given to it can train no more.
 
+    Where `training.amp` allows for 16 bit, a CPU holds the LLM's weights so, even where it computes in fp32.
+
     >>> predictor = Predictor.load("runs/sim_v0/checkpoints/best.pt")
     >>> predictor.predict(frames, telemetry)["risk"]
     'none'
     """
 
-    def __init__(self, model: SimV0Model, checkpoint: Checkpoint) -> None:
+    def __init__(self, model: SimV0Model, checkpoint: Checkpoint, amp: bool = True) -> None:
         self.model, self.meta = model.eval(), checkpoint.meta
-        model.llm.for_prediction(model.K + 2)
+        model.llm.for_prediction(model.K + 2, sixteen_bit=amp)
 
     @classmethod
     def load(cls, ckpt: str | Path, config: Config | None = None) -> "Predictor":
@@ -44,7 +46,7 @@ class Predictor:
         checkpoint = load_checkpoint(ckpt)
         config = config or config_of(checkpoint, ckpt)
         encoder = load_trained_encoder(checkpoint, ckpt, config)
-        return cls(load_model(checkpoint, ckpt, config, encoder), checkpoint)
+        return cls(load_model(checkpoint, ckpt, config, encoder), checkpoint, config.training.amp)
 
     def predict(
         self, frames: Num[Tensor, "F 3 H W"], telemetry: Float[Tensor, "8"], sample_id: str = "0"

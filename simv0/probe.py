@@ -57,7 +57,7 @@ def _measure_steps(config: Config, dv: int) -> tuple[float, float]:
     device = pick_device(config)
     model = build_model(config, dv, None, device)
     optimizer = make_optimizer(model, config.training)
-    scaler = torch.amp.GradScaler(device.type) if compute_dtype(config) is torch.float16 else None
+    scaler = torch.amp.GradScaler(device.type) if compute_dtype(config.training, device) is torch.float16 else None
     sizes = config.batch_size, min(config.batch_size, config.evaluation.batch_size)
     batch, judged = (_random_batch(size, config.model.F, dv) for size in sizes)
     step = _seconds(lambda: train_one_epoch(model, [batch], optimizer, scaler, device)) / sizes[0]

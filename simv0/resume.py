@@ -155,6 +155,7 @@ def numerics(model: SimV0Model) -> dict[str, str]:
     """How the LLM is computed: another way gives other last bits."""
     return {
         "llm_path": model.llm.path,
+        "llm_dtype": str(model.llm.dtype),
         "llm_compiled_for": str(model.llm.compiled_for),
         "processes": str(world()),
     }

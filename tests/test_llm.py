@@ -294,3 +294,14 @@ def test_a_hostile_bin_runs_nothing(checkpoints: dict[str, Path], tmp_path: Path
     with pytest.raises(ModelError, match="cannot be loaded as an LLM"):
         load_llm(str(folder))
     assert not (tmp_path / "PWNED").exists()
+
+
+@pytest.mark.parametrize("switch", [torch.no_grad, torch.inference_mode])
+def test_loads_where_the_caller_has_switched_gradients_off(switch: Any, checkpoints: dict[str, Path]) -> None:
+    """The checks at load need them, and a training step may come later."""
+    with switch():
+        llm = load_llm(str(checkpoints["llama"]))
+    x = prefix(llm)
+    llm(x).sum().backward()
+    assert x.grad is not None
+    assert llm.path == "fast"

@@ -20,11 +20,15 @@ from simv0.synthetic import write_world
 from simv0.tiny import save_tiny_tower
 
 
-def test_the_outline_of_the_llm_is_what_is_loaded(make_config: MakeConfig) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_outline_of_the_llm_is_what_is_loaded(
+    dtype: torch.dtype, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Weights, their bytes, and what autograd keeps of a step: equal to the real ones."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": dtype is torch.bfloat16})
     config = make_config(training={"amp": True})
     outline = outline_llm(config)
-    llm = load_llm(config.model.llm_name_or_path, dtype=torch.bfloat16)
+    llm = load_llm(config.model.llm_name_or_path, dtype=dtype)
     assert outline.weights == sum(weight.numel() for weight in llm.parameters())
     assert outline.weights_bytes == sum(weight.nbytes for weight in llm.parameters())
     assert (outline.d, outline.hidden_size, outline.path) == (llm.d, llm.hidden_size, llm.path)

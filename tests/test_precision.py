@@ -1,0 +1,134 @@
+"""16 bit where the machine has units for it, fp32 with the same weights where it has not."""
+
+import logging
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import torch
+from fit_world import fit_until, outcome
+from stream_world import GOOD, F, best, image
+
+from cache.pipeline import cache_vis
+from simv0.build import compute_dtype
+from simv0.checkpoint import load_checkpoint
+from simv0.config import Config, TrainingConfig
+from simv0.encoder import load_encoder
+from simv0.fit import fit
+from simv0.labels import RISKS
+from simv0.packed import PackedLinear
+from simv0.predict import Predictor
+from simv0.rundir import RunDir
+from tests.conftest import MakeConfig
+
+CPU = torch.device("cpu")
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, units: str | None) -> None:
+    """What PyTorch says of the CPU; bf16 products without units are slow, but right."""
+    facts = MappingProxyType({"avx2": True, "avx512_bf16": False, "amx_bf16": False, units or "avx": True})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: facts)
+
+
+@pytest.mark.parametrize(
+    ("units", "training", "dtype"),
+    [
+        ("amx_bf16", {}, torch.bfloat16),
+        ("avx512_bf16", {}, torch.bfloat16),
+        (None, {}, torch.float32),
+        ("amx_bf16", {"amp": False}, torch.float32),
+        (None, {"amp_dtype": "fp16"}, torch.float16),  # refused elsewhere, by name
+    ],
+)
+def test_type_of_the_llm(units: str | None, training: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, units)
+    assert compute_dtype(TrainingConfig(**training), CPU) is dtype
+
+
+def test_an_encoder_in_bf16_keeps_its_weights_without_units(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_config().model
+    frames = torch.stack([image(seed) for seed in range(4)])
+    machine(monkeypatch, "amx_bf16")
+    with_units, exact = load_encoder(model, "bf16"), load_encoder(model, "fp32")
+    machine(monkeypatch, None)
+    without = load_encoder(model, "bf16")
+    assert (with_units.dtype, without.dtype) == (torch.bfloat16, torch.float32)
+    assert without.identity == with_units.identity != exact.identity
+    weights = dict(with_units.visual.state_dict())
+    for name, weight in without.visual.state_dict().items():
+        assert torch.equal(weight, weights[name].to(weight.dtype)), name
+    error = (without(frames) - with_units(frames)).norm() / exact(frames).norm()
+    assert 1e-5 < error < 0.02
+    assert (without(frames) - exact(frames)).norm() < (with_units(frames) - exact(frames)).norm()
+
+
+def trained_with_units(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> Config:
+    machine(monkeypatch, "avx512_bf16")
+    config = make_config(cache={"precision": "auto"}, training={"amp": True})
+    cache_vis(config)
+    fit(config)
+    meta = load_checkpoint(best(config)).meta
+    assert meta.provenance["llm_dtype"] == "torch.bfloat16"
+    assert (meta.encoder or {})["vision_precision"] == "bf16"
+    return config
+
+
+def test_a_checkpoint_goes_from_a_machine_with_units_to_one_without(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = trained_with_units(make_config, monkeypatch)
+    frames = torch.stack([image(seed) for seed in range(F)])
+    there = Predictor.load(best(config))
+    machine(monkeypatch, None)
+    here = Predictor.load(best(config))
+    assert (there.model.llm.dtype, here.model.llm.dtype) == (torch.bfloat16, torch.float32)
+    assert here.model.encoder is not None
+    assert here.model.encoder.dtype == torch.float32
+    wanted, found = there.predict(frames, GOOD), here.predict(frames, GOOD)
+    for name in RISKS:
+        assert found["probs"]["risk"][name] == pytest.approx(wanted["probs"]["risk"][name], abs=0.01)
+    assert found["probs"] != wanted["probs"]
+
+
+def test_training_without_units_is_training_in_fp32(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = {"dataset_class_path": "fit_world.VisFeats"}
+    machine(monkeypatch, None)
+    allowed = outcome(
+        fit(make_config(data=data, training={"amp": True}, output={"output_dir": str(tmp_path / "allowed")}))
+    )
+    asked = outcome(
+        fit(make_config(data=data, training={"amp": False}, output={"output_dir": str(tmp_path / "asked")}))
+    )
+    assert allowed == asked
+
+
+def test_a_run_that_goes_on_in_another_type_says_so(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(
+        data={"dataset_class_path": "fit_world.VisFeats"}, training={"amp": True, "checkpoint_every_steps": 1}
+    )
+    machine(monkeypatch, "amx_bf16")
+    fit_until(config, 2, monkeypatch)
+    machine(monkeypatch, None)
+    with caplog.at_level(logging.WARNING, "simv0"):
+        run: RunDir = fit(config, resume=True)
+    assert "resumed with other versions: llm_dtype torch.bfloat16 -> torch.float32: the last bits" in caplog.text
+    assert load_checkpoint(run.last).meta.epoch == 2
+
+
+@pytest.mark.parametrize("amp", [True, False])
+def test_a_robot_holds_16_bit_only_where_amp_allows_it(
+    amp: bool, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, None)
+    config = make_config(training={"amp": amp})
+    cache_vis(config)
+    fit(config)
+    layers = list(Predictor.load(best(config)).model.llm.modules())
+    assert any(isinstance(layer, PackedLinear) for layer in layers) == amp
