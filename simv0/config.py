@@ -142,7 +142,7 @@ class TrainingConfig(Section):
     """Hold and run the frozen LLM in 16 bit, where the machine has units for it (a CPU without AMX or AVX512-BF16, as
     in most laptops, is faster in fp32 and takes that); the trained modules stay in fp32 either way."""
     amp_dtype: Literal["bf16", "fp16"] = "bf16"
-    """fp16 needs CUDA and brings loss scaling."""
+    """fp16 needs CUDA and brings loss scaling; it is for GPUs older than Ampere, which have no units for bf16."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for the frozen LLM's blocks: about a minute, then faster steps; `auto` does so for long runs."""
     shard_llm: bool = False
