@@ -120,7 +120,9 @@ class Encoder(nn.Module):
         }
         self.dtype = arithmetic(precision, device)
         rounded = visual.to(torch.bfloat16 if precision == "bf16" else torch.float32)
-        self.visual = rounded.to(self.dtype).requires_grad_(False)
+        # Convolutions are faster with the channels last; towers without them do not care.
+        last = rounded.to(dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.visual: nn.Module = last.requires_grad_(False)
         self.register_buffer("mean", torch.tensor(preprocess["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess["std"]).view(1, 3, 1, 1), persistent=False)
         self.eval().to(device)
@@ -136,7 +138,8 @@ class Encoder(nn.Module):
         """Encode frames of any size, uint8 0..255 or float 0..1, into float32 features."""
         frames = self.resize(frames).to(self.mean.device)
         pixels = frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
-        feats = self.visual(((pixels - self.mean) / self.std).to(self.dtype))
+        images = ((pixels - self.mean) / self.std).to(self.dtype, memory_format=torch.channels_last)
+        feats = self.visual(images)
         if isinstance(feats, tuple):  # towers that also return their tokens
             feats = feats[0]
         return feats.float()  # type: ignore[no-any-return]

@@ -1,5 +1,6 @@
 """The frozen encoder: agrees with open_clip's own transform, never trains, knows itself."""
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -170,3 +171,23 @@ def test_the_image_size_comes_from_the_model(models: Path) -> None:
     encoder: Encoder = load_encoder(config(models / "vision"))
     assert encoder.image_size == (32, 32)
     assert math.prod(encoder.resize(torch.zeros(1, 3, 9, 99)).shape) == 3 * 32 * 32
+
+
+def test_convolutions_see_the_channels_last_and_give_the_same() -> None:
+    """A tower of convolutions is up to 2.5 times faster so: a guard without timing."""
+    from open_clip.modified_resnet import ModifiedResNet
+
+    torch.manual_seed(0)
+    tower = ModifiedResNet((1, 1, 1, 1), output_dim=16, heads=4, image_size=64, width=8).eval()
+    plain = copy.deepcopy(tower)
+    preprocess = {"size": 64, "resize_mode": "squash", "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
+    encoder = Encoder(tower, preprocess, "RN", None, "fp32")
+    layouts = []
+    for layer in tower.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(lambda _, args, out: layouts.extend([args[0], out]))
+    frames = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    feats = encoder(frames)
+    assert len(layouts) > 20
+    assert all(images.is_contiguous(memory_format=torch.channels_last) for images in layouts)
+    torch.testing.assert_close(feats, plain(frames / 127.5 - 1), rtol=1e-4, atol=1e-5)
