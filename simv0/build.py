@@ -37,7 +37,7 @@ def pick_device(config: Config) -> torch.device:
 def compute_dtype(training: TrainingConfig, device: torch.device) -> torch.dtype:
     """Type of the frozen LLM's weights and of its matrix products on a device.
 
-    bf16 only where the device has units for it: without, a CPU multiplies bf16 some eight times slower than fp32.
+    bf16 only where the device has units for it: without, a CPU multiplies bf16 five to nine times slower than fp32.
     """
     if training.amp and training.amp_dtype == "fp16":
         return torch.float16
