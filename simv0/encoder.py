@@ -230,8 +230,8 @@ def resolve_precision(precision: str, device: torch.device | str = "cpu") -> str
 def arithmetic(precision: str, device: torch.device | str) -> torch.dtype:
     """Type that an encoder of a precision computes in: bf16 weights stay bf16 where the device has units for them.
 
-    Elsewhere the same weights are held in fp32: bf16 products without units are five to nine times slower, and a laptop or
-    a robot must be able to encode as the machine did that trained.
+    Elsewhere the same weights are held in fp32: without units bf16 products are five to nine times slower, and a laptop
+    or a robot must be able to encode as the machine did that trained.
     """
     return torch.bfloat16 if precision == "bf16" and has_bf16_units(device) else torch.float32
 
