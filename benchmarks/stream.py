@@ -21,7 +21,7 @@ import simv0.torchvision_fix  # noqa: F401  before open_clip and transformers
 from simv0.build import compute_dtype
 from simv0.checkpoint import Checkpoint, Meta
 from simv0.config import ModelConfig, TrainingConfig
-from simv0.encoder import Encoder, load_encoder
+from simv0.encoder import Encoder, has_bf16_units, load_encoder
 from simv0.llm import FrozenLLM, load_llm
 from simv0.model import SimV0Model
 from simv0.packed import PackedLinear
@@ -79,7 +79,10 @@ def large_encoder() -> Encoder:
     preprocess = {
         "size": 224, "resize_mode": "squash", "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3,
     }  # fmt: skip
-    return Encoder(visual, preprocess, "ViT-B-32", None, "bf16", DEVICE)
+    encoder = Encoder(visual, preprocess, "ViT-B-32", None, "bf16").to(DEVICE)
+    if not has_bf16_units(DEVICE):
+        encoder.widen()
+    return encoder
 
 
 def large_llm(name: str, folder: Path) -> FrozenLLM:
@@ -97,7 +100,7 @@ def make_predictor(encoder: Encoder, llm: FrozenLLM) -> Predictor:
         dv=encoder.dv, d=llm.d, F=F, K=K, confidence_head=False, labels={}, llm={}, encoder={}, epoch=0, metrics={},
         config={}, provenance={},
     )  # fmt: skip
-    return Predictor(model, Checkpoint(meta=meta, state={}))
+    return Predictor(model, Checkpoint(meta=meta, state={}), amp=True)
 
 
 @torch.no_grad()
@@ -115,7 +118,7 @@ def measure(name: str, encoder: Encoder, llm: FrozenLLM, bandwidth: float, steps
     prefix = torch.randn(1, K + 2, llm.d, device=DEVICE)
     llm_ms = median_ms(lambda _: llm(prefix), steps)
     products_ms = median_ms(bare_products(llm), steps)
-    weights = sum(2 * linear.in_features * linear.out_features for linear in linears_of(llm))
+    weights = sum(weight_bytes(linear) for linear in linears_of(llm))
     limit = 1e3 * weights / bandwidth
     print(
         f"{name:28} {step:9.2f} {encoded:7.0f} {plain:9.2f} {F:7d} {plain / step:7.1f}x "
@@ -128,6 +131,11 @@ def bare_products(llm: FrozenLLM) -> Callable[[int], object]:
     linears = linears_of(llm)
     inputs = {k: torch.randn(1, K + 2, k, device=DEVICE).to(llm.dtype) for k in {m.in_features for m in linears}}
     return lambda _: [linear(inputs[linear.in_features]) for linear in linears]
+
+
+def weight_bytes(linear: nn.Linear | PackedLinear) -> int:
+    size = 2 if isinstance(linear, PackedLinear) else linear.weight.element_size()
+    return size * linear.in_features * linear.out_features
 
 
 def linears_of(llm: FrozenLLM) -> list[nn.Linear | PackedLinear]:

@@ -11,8 +11,8 @@ from simv0.cached import available_memory
 from simv0.check_data import Facts, Noting, SplitOutline
 from simv0.compiled import worth_compiling
 from simv0.config import Config
-from simv0.distributed import local_device, local_world, processes
-from simv0.encoder import arithmetic, resolve_precision
+from simv0.distributed import local_world, processes
+from simv0.encoder import resolve_precision
 from simv0.errors import CacheError, ConfigError, SimError
 from simv0.outline import EncoderOutline, LLMOutline, outline_trained
 from simv0.parts import parts_of
@@ -65,8 +65,8 @@ def check_training(
     features = features_in_ram(config, [train, val], dv)
     tower = 0
     if encoder is not None and not config.model.use_cached_vis_feats:
-        device = local_device()
-        tower = encoder.weights * arithmetic(resolve_precision(config.cache.precision, device), device).itemsize
+        precision = resolve_precision(config.cache.precision, "cuda" if torch.cuda.is_available() else "cpu")
+        tower = encoder.weights * (2 if precision == "bf16" else 4)
     # What loading has taken, a CPU's allocator seldom gives back; AdamW: weight, gradient, two moments, in fp32.
     on_device = llm.weights_bytes // processes() if sharded else llm.weights_bytes
     llm_bytes = on_device if torch.cuda.is_available() else llm.loading_bytes

@@ -54,8 +54,7 @@ class CacheConfig(Section):
     dtype: Literal["float16", "float32"] = "float16"
     """Type of the stored features."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Weights of the encoder: `auto` takes bf16 where the machine has bf16 matrix units, fp32 elsewhere. Without such
-    units bf16 weights are computed with in fp32."""
+    """Weights of the encoder: `auto` takes bf16 where the machine has bf16 matrix units, fp32 elsewhere."""
     shard_windows: int = Field(default=1024, ge=1)
     """Windows per shard: the unit of work that a killed run keeps."""
     publish: Literal["file", "shards"] = "file"
@@ -140,7 +139,8 @@ class TrainingConfig(Section):
     """Largest norm of the gradient of all trained weights together."""
     amp: bool = True
     """Hold and run the frozen LLM in 16 bit, where the machine has units for it (a CPU without AMX or AVX512-BF16, as
-    in most laptops, is faster in fp32 and takes that); the trained modules stay in fp32 either way."""
+    in most laptops, and a GPU before Ampere are faster in fp32 and take that); the trained modules stay in fp32 either
+    way."""
     amp_dtype: Literal["bf16", "fp16"] = "bf16"
     """fp16 needs CUDA and brings loss scaling; it is for GPUs older than Ampere, which have no units for bf16."""
     compile: Literal["auto", "on", "off"] = "auto"

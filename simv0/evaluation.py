@@ -84,7 +84,11 @@ def _evaluate(
         predicted.append(predictions(logits, batch["sample_id"], threshold, temperatures))
         logits_kept.keep(batch, logits)
 
-    facts = {"checkpoint": checkpoint.meta, "evaluation.batch_size": config.evaluation.batch_size}
+    facts = {
+        "checkpoint": checkpoint.meta,
+        "type of the LLM": str(model.llm.dtype),
+        "evaluation.batch_size": config.evaluation.batch_size,
+    }
     check_same({**facts, f"{split} split": split_digest(source)})
     batches = eval_batches(config, source)
     metrics = evaluate(model, batches, model.task_token.device, on_batch=keep)
@@ -230,7 +234,7 @@ def predict_manifest(ckpt: str | Path, manifest: str | Path, config: Config | No
     checkpoint = load_checkpoint(ckpt)
     config = config or config_of(checkpoint, ckpt)
     encoder = load_trained_encoder(checkpoint, ckpt, config)
-    predictor = Predictor(load_model(checkpoint, ckpt, config, encoder), checkpoint)
+    predictor = Predictor(load_model(checkpoint, ckpt, config, encoder), checkpoint, amp=config.training.amp)
     checked = CheckedDataset(dataset, Path(manifest).name, F=predictor.meta.F, labels=False, resize=encoder.resize)
     loader = DataLoader(checked, batch_size=8, collate_fn=collate, num_workers=config.data.num_workers)
     for batch in Stopwatch().over(loader):

@@ -14,7 +14,6 @@ from simv0.board import check_tensorboard, tensorboard
 from simv0.build import (
     build_model,
     class_weights,
-    compute_dtype,
     lr_factor,
     make_optimizer,
     pick_device,
@@ -101,9 +100,11 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: 
     digests = {"train": split_digest(train), "val": split_digest(val)}
     sizes = {"data.batch_size": config.batch_size, "evaluation.batch_size": config.evaluation.batch_size}
     splits = {f"{name} split": digest for name, digest in digests.items()}
-    check_same({"LLM": model.llm.identity, **splits, "training": config.training, **sizes})
+    frozen: dict[str, Any] = {"LLM": model.llm.identity, "type of the LLM (units for bf16)": str(model.llm.dtype)}
+    frozen["vision encoder"] = None if encoder is None else encoder.identity
+    check_same({**frozen, **splits, "training": config.training, **sizes})
     optimizer = make_optimizer(model, config.training)
-    scaler = torch.amp.GradScaler(device.type) if compute_dtype(config.training, device) is torch.float16 else None
+    scaler = torch.amp.GradScaler(device.type) if model.llm.dtype is torch.float16 else None
     position = Position()
     batches = train_batches(config, train)
     steps = len(batches.order)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from simv0.build import build_model, pick_device
 from simv0.checkpoint import Checkpoint, check_frozen, load_checkpoint, load_state
 from simv0.config import Config
 from simv0.config_file import build_config
-from simv0.encoder import Encoder, load_encoder
+from simv0.encoder import Encoder, has_bf16_units, load_encoder
 from simv0.errors import CheckpointError
 from simv0.model import SimV0Model
 from simv0.samples import Batch, check_sample, collate
@@ -20,14 +21,17 @@ from simv0.trainer import to_device
 class Predictor:
     """A checkpoint with its frozen networks, ready to judge windows; the model given to it can train no more.
 
-    Where `training.amp` allows for 16 bit, a CPU holds the LLM's weights so, even where it computes in fp32.
+    Args:
+        model: from `load_model`.
+        checkpoint: its checkpoint.
+        amp: whether a CPU may hold the LLM's weights in 16 bit (`training.amp`), even where it computes in fp32.
 
     >>> predictor = Predictor.load("runs/sim_v0/checkpoints/best.pt")
     >>> predictor.predict(frames, telemetry)["risk"]
     'none'
     """
 
-    def __init__(self, model: SimV0Model, checkpoint: Checkpoint, amp: bool = True) -> None:
+    def __init__(self, model: SimV0Model, checkpoint: Checkpoint, *, amp: bool) -> None:
         self.model, self.meta = model.eval(), checkpoint.meta
         model.llm.for_prediction(model.K + 2, sixteen_bit=amp)
 
@@ -46,7 +50,7 @@ class Predictor:
         checkpoint = load_checkpoint(ckpt)
         config = config or config_of(checkpoint, ckpt)
         encoder = load_trained_encoder(checkpoint, ckpt, config)
-        return cls(load_model(checkpoint, ckpt, config, encoder), checkpoint, config.training.amp)
+        return cls(load_model(checkpoint, ckpt, config, encoder), checkpoint, amp=config.training.amp)
 
     def predict(
         self, frames: Num[Tensor, "F 3 H W"], telemetry: Float[Tensor, "8"], sample_id: str = "0"
@@ -102,6 +106,8 @@ def load_model(checkpoint: Checkpoint, path: str | Path, config: Config, encoder
 def load_trained_encoder(checkpoint: Checkpoint, path: str | Path, config: Config) -> Encoder:
     """The encoder at the precision and with the preprocessing that the checkpoint was trained with.
 
+    Where the device has no units for bf16, bf16 weights compute in fp32.
+
     Raises:
         CheckpointError: it is another one.
     """
@@ -112,7 +118,10 @@ def load_trained_encoder(checkpoint: Checkpoint, path: str | Path, config: Confi
         )
     if trained.get("vision_precision") not in ("fp32", "bf16"):
         raise CheckpointError(f"{path}: does not say at which precision its features were made")
-    encoder = load_encoder(config.model, str(trained["vision_precision"]), pick_device(config))
+    device = pick_device(config)
+    encoder = load_encoder(config.model, str(trained["vision_precision"]), device)
+    if not has_bf16_units(device):
+        encoder.widen()
     check_frozen("vision encoder", trained, encoder.identity, path)
     return encoder
 
@@ -134,4 +143,6 @@ def config_of(checkpoint: Checkpoint, path: str | Path) -> Config:
     }
     kept = ("amp", "amp_dtype", "shard_llm")  # how the LLM is held
     tree["training"] = {key: value for key, value in tree.get("training", {}).items() if key in kept}
+    if not torch.cuda.is_available():
+        tree["training"].pop("amp_dtype", None)  # fp16 is of the GPU that trained
     return build_config(tree, f"{path} (the config inside)", environment=False)

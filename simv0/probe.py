@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from simv0.build import build_model, compute_dtype, make_optimizer, pick_device
+from simv0.build import build_model, make_optimizer, pick_device
 from simv0.check_data import Facts, SplitOutline
 from simv0.config import Config
 from simv0.encoder import load_encoder
@@ -57,7 +57,7 @@ def _measure_steps(config: Config, dv: int) -> tuple[float, float]:
     device = pick_device(config)
     model = build_model(config, dv, None, device)
     optimizer = make_optimizer(model, config.training)
-    scaler = torch.amp.GradScaler(device.type) if compute_dtype(config.training, device) is torch.float16 else None
+    scaler = torch.amp.GradScaler(device.type) if model.llm.dtype is torch.float16 else None
     sizes = config.batch_size, min(config.batch_size, config.evaluation.batch_size)
     batch, judged = (_random_batch(size, config.model.F, dv) for size in sizes)
     step = _seconds(lambda: train_one_epoch(model, [batch], optimizer, scaler, device)) / sizes[0]

@@ -120,25 +120,28 @@ def test_packed_weights_give_the_same(case: str, dtype: torch.dtype, error: floa
 def test_bf16_weights_are_not_rounded_again_in_fp16() -> None:
     """So the product of packed fp16 is that of the bf16 weights in fp32, as float64 gives it."""
     linear = nn.Linear(40, 24).bfloat16().float()
-    packed = HalvedLinear(linear, 6)
+    packed = HalvedLinear(linear)
     x = torch.randn(2, 6, 40)
     with torch.no_grad():
         exact = nn.functional.linear(x.double(), linear.weight.double(), linear.bias.double())
         torch.testing.assert_close(packed(x).double(), exact, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("weight", "fault"), [(7e4, "a weight is too large for fp16"), (1e-7, None)])
-def test_weights_that_fp16_cannot_hold_stay_as_they_are(
+@needs_panels
+@pytest.mark.parametrize(
+    ("weight", "fault"), [(7e4, "a weight is too large for fp16"), (1e-7, "its packed product differs"), (0.0, None)]
+)
+def test_layers_that_fp16_cannot_hold_stay_as_they_are(
     weight: float, fault: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Too large, or so small that they lose their digits."""
-    layers = nn.Sequential(nn.Linear(8, 8, bias=False))
-    with torch.no_grad():
-        layers[0].weight.fill_(weight)
-    with caplog.at_level(logging.INFO, "simv0"):
-        assert not pack_linears(layers, 6)
-    assert type(layers[0]) is nn.Linear
-    assert fault is None or fault in caplog.text
+    """Too large, or so small that they lose their digits; the others are packed all the same."""
+    layers = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(3)))
+    nn.init.constant_(layers[1].weight, weight)  # type: ignore[arg-type]
+    with caplog.at_level(logging.DEBUG, "simv0"):
+        assert pack_linears(layers, 6) == (fault is None)
+    assert [type(layer) is nn.Linear for layer in layers] == [False, fault is not None, False]
+    if fault:
+        assert f"1 of 3 layers of the LLM stay unpacked; 1: {fault}" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -153,7 +156,7 @@ def test_nothing_is_packed_off_the_fast_path_or_without_the_operators(
 ) -> None:
     reference(HANDLED["llama"]).save_pretrained(tmp_path)
     assert not load_llm(str(tmp_path), dtype=dtype, fast=False).for_prediction(6)
-    monkeypatch.setattr(operators, name, None)  # a PyTorch without it
+    monkeypatch.setattr(operators, name, None, raising=False)  # a PyTorch without it
     llm = load_llm(str(tmp_path), dtype=dtype)
     assert not llm.for_prediction(6)
     llm(vectors())

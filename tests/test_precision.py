@@ -1,6 +1,7 @@
 """16 bit where the machine has units for it, fp32 with the same weights where it has not."""
 
 import logging
+import os
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -8,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 from fit_world import fit_until, outcome
+from ranks import on_ranks
 from stream_world import GOOD, F, best, image
 
 from cache.pipeline import cache_vis
 from simv0.build import compute_dtype
-from simv0.checkpoint import load_checkpoint
+from simv0.checkpoint import load_checkpoint, save_checkpoint
 from simv0.config import Config, TrainingConfig
+from simv0.datasets import read_jsonl
 from simv0.encoder import load_encoder
+from simv0.evaluation import evaluate_checkpoint, predict_manifest
 from simv0.fit import fit
 from simv0.labels import RISKS
 from simv0.packed import PackedLinear
@@ -46,23 +50,28 @@ def test_type_of_the_llm(units: str | None, training: Any, dtype: torch.dtype, m
     assert compute_dtype(TrainingConfig(**training), CPU) is dtype
 
 
-def test_an_encoder_in_bf16_keeps_its_weights_without_units(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_encoder_that_is_widened_keeps_its_weights(make_config: MakeConfig) -> None:
     model = make_config().model
     frames = torch.stack([image(seed) for seed in range(4)])
-    machine(monkeypatch, "amx_bf16")
-    with_units, exact = load_encoder(model, "bf16"), load_encoder(model, "fp32")
-    machine(monkeypatch, None)
-    without = load_encoder(model, "bf16")
-    assert (with_units.dtype, without.dtype) == (torch.bfloat16, torch.float32)
-    assert without.identity == with_units.identity != exact.identity
-    weights = dict(with_units.visual.state_dict())
-    for name, weight in without.visual.state_dict().items():
-        assert torch.equal(weight, weights[name].to(weight.dtype)), name
-    error = (without(frames) - with_units(frames)).norm() / exact(frames).norm()
+    narrow, exact, widened = (load_encoder(model, precision) for precision in ("bf16", "fp32", "bf16"))
+    widened.widen()
+    assert widened.identity == narrow.identity != exact.identity
+    weights = dict(narrow.visual.state_dict())
+    for name, weight in widened.visual.state_dict().items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, weights[name].float()), name
+    error = (widened(frames) - narrow(frames)).norm() / exact(frames).norm()
     assert 1e-5 < error < 0.02
-    assert (without(frames) - exact(frames)).norm() < (with_units(frames) - exact(frames)).norm()
+    assert (widened(frames) - exact(frames)).norm() < (narrow(frames) - exact(frames)).norm()
+
+
+def test_a_cache_in_bf16_is_of_bf16_products_everywhere(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks for it waits for it: a file's features are all made in one way."""
+    machine(monkeypatch, None)
+    assert load_encoder(make_config().model, "bf16").dtype is torch.bfloat16
+    assert load_encoder(make_config().model, "auto").dtype is torch.float32
 
 
 def trained_with_units(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> Config:
@@ -122,13 +131,54 @@ def test_a_run_that_goes_on_in_another_type_says_so(
     assert load_checkpoint(run.last).meta.epoch == 2
 
 
+@pytest.mark.skipif(
+    "fbgemm" not in torch.backends.quantized.supported_engines, reason="this PyTorch has no FBGEMM to hold fp16 with"
+)
 @pytest.mark.parametrize("amp", [True, False])
 def test_a_robot_holds_16_bit_only_where_amp_allows_it(
-    amp: bool, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    amp: bool, make_config: MakeConfig, manifests: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In a stream and in `simv0 predict`; what it says is what evaluate says, up to fp16."""
     machine(monkeypatch, None)
     config = make_config(training={"amp": amp})
     cache_vis(config)
     fit(config)
+    products: list[bool] = []
+    kept = PackedLinear.forward
+    monkeypatch.setattr(PackedLinear, "forward", lambda self, x: products.append(True) or kept(self, x))
     layers = list(Predictor.load(best(config)).model.llm.modules())
     assert any(isinstance(layer, PackedLinear) for layer in layers) == amp
+    products.clear()  # those that tried them
+    predicted = list(predict_manifest(best(config), manifests / "val.jsonl"))
+    assert bool(products) == amp
+    _, folder = evaluate_checkpoint(best(config), baselines=False)
+    for row, line in zip(predicted, read_jsonl(folder / "predictions.jsonl"), strict=True):
+        for name, p in row["probs"]["risk"].items():
+            assert p == pytest.approx(line["probs"]["risk"][name], abs=2e-3)
+
+
+def test_a_checkpoint_of_fp16_predicts_without_its_gpu(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, None)
+    config = make_config()
+    cache_vis(config)
+    run = fit(config)
+    content = load_checkpoint(run.best)
+    tree = {**content.meta.config, "training": {**content.meta.config["training"], "amp": True, "amp_dtype": "fp16"}}
+    meta = content.meta.model_copy(update={"config": tree})
+    save_checkpoint(run.best, content.model_copy(update={"meta": meta}))
+    assert Predictor.load(run.best).model.llm.dtype is torch.float32
+
+
+def test_processes_of_two_kinds_of_machine_are_refused(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Their gradients would be sums of two roundings, and a split LLM would not fit together."""
+    config = make_config(data={"dataset_class_path": "fit_world.VisFeats"}, training={"amp": True})
+
+    def train() -> None:
+        units = os.environ["RANK"] == "0"
+        torch.cpu.get_capabilities = lambda: MappingProxyType({"amx_bf16": units})  # in a process of its own
+        fit(config)
+
+    assert on_ranks(2, train, tmp_path / "said") == [1, 1]
+    assert "differs from the first one in: type of the LLM (units for bf16);" in (tmp_path / "said").read_text()
