@@ -41,6 +41,9 @@ def user_errors() -> Iterator[None]:
         logger.addHandler(handler)
     try:
         yield
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)
+        raise typer.Exit(130) from None
     except Exception as error:
         told = error if isinstance(error, SimError) else of_lost_worker(error)
         if not _first_to_fail():
@@ -188,14 +191,18 @@ def predict(
 
         loaded = load_config(config, set_) if config is not None else None
         from simv0.evaluation import predict_manifest
-        from simv0.files import write_atomically
+        from simv0.files import check_out, write_atomically
 
+        if out is not None:
+            check_out(out, {"--data": data, "--ckpt": ckpt, "--config": config})
         lines = (json.dumps(row) for row in predict_manifest(ckpt, data, loaded))
         if out is None:
             for line in lines:
                 typer.echo(line)
         else:
-            write_atomically(out, "".join(line + "\n" for line in lines).encode())
+            written = list(lines)
+            write_atomically(out, "".join(line + "\n" for line in written).encode())
+            typer.echo(f"{out}: {len(written)} predictions")
 
 
 @app.command()
@@ -241,32 +248,40 @@ def overlay(
         from simv0.config_file import load_config
 
         loaded = load_config(config, set_) if config is not None else None
+        from simv0.errors import ConfigError
+        from simv0.files import check_out
         from simv0.live import LivePage
         from simv0.overlay import render_overlay
         from simv0.predict import Predictor
         from simv0.sequence import open_sequence
         from simv0.stream import Stream
 
+        if out.suffix.lower() != ".mp4":
+            raise ConfigError(f"--out: expected a name that ends in .mp4, found {out}")
+        check_out(out, {"--frames": frames, "--telemetry": telemetry})
         sequence = open_sequence(frames, telemetry, fps)
         page = LivePage() if live else None
         if page is not None:
             typer.echo(f"live: {page.url}")
-        stream = Stream(Predictor.load(ckpt, loaded), spacing or sequence.interval, live=False)
+        stream = Stream(Predictor.load(ckpt, loaded), sequence.interval if spacing is None else spacing, live=False)
         count = render_overlay(stream, sequence, out, page.show if page is not None else None)
         if page is not None:
             page.close()
         stats = stream.stats()
         typer.echo(
-            f"{out}: {count} frames, {stats['judged']} judged, {stats['waiting']} waiting, {stats['bad']} bad; "
-            f"windows of frames {stream.spacing:.3f} s apart; {stats['latency_p50_ms'] or 0:.0f} ms a prediction"
+            f"{out}: {count} frames, {stats['judged']} judged, {stats['waiting']} waiting, {stats['dropped']} dropped, "
+            f"{stats['bad']} bad; windows of frames {stream.spacing:.3f} s apart; ms a prediction: "
+            f"{stats['latency_p50_ms'] or 0:.0f} (median), {stats['latency_p99_ms'] or 0:.0f} (99 of 100)"
         )
+        if not stats["judged"]:
+            typer.echo(f"warning: no window was judged; the last frame: {stream.state().problem}", err=True)
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path("runs/demo"),
 ) -> None:
-    """Make a small rover world, cache, train and evaluate in it: offline, under a minute."""
+    """Make a small rover world, cache, train and evaluate in it: offline, about a minute."""
     with user_errors():
         from cli.demo import run_demo
 

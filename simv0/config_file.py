@@ -96,7 +96,7 @@ def _expand_environment(value: Any, where: str, mistakes: list[str]) -> Any:
 
 def _explain(error: dict[str, Any]) -> str:
     """One pydantic error as one line in the user's words."""
-    location = [_printable(str(part)) for part in error["loc"]]
+    location = [_printable(str(part)) for part in error["loc"] if part != "[key]"]  # pydantic's mark of a map's key
     where = ".".join(location)
     found = repr(error.get("input"))
     found = found if len(found) <= 60 else found[:57] + "..."

@@ -180,8 +180,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such manifest") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     rows = []
     for number, line in enumerate([] if lines == [""] else lines, 1):
         try:

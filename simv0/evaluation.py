@@ -231,6 +231,8 @@ def predict_manifest(ckpt: str | Path, manifest: str | Path, config: Config | No
         SimError: what the user can mend.
     """
     dataset = ManifestDataset(manifest)
+    if not len(dataset):
+        raise DataError(f"{manifest}: holds no windows")
     checkpoint = load_checkpoint(ckpt)
     config = config or config_of(checkpoint, ckpt)
     encoder = load_trained_encoder(checkpoint, ckpt, config)

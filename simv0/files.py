@@ -1,12 +1,12 @@
 """Files that appear whole or not at all."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from simv0.errors import SimError
+from simv0.errors import ConfigError, SimError
 
 
 @contextmanager
@@ -73,6 +73,23 @@ def keep_previous(path: Path, previous: Path) -> None:
         else:
             link.replace(previous)
             link.unlink(missing_ok=True)  # renaming does nothing where both already name one file
+
+
+def check_out(out: Path, inputs: Mapping[str, Path | None]) -> None:
+    """Refuse an output that would replace what a command reads, or whose folder is missing; before any work is done.
+
+    Args:
+        out: what `--out` says.
+        inputs: option -> the path it names, if any.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out: {out}: there is no folder {out.parent}; make it first")
+    for option, path in inputs.items():
+        if path is not None and path.exists() and out.exists() and out.samefile(path):
+            raise ConfigError(f"--out: {out} is what {option} reads and would be lost; give another name")
 
 
 @contextmanager

@@ -279,7 +279,7 @@ def _introduce(
 ) -> None:
     """Say what is about to happen; refuse a model that would train the wrong weights."""
     counts = model.trainable_parameters()
-    frozen = sum(p.numel() for p in model.llm.parameters()) + sum(b.numel() for b in model.llm.buffers())
+    frozen = sum(weight.numel() for weight in model.llm.parameters())
     trained = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     log.info(f"device {device}, LLM {model.llm.identity['llm_name']} ({frozen:,} frozen weights, {model.llm.dtype})")
     log.info(f"training {sum(counts.values()):,} weights: {trained}")

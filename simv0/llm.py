@@ -204,6 +204,8 @@ def _explain(name: str, is_folder: bool, error: Exception) -> ModelError:
             f"{name}: wants to run code from its own repository; read that code, then set model.trust_remote_code: "
             "true, or choose another LLM"
         )
+    if is_folder and os.path.exists(os.path.join(name, "open_clip_config.json")):
+        return ModelError(f"{name}: is the folder of a vision encoder (open_clip_config.json); give an LLM's folder")
     if is_folder or not isinstance(error, OSError):
         return ModelError(f"{name}: cannot be loaded as an LLM: {type(error).__name__}: {short}")
     return ModelError(

@@ -83,6 +83,7 @@ def training_curves(train: Sequence[dict[str, Any]], val: Sequence[dict[str, Any
     for axes in (left, right):
         axes.axvline(best, color=INK, alpha=0.4, linestyle=":")
         axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         _dress(axes)
     return _svg(figure)
 

@@ -120,7 +120,10 @@ def render(evaluated: Evaluated) -> str:
             + ", ".join(f"{h} {alarm.ece_before[h]:.3f} → {alarm.ece_after[h]:.3f}" for h in HEADS)
             + ".</p>",
         ),
-        ("High windows that it missed", _strips(evaluated, p_high, alarm.threshold, missed=True)),
+        (
+            "High windows that it missed" if alarm.threshold is None else "High windows that raised no alarm",
+            _strips(evaluated, p_high, alarm.threshold, missed=True),
+        ),
         ("Worst false alarms", _strips(evaluated, p_high, alarm.threshold, missed=False)),
     ]
     if val:

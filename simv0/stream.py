@@ -172,9 +172,11 @@ class Stream:
             return "bad", f"{where}: t: expected finite seconds"
         if self.live and t > started + self.spacing:
             return "bad", f"{where}: t is {t - started:.3f} s in the future of the stream's clock"
+        anew = ""
         if t <= self._now:
             if self._now - t <= self.predictor.meta.F * self.spacing:
                 return "bad", f"{where}: t is {t:.3f}, not after the last frame's {self._now:.3f}"
+            anew = f"t went back {self._now - t:.3f} s, so the stream has begun anew; "
             self._begin()  # the clock was set back, or a recording starts over
         since, self._now = t - self._now, t
         lag = started - t - self.camera_delay
@@ -199,7 +201,7 @@ class Stream:
         except DataError as error:
             return "bad", str(error)  # its picture is good, and later windows need it
         if window is None:
-            return "waiting", f"{where}: {self._gap}"
+            return "waiting", f"{where}: {anew}{self._gap}"
         return self._judge(window, sample["telemetry"], t, where)
 
     def _window(self) -> tuple[Tensor | None, str | None]:

@@ -72,6 +72,15 @@ def test_the_main_job(config_file: Path, manifests: Path, tmp_path: Path, monkey
         patch.setattr(simv0.checkpoint, "_read", lambda path: (read.append(path), original(path))[1])
         assert run("predict", "--ckpt", best, "--data", bare, "--out", out).exit_code == 0
     assert read == [best]
+    before, lost = bare.read_bytes(), run("predict", "--ckpt", best, "--data", bare, "--out", bare)
+    assert (lost.exit_code, lost.stderr) == (
+        2,
+        f"error: --out: {bare} is what --data reads and would be lost; give another name\n",
+    )
+    assert bare.read_bytes() == before
+    (tmp_path / "empty.jsonl").write_text("")
+    none = run("predict", "--ckpt", best, "--data", tmp_path / "empty.jsonl")
+    assert (none.exit_code, none.stderr) == (1, f"error: {tmp_path}/empty.jsonl: holds no windows\n")
     predicted = [json.loads(line) for line in out.read_text().splitlines()]
     assert json.loads(run("predict", "--ckpt", best, "--data", bare).stdout.splitlines()[7]) == predicted[7]
     for one, other in zip(predicted, cached, strict=True):

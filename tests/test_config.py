@@ -33,6 +33,11 @@ def refusal(tree: dict[str, Any]) -> str:
             {"training": {"lr_scale": {"heads": -5}}},
             "c.yaml: training.lr_scale.heads: input should be greater than 0, found -5",
         ),
+        (
+            {"training": {"lr_scale": {"projektor": 1}}},
+            "c.yaml: training.lr_scale.projektor: expected 'projector', 'telemetry_mlp', 'task_token' or 'heads', "
+            "found 'projektor'",
+        ),
         ({"trainig": {}}, "c.yaml: trainig: unknown key; did you mean training?"),
         ({"training": {"amp": "no"}}, "c.yaml: training.amp: expected true or false, found 'no'"),
         ({"training": {"lr": "fast"}}, "c.yaml: training.lr: input should be a valid number, found 'fast'"),

@@ -235,3 +235,11 @@ def test_class_weights_are_checked() -> None:
         with pytest.raises(DataError) as error:
             class_weights_of(dataset, HEADS)
         assert str(error.value) == message
+
+
+def test_a_manifest_in_another_encoding_is_told_so(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_bytes('{"sample_id": "ä"}'.encode("utf-16"))
+    with pytest.raises(DataError) as error:
+        ManifestDataset(path)
+    assert str(error.value) == f"{path}: is not UTF-8 text (byte 0); save it as UTF-8"

@@ -249,6 +249,9 @@ def test_refuses_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         load_llm(str(tmp_path / "nothing"))
     with pytest.raises(ModelError, match="cannot be loaded as an LLM"):
         load_llm(str(tmp_path))
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="is the folder of a vision encoder .*; give an LLM's folder"):
+        load_llm(str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="no such folder, and the hub did not give it") as caught:
         load_llm("nobody/nothing")

@@ -80,16 +80,39 @@ def test_overlay_writes_as_many_frames_as_came_in(make_config: MakeConfig, featu
     assert result.exit_code == 0, result.output
     where, said = result.stdout.splitlines()
     assert where.startswith("live: http://127.0.0.1:")
-    assert said.startswith(f"{out}: 30 frames, 27 judged, 3 waiting, 0 bad; windows of frames 0.050 s apart; ")
+    assert said.startswith(
+        f"{out}: 30 frames, 27 judged, 3 waiting, 0 dropped, 0 bad; windows of frames 0.050 s apart; ms "
+    )
     written = list(VideoReader(out))
     assert len(written) == 30
     assert [t for t, _ in written] == pytest.approx([i / 20 for i in range(30)], abs=1e-3)
     assert written[0][1].shape[2] == 320
 
+    def said_of(*more: object, frames: Path = video) -> tuple[int, str]:
+        args = ["overlay", "--ckpt", run.best, "--frames", frames, "--telemetry", telemetry, *more]
+        result = CliRunner().invoke(app, [str(arg) for arg in args])
+        return result.exit_code, result.stderr
+
+    # Nothing that was there is lost to a wrong word.
+    before = video.read_bytes()
+    link = tmp_path / "link.mp4"
+    link.symlink_to(video)
+    lost = "reads and would be lost; give another name\n"
+    assert said_of("--out", video) == (2, f"error: --out: {video} is what --frames {lost}")
+    assert said_of("--out", link) == (2, f"error: --out: {link} is what --frames {lost}")
+    assert said_of("--out", telemetry) == (2, f"error: --out: expected a name that ends in .mp4, found {telemetry}\n")
+    assert said_of("--out", "nowhere/x.mp4") == (
+        2,
+        "error: --out: nowhere/x.mp4: there is no folder nowhere; make it first\n",
+    )
+    assert video.read_bytes() == before
+    assert said_of("--out", out, "--spacing", 0) == (2, "error: spacing: expected seconds > 0, found 0.0\n")
+    code, warning = said_of("--out", out, "--spacing", 5)
+    assert code == 0
+    assert warning.startswith("warning: no window was judged; the last frame: push[29]: more than 8 frames in one ")
+
     (tmp_path / "bad.jsonl").write_text(json.dumps({"image": "x.png", "t": "now"}) + "\n")
-    args = ["overlay", "--ckpt", run.best, "--frames", tmp_path / "bad.jsonl", "--out", out]
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert (result.exit_code, result.stderr) == (
+    assert said_of("--out", out, frames=tmp_path / "bad.jsonl") == (
         1,
         f"error: {tmp_path}/bad.jsonl:1: t: expected seconds, found 'now'\n",
     )

@@ -79,7 +79,7 @@ def test_it_shows_metrics_baselines_alarm_and_misses(page: str) -> None:
     assert str(this.alarm) in text
     assert this.alarm.chosen is not None
     assert f"chosen, P(high) ≥ {this.alarm.chosen.threshold:.3f}" in text
-    missed = re.search(r"High windows that it missed.*?(\d+) windows", text, re.S)
+    missed = re.search(r"High windows that raised no alarm.*?(\d+) windows", text, re.S)
     assert missed is not None
     assert int(missed[1]) == N_HIGH - round(this.alarm.chosen.recall.value * N_HIGH) == 2
     assert page.count("<img ") == 4 * (2 + 8)

@@ -58,6 +58,9 @@ def test_it_fills_before_it_speaks_and_starts_over_with_the_clock(predictor: Pre
     assert late.risk != "unknown"
     states = [stream.push(image(), GOOD, i * SPACING) for i in range(F)]
     assert [state.outcome for state in states] == ["waiting"] * 3 + ["judged"]
+    assert states[0].problem == (
+        "push[5]: t went back 5.600 s, so the stream has begun anew; the window is not full yet: 1 of 4 frames"
+    )
 
 
 def slow(stream: Stream, clock: Clock, seconds: float) -> Any:
