@@ -110,8 +110,10 @@ class Encoder(nn.Module):
             },
         }
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        # Most convolutions are faster with the channels last; towers without them do not care.
-        visual.to(dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Convolutions are faster with the channels last, the one that cuts a ViT's patches is not.
+        convolutions = sum(isinstance(layer, nn.Conv2d) for layer in visual.modules())
+        self.layout = torch.channels_last if convolutions > 1 else torch.contiguous_format
+        visual.to(dtype=self.dtype, memory_format=self.layout)  # type: ignore[call-overload]
         self.visual = visual.requires_grad_(False)
         self.register_buffer("mean", torch.tensor(preprocess["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess["std"]).view(1, 3, 1, 1), persistent=False)
@@ -135,7 +137,7 @@ class Encoder(nn.Module):
         """Encode frames of any size, uint8 0..255 or float 0..1, into float32 features."""
         frames = self.resize(frames).to(self.mean.device)
         pixels = frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
-        images = ((pixels - self.mean) / self.std).to(self.dtype, memory_format=torch.channels_last)
+        images = ((pixels - self.mean) / self.std).to(self.dtype, memory_format=self.layout)
         feats = self.visual(images)
         if isinstance(feats, tuple):  # towers that also return their tokens
             feats = feats[0]
