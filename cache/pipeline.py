@@ -1,7 +1,9 @@
 """`simv0 cache-vis`: dataset + encoder -> feature files. Resumes by itself; several processes may share the work."""
 
+import ctypes
 import logging
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,10 +106,23 @@ def cache_vis(config: Config, *, overwrite: bool = False) -> list[CacheReport]:
     train, val = splits
     warn_of_leakage(train.dataset, val.dataset, train.labels.group, val.labels.group)
     encoder = load_encoder(config.model, config.cache.precision, local_device())
+    keep_freed_memory()
     if overwrite:
         with process_group():  # until all have come: a late one would remove what the others have made
             from_first(start_over, splits)
     return [cache_split(config, split, encoder) for split in splits]
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what one batch frees for the next one; elsewhere nothing happens.
+
+    By default large blocks go back to the kernel and are faulted in anew, page by page: with the activations of a tower
+    of convolutions that can take longer than the encoder itself (docs/reliability.md).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: which is not cut back
 
 
 def open_split(config: Config, name: str) -> Split:

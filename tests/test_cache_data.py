@@ -1,7 +1,10 @@
 """What cache-vis takes from a dataset, and what it refuses."""
 
 import json
+import platform
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +115,21 @@ def test_carry_keeps_the_most_recent_frames_within_its_limit() -> None:
     assert carry.plan("bd") == (["d"], ["a"])  # c and b were used after a
     assert carry.plan("ab") == (["a"], ["c"])
     assert Carry(0).plan("ab") == (["a", "b"], ["a", "b"])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told how to keep its memory")
+def test_memory_that_a_batch_frees_is_kept_for_the_next() -> None:
+    """A guard without timing: pages that the kernel must bring in anew, in a process of its own."""
+    script = """
+import resource, torch
+from cache.pipeline import keep_freed_memory
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+keep_freed_memory()
+for _ in range(20): torch.ones(16 * 2**20)  # 64 MiB, freed at once, until the heap has grown
+before = faults()
+for _ in range(10): torch.ones(16 * 2**20)
+print((faults() - before) * resource.getpagesize() / 2**20)
+"""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 64  # of 640 MiB
