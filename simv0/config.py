@@ -138,9 +138,8 @@ class TrainingConfig(Section):
     grad_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient of all trained weights together."""
     amp: bool = True
-    """Hold and run the frozen LLM in 16 bit, where the machine has units for it (a CPU without AMX or AVX512-BF16, as
-    in most laptops, and a GPU before Ampere are faster in fp32 and take that); the trained modules stay in fp32 either
-    way."""
+    """Hold and run the frozen LLM in 16 bit, where the machine has units for it; a CPU without AMX or AVX512-BF16, as
+    in most laptops, and bf16 on a GPU before Ampere come to fp32. The trained modules stay in fp32 either way."""
     amp_dtype: Literal["bf16", "fp16"] = "bf16"
     """fp16 needs CUDA and brings loss scaling; it is for GPUs older than Ampere, which have no units for bf16."""
     compile: Literal["auto", "on", "off"] = "auto"

@@ -104,7 +104,8 @@ def pack_linears(module: nn.Module, rows: int) -> bool:
             module.set_submodule(name, _packed(linear, rows))
         except Exception as error:  # an operator that is missing or has changed can fail in any way
             plain[name] = " ".join(str(error).split())[:200]
-    for name, reason in list(plain.items())[:1]:
+    if plain:
+        name, reason = next(iter(plain.items()))
         log.debug("%d of %d layers of the LLM stay unpacked; %s: %s", len(plain), len(names), name, reason)
     return bool(names) and not plain
 
