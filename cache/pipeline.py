@@ -106,7 +106,6 @@ def cache_vis(config: Config, *, overwrite: bool = False) -> list[CacheReport]:
     train, val = splits
     warn_of_leakage(train.dataset, val.dataset, train.labels.group, val.labels.group)
     encoder = load_encoder(config.model, config.cache.precision, local_device())
-    keep_freed_memory()
     if overwrite:
         with process_group():  # until all have come: a late one would remove what the others have made
             from_first(start_over, splits)

@@ -110,9 +110,11 @@ def cache_vis(
 
         loaded = load_config(config, set_)
         from cache.pipeline import cache_vis as run
+        from cache.pipeline import keep_freed_memory
         from simv0.check import preflight
 
         preflight(loaded, "cache-vis")
+        keep_freed_memory()
         for report in run(loaded, overwrite=overwrite):
             typer.echo(str(report))
 
