@@ -4,10 +4,11 @@
     python benchmarks/stream.py --large    # ViT-B-32 with SmolLM2-135M's and Qwen2.5-0.5B's sizes, random weights
 
 The LLM's step at batch 1 reads every weight once, so it stands beside the time that a copy of as many bytes takes, and
-beside its bare matrix products, one after the other, with nothing between them.
+beside the same LLM as it runs without the extra `robot`; the three alternate.
 """
 
 import argparse
+import copy
 import statistics
 import tempfile
 import time
@@ -22,14 +23,16 @@ from simv0.build import compute_dtype
 from simv0.checkpoint import Checkpoint, Meta
 from simv0.config import ModelConfig, TrainingConfig
 from simv0.encoder import Encoder, has_bf16_units, load_encoder
+from simv0.fast_llm import FastStack
 from simv0.llm import FrozenLLM, load_llm
 from simv0.model import SimV0Model
-from simv0.packed import PackedLinear
+from simv0.packed import PackedLinear, pack_linears
 from simv0.predict import Predictor
 from simv0.stream import Stream
 from simv0.tiny import save_tiny_llm, save_tiny_tower
 
 F, K, SPACING = 8, 4, 0.2
+ROUNDS = 5
 FRAME = (3, 480, 640)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LARGE = {
@@ -104,7 +107,8 @@ def make_predictor(encoder: Encoder, llm: FrozenLLM) -> Predictor:
 
 
 @torch.no_grad()
-def measure(name: str, encoder: Encoder, llm: FrozenLLM, bandwidth: float, steps: int) -> None:
+def measure(name: str, encoder: Encoder, llm: FrozenLLM, steps: int) -> None:
+    packed = packed_only(llm)
     predictor = make_predictor(encoder, llm)
     frames = torch.randint(0, 256, (F, *FRAME), dtype=torch.uint8)
     telemetry = torch.zeros(8)
@@ -116,30 +120,35 @@ def measure(name: str, encoder: Encoder, llm: FrozenLLM, bandwidth: float, steps
     encoded = (stream.counts["encoded"] - before) / (steps + 3)
     plain = median_ms(lambda _: predictor.predict(frames, telemetry), max(3, steps // 4))
     prefix = torch.randn(1, K + 2, llm.d, device=DEVICE)
-    llm_ms = median_ms(lambda _: llm(prefix), steps)
-    products_ms = median_ms(bare_products(llm), steps)
-    weights = sum(weight_bytes(linear) for linear in linears_of(llm))
-    limit = 1e3 * weights / bandwidth
+    limits, with_robot, without = [], [], []
+    for _ in range(ROUNDS):
+        limits.append(1e3 * weight_bytes(llm) / copy_bandwidth())
+        with_robot.append(median_ms(lambda _: llm(prefix), steps))
+        without.append(median_ms(lambda _: packed(prefix), steps))
+    llm_ms, limit = statistics.median(with_robot), statistics.median(limits)
+    ratio = statistics.median(ms / least for ms, least in zip(with_robot, limits, strict=True))
     print(
         f"{name:28} {step:9.2f} {encoded:7.0f} {plain:9.2f} {F:7d} {plain / step:7.1f}x "
-        f"{llm_ms:9.2f} {products_ms:9.2f} {weights / 2**20:8.1f} {limit:9.2f} {llm_ms / limit:7.2f}"
+        f"{llm_ms:9.2f} {statistics.median(without):9.2f} {weight_bytes(llm) / 2**20:8.1f} {limit:9.2f} {ratio:7.2f}"
     )
 
 
-def bare_products(llm: FrozenLLM) -> Callable[[int], object]:
-    """The LLM's linear layers, packed where the predictor packs them, each on random vectors."""
-    linears = linears_of(llm)
-    inputs = {k: torch.randn(1, K + 2, k, device=DEVICE).to(llm.dtype) for k in {m.in_features for m in linears}}
-    return lambda _: [linear(inputs[linear.in_features]) for linear in linears]
+def packed_only(llm: FrozenLLM) -> FrozenLLM:
+    """The same LLM as a robot without numba has it."""
+    twin = copy.deepcopy(llm)
+    if isinstance(twin.stack, FastStack):
+        twin.stack.predicting = True
+        pack_linears(twin.stack, K + 2)
+    return twin
 
 
-def weight_bytes(linear: nn.Linear | PackedLinear) -> int:
-    size = 2 if isinstance(linear, PackedLinear) else linear.weight.element_size()
-    return size * linear.in_features * linear.out_features
-
-
-def linears_of(llm: FrozenLLM) -> list[nn.Linear | PackedLinear]:
-    return [module for module in llm.modules() if isinstance(module, nn.Linear | PackedLinear)]
+def weight_bytes(llm: FrozenLLM) -> int:
+    """What one step reads of the products' weights."""
+    if hasattr(llm.stack, "whole"):  # a `SingleStack`, which needs numba
+        return sum(weights.nbytes for weights in llm.stack.whole[:4])
+    linears = [module for module in llm.modules() if isinstance(module, nn.Linear | PackedLinear)]
+    sizes = [2 if isinstance(linear, PackedLinear) else linear.weight.element_size() for linear in linears]
+    return sum(size * m.in_features * m.out_features for size, m in zip(sizes, linears, strict=True))
 
 
 def main() -> None:
@@ -147,17 +156,16 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="the sizes of real models too; needs 3 GB of memory")
     parser.add_argument("--steps", type=int, default=40)
     args = parser.parse_args()
-    bandwidth = copy_bandwidth()
-    print(f"{DEVICE}, {torch.get_num_threads()} threads, copy {bandwidth / 1e9:.1f} GB/s, {F} frames of 640x480")
+    print(f"{DEVICE}, {torch.get_num_threads()} threads, copy {copy_bandwidth() / 1e9:.1f} GB/s, {F} frames of 640x480")
     print(
         f"{'':28} {'stream ms':>9} {'encodes':>7} {'plain ms':>9} {'encodes':>7} {'gain':>8} "
-        f"{'LLM ms':>9} {'products':>9} {'MiB':>8} {'limit ms':>9} {'ratio':>7}"
+        f"{'LLM ms':>9} {'without':>9} {'MiB':>8} {'limit ms':>9} {'ratio':>7}"
     )
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        measure("demo models", *demo_models(root), bandwidth, args.steps)
+        measure("demo models", *demo_models(root), args.steps)
         for name in LARGE if args.large else ():
-            measure(f"ViT-B-32 + {name}", large_encoder(), large_llm(name, root / name), bandwidth, args.steps)
+            measure(f"ViT-B-32 + {name}", large_encoder(), large_llm(name, root / name), args.steps)
 
 
 if __name__ == "__main__":

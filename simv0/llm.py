@@ -77,10 +77,14 @@ class FrozenLLM(nn.Module):
     def for_prediction(self, tokens: int, sixteen_bit: bool = True) -> bool:
         """Make single prefixes of `tokens` vectors quick, where the fast path can; there are no gradients from then on.
 
-        On a CPU its weights are packed in 16 bit (`packed.py`), which this returns, unless `sixteen_bit` is false.
+        On a CPU its weights are held in 16 bit, which this returns, unless `sixteen_bit` is false: in one compiled
+        loop (`single.py`) where numba is there, else packed for one product after the other (`packed.py`).
         """
         if not isinstance(self.stack, FastStack):
             return False
+        if sixteen_bit and (single := _compiled_step(self.stack, tokens)):
+            self.stack = single
+            return True
         self.stack.predicting = True
         return sixteen_bit and pack_linears(self.stack, tokens)
 
@@ -95,6 +99,15 @@ class FrozenLLM(nn.Module):
             with torch.compiler.set_stance("force_eager"):
                 hidden = self.stack(inputs_embeds)
         return hidden.float()
+
+
+def _compiled_step(stack: FastStack, tokens: int) -> nn.Module | None:
+    try:
+        from simv0.single import single_stack
+    except (ImportError, RuntimeError) as error:  # no numba; or it finds no place to keep what it compiles
+        log.debug("no compiled step: %s", error)
+        return None
+    return single_stack(stack, tokens)
 
 
 class LastHidden(nn.Module):

@@ -1,6 +1,7 @@
 """The fast path of the frozen LLM against transformers' module, and the work that it does."""
 
 import logging
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,10 @@ PACKED = [
 
 @pytest.mark.parametrize("case", ["qwen2", "biases everywhere"])
 @pytest.mark.parametrize(("dtype", "error"), PACKED)
-def test_packed_weights_give_the_same(case: str, dtype: torch.dtype, error: float, tmp_path: Path) -> None:
+def test_packed_weights_give_the_same(
+    case: str, dtype: torch.dtype, error: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "simv0.single", None)  # as without numba
     reference(HANDLED[case]).save_pretrained(tmp_path)
     plain, packed = (load_llm(str(tmp_path), dtype=dtype) for _ in range(2))
     assert packed.for_prediction(6)
@@ -154,6 +158,7 @@ def test_layers_that_fp16_cannot_hold_stay_as_they_are(
 def test_nothing_is_packed_off_the_fast_path_or_without_the_operators(
     dtype: torch.dtype, operators: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(sys.modules, "simv0.single", None)  # as without numba
     reference(HANDLED["llama"]).save_pretrained(tmp_path)
     assert not load_llm(str(tmp_path), dtype=dtype, fast=False).for_prediction(6)
     monkeypatch.setattr(operators, name, None, raising=False)  # a PyTorch without it

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -88,6 +89,7 @@ def trained_with_units(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch)
 def test_a_checkpoint_goes_from_a_machine_with_units_to_one_without(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(sys.modules, "simv0.single", None)  # as without numba
     config = trained_with_units(make_config, monkeypatch)
     frames = torch.stack([image(seed) for seed in range(F)])
     there = Predictor.load(best(config))
@@ -134,20 +136,26 @@ def test_a_run_that_goes_on_in_another_type_says_so(
 @pytest.mark.skipif(
     "fbgemm" not in torch.backends.quantized.supported_engines, reason="this PyTorch has no FBGEMM to hold fp16 with"
 )
+@pytest.mark.parametrize("way", ["compiled", "packed"])
 @pytest.mark.parametrize("amp", [True, False])
 def test_a_robot_holds_16_bit_only_where_amp_allows_it(
-    amp: bool, make_config: MakeConfig, manifests: Path, monkeypatch: pytest.MonkeyPatch
+    amp: bool, way: str, make_config: MakeConfig, manifests: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a stream and in `simv0 predict`; what it says is what evaluate says, up to fp16."""
     machine(monkeypatch, None)
     config = make_config(training={"amp": amp})
     cache_vis(config)
     fit(config)
+    if way == "packed":
+        monkeypatch.setitem(sys.modules, "simv0.single", None)  # as without numba
+        kind: type[Any] = PackedLinear
+    else:
+        kind = pytest.importorskip("simv0.single", reason="no numba", exc_type=ImportError).SingleStack
     products: list[bool] = []
-    kept = PackedLinear.forward
-    monkeypatch.setattr(PackedLinear, "forward", lambda self, x: products.append(True) or kept(self, x))
+    kept = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, x: products.append(True) or kept(self, x))
     layers = list(Predictor.load(best(config)).model.llm.modules())
-    assert any(isinstance(layer, PackedLinear) for layer in layers) == amp
+    assert any(isinstance(layer, kind) for layer in layers) == amp
     products.clear()  # those that tried them
     predicted = list(predict_manifest(best(config), manifests / "val.jsonl"))
     assert bool(products) == amp

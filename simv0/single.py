@@ -1,0 +1,143 @@
+"""The fast path for a robot's step: a `FastStack` for one prefix at a time, in one call of compiled code on each core.
+
+Called one by one, the 20 operations of a layer cost a small LLM as much as its products (docs/streams.md). Needs numba.
+"""
+
+import copy
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt16
+from torch import Tensor, nn
+
+from simv0.fast_llm import FastStack
+from simv0.loop import Board, Stack, layout, run
+from simv0.tiles import LANES, can_widen, pack
+
+log = logging.getLogger("simv0")
+
+TOLERANCE = 1e-3
+"""Relative difference from the stack in fp32: rounding its weights to fp16 gives 4e-4 of 30 layers, a mistake 1e-2."""
+
+_PRODUCTS = ("qkv", "out", "gate_up", "down")
+
+
+class SingleStack(nn.Module):
+    """A `FastStack` on the CPU for single prefixes of `tokens` vectors, its weights in fp16 and all else in fp32.
+
+    Forward only. Takes the weights out of `stack` layer by layer, so that no two copies of a model are held.
+    """
+
+    def __init__(self, stack: FastStack, tokens: int) -> None:
+        super().__init__()
+        self.dtype, self.weight, self.eps = torch.float32, stack.weight, stack.eps
+        (cos, sin), masks = stack._for_length(tokens, torch.device("cpu"), torch.float32)
+        layers: list[Any] = list(stack.layers)
+        norms = [layer.head_norm.numpy() for layer in layers if layer.head_norm is not None]
+        packed = {name: _take(layers, name) for name in _PRODUCTS}
+        self.whole = Stack(
+            **{name: weight for name, (weight, _) in packed.items()},
+            **{f"{name}_bias": bias for name, (_, bias) in packed.items()},
+            head_norm=np.stack(norms) if norms else np.zeros((0, 0, 0), np.float32),
+            cos=cos.contiguous().numpy(),
+            sin=sin.contiguous().numpy(),
+            masks=np.stack([masks[window].numpy() for window in stack.windows]),
+            eps=float(stack.eps),
+        )
+        tiles, rows = layout(tokens)
+        self.board = Board(
+            x=np.zeros((tokens, len(stack.weight)), np.float32),
+            qkv=np.zeros((tokens, self.whole.qkv_bias.shape[1]), np.float32),
+            out_in=np.zeros(tiles * rows * self.whole.out.shape[2], np.float32),
+            down_in=np.zeros(tiles * rows * self.whole.down.shape[2], np.float32),
+            counts=np.zeros((5 * len(layers), 2, 8), np.int64),
+            share=1 / (2 * torch.get_num_threads()),
+        )
+        self.others = torch.get_num_threads() - 1
+        self.pool = ThreadPoolExecutor(max(1, self.others), "simv0-step")
+        self.lock = threading.Lock()
+
+    def forward(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B d"]:
+        """Hidden state of the last position, after the final norm."""
+        assert not (torch.is_grad_enabled() and x.requires_grad), "this stack is for prediction only"
+        hidden = torch.stack([self._step(prefix) for prefix in x.detach().float()])
+        return hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + self.eps) * self.weight
+
+    def _step(self, prefix: Float[Tensor, "T d"]) -> Float[Tensor, " d"]:
+        whole, board = self.whole, self.board
+        assert len(prefix) == len(board.x), f"made for {len(board.x)} vectors, got {len(prefix)}"
+        with self.lock:
+            board.x[:] = prefix.numpy()
+            board.counts[:] = 0
+            helpers = [self.pool.submit(run, whole, board) for _ in range(self.others)]
+            run(whole, board)
+            for helper in helpers:
+                if not helper.cancel():
+                    helper.result()
+            return torch.from_numpy(board.x[-1].copy())
+
+
+def single_stack(stack: FastStack, tokens: int) -> SingleStack | None:
+    """The stack for single prefixes, where this CPU and these shapes can; None, and why in the log, elsewhere.
+
+    Like the fast path itself it is tried first, on a copy of the first and the last layer.
+    """
+    if reason := _why_not(stack, tokens):
+        log.warning("the LLM runs without the compiled step: %s", reason)
+        return None
+    return SingleStack(stack, tokens)
+
+
+def _why_not(stack: FastStack, tokens: int) -> str | None:
+    layers: list[Any] = list(stack.layers)
+    if stack.weight.device.type != "cpu" or not can_widen():
+        return "no fp16 in this processor's multiplications"
+    for layer in layers:
+        for name in _PRODUCTS:
+            weight = getattr(layer, name).weight
+            if len(weight) % (2 * LANES if name == "gate_up" else LANES):
+                return f"{name} has {len(weight)} outputs, not a multiple of {LANES}"
+            if max(map(abs, torch.stack(weight.aminmax()).tolist())) > torch.finfo(torch.float16).max:
+                return "a weight is too large for fp16"
+    try:
+        error = _trial(stack, tokens)
+    except Exception as failure:  # a compiler can fail in any way
+        return f"it does not compile: {' '.join(str(failure).split())[:200]}"
+    return None if error <= TOLERANCE else f"it differs from the fast path by {error:.1e}"
+
+
+@torch.no_grad()
+def _trial(stack: FastStack, tokens: int) -> float:
+    """Disagreement of the two on a random prefix, with two layers in fp32."""
+    layers, windows = stack.layers, stack.windows
+    stack.layers, stack.windows = nn.ModuleList([layers[0], layers[-1]][: len(layers)]), windows[:1] + windows[1:][-1:]
+    small = copy.deepcopy(stack).float()
+    stack.layers, stack.windows = layers, windows
+    for module in [small, *small.layers]:
+        module.dtype = torch.float32
+    x = torch.randn(1, tokens, len(stack.weight), generator=torch.Generator().manual_seed(0))
+    wanted = small(x)
+    return float((SingleStack(small, tokens)(x) - wanted).norm() / wanted.norm())
+
+
+@torch.no_grad()
+def _take(layers: list[Any], name: str) -> tuple[UInt16[np.ndarray, "L blocks k 16"], Float32[np.ndarray, "L n"]]:
+    """One product's weights and biases (0 where there are none) of all layers, which lose them."""
+    n, k = getattr(layers[0], name).weight.shape
+    weights = np.empty((len(layers), n // LANES, k, LANES), np.uint16)
+    biases = np.zeros((len(layers), n), np.float32)
+    for i, layer in enumerate(layers):
+        linear = getattr(layer, name)
+        weight, bias = linear.weight, linear.bias
+        if name == "gate_up":  # a block of the gate, then the block of `up` that it is multiplied with
+            order = torch.arange(n).view(2, -1, LANES).transpose(0, 1).flatten()
+            weight, bias = weight[order], bias if bias is None else bias[order]
+        weights[i] = pack(weight)
+        if bias is not None:
+            biases[i] = bias.float().numpy()
+        setattr(layer, name, nn.Identity())
+    return weights, biases
