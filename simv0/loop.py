@@ -240,18 +240,18 @@ def attend(s: Stack, b: Board, layer: int, phase: int) -> None:
                 t = T - n + i
                 rotated(s, layer, b.qkv[t], t, head, q)
                 top = np.float32(-np.inf)
-                for u in range(T):
+                for u in range(t + 1):
                     score = np.float32(0)
                     for j in range(hd):
                         score += q[j] * k[u, j]
                     weights[u] = score + mask[t, u]
                     top = max(top, weights[u])
                 total = np.float32(0)
-                for u in range(T):
+                for u in range(t + 1):
                     weights[u] = math.exp(weights[u] - top)
                     total += weights[u]
                 mixed[:] = 0
-                for u in range(T):
+                for u in range(t + 1):
                     v = b.qkv[u, (heads + kv_heads + shared) * hd :]
                     for j in range(hd):
                         mixed[j] += weights[u] * v[j]
@@ -267,14 +267,15 @@ def rotated(s: Stack, layer: int, row: Any, t: int, head: int, out: Any) -> None
     """A query or key of one position, normed where the family does that, with rope."""
     hd = len(out)
     x = row[head * hd : (head + 1) * hd]
-    scale = np.float32(1)
     if len(s.head_norm):
         total = np.float32(0)
         for j in range(hd):
             total += x[j] * x[j]
         scale = np.float32(1 / math.sqrt(total / hd + s.eps))
-    for j in range(hd):
-        a, c = x[j] * scale, x[(j + hd // 2) % hd] * scale
-        if len(s.head_norm):
-            a, c = a * s.head_norm[layer, head, j], c * s.head_norm[layer, head, (j + hd // 2) % hd]
-        out[j] = a * s.cos[t, head, j] + c * s.sin[t, head, j]
+        for j in range(hd):
+            x[j] *= scale * s.head_norm[layer, head, j]
+    half = hd // 2
+    for j in range(half):
+        out[j] = x[j] * s.cos[t, head, j] + x[half + j] * s.sin[t, head, j]
+    for j in range(half, hd):
+        out[j] = x[j] * s.cos[t, head, j] + x[j - half] * s.sin[t, head, j]

@@ -4,6 +4,8 @@ A product of 6 rows does 6 operations for every byte of weights, about what a co
 each weight is read once, widened in a register and multiplied by all rows there, and memory is asked ahead of time.
 The accumulators (6 rows x 16 outputs in fp32) fill 12 of AVX2's 16 registers: the shape of BLIS's kernel for it
 (Van Zee & van de Geijn 2015). Vectors are LLVM's, so wider or narrower units are its business.
+
+numba keeps `loop.py` compiled until that file changes, whatever changes here: after an edit here, touch it.
 """
 
 import inspect
