@@ -3,8 +3,9 @@
     python benchmarks/stream.py            # the demo's sizes
     python benchmarks/stream.py --large    # ViT-B-32 with SmolLM2-135M's and Qwen2.5-0.5B's sizes, random weights
 
-The LLM's step at batch 1 reads every weight once, so it stands beside the time that a copy of as many bytes takes, and
-beside the same LLM as it runs without the extra `robot`; the three alternate.
+The LLM's step at batch 1 reads every weight once, so it stands beside the time that a copy of as many bytes takes, the
+time that its multiplications take at the rate of a large product, and the same LLM without the extra `robot`; they
+alternate.
 """
 
 import argparse
@@ -68,6 +69,12 @@ def copy_bandwidth() -> float:
     return 2 * source.numel() / (median_ms(lambda _: target.copy_(source), 10) / 1e3)
 
 
+def multiply_rate() -> float:
+    """Operations a second of a large product of matrices in fp32 (on a GPU in bf16): what the units do just now."""
+    a = torch.randn(1024, 1024, device=DEVICE, dtype=torch.bfloat16 if DEVICE.type == "cuda" else torch.float32)
+    return 2 * len(a) ** 3 / (median_ms(lambda _: a @ a, 5) / 1e3)
+
+
 def demo_models(folder: Path) -> tuple[Encoder, FrozenLLM]:
     save_tiny_llm(folder / "llm")
     save_tiny_tower(folder / "vision", dv=128, image_size=64)
@@ -120,16 +127,18 @@ def measure(name: str, encoder: Encoder, llm: FrozenLLM, steps: int) -> None:
     encoded = (stream.counts["encoded"] - before) / (steps + 3)
     plain = median_ms(lambda _: predictor.predict(frames, telemetry), max(3, steps // 4))
     prefix = torch.randn(1, K + 2, llm.d, device=DEVICE)
-    limits, with_robot, without = [], [], []
+    limits, with_robot, without, multiplying = [], [], [], []
     for _ in range(ROUNDS):
         limits.append(1e3 * weight_bytes(llm) / copy_bandwidth())
+        multiplying.append(1e3 * weight_bytes(llm) * (K + 2) / multiply_rate())  # 2 bytes, 2 operations a row
         with_robot.append(median_ms(lambda _: llm(prefix), steps))
         without.append(median_ms(lambda _: packed(prefix), steps))
     llm_ms, limit = statistics.median(with_robot), statistics.median(limits)
     ratio = statistics.median(ms / least for ms, least in zip(with_robot, limits, strict=True))
     print(
         f"{name:28} {step:9.2f} {encoded:7.0f} {plain:9.2f} {F:7d} {plain / step:7.1f}x "
-        f"{llm_ms:9.2f} {statistics.median(without):9.2f} {weight_bytes(llm) / 2**20:8.1f} {limit:9.2f} {ratio:7.2f}"
+        f"{llm_ms:9.2f} {statistics.median(without):9.2f} {weight_bytes(llm) / 2**20:8.1f} {limit:9.2f} {ratio:7.2f} "
+        f"{statistics.median(multiplying):9.2f}"
     )
 
 
@@ -159,7 +168,7 @@ def main() -> None:
     print(f"{DEVICE}, {torch.get_num_threads()} threads, copy {copy_bandwidth() / 1e9:.1f} GB/s, {F} frames of 640x480")
     print(
         f"{'':28} {'stream ms':>9} {'encodes':>7} {'plain ms':>9} {'encodes':>7} {'gain':>8} "
-        f"{'LLM ms':>9} {'without':>9} {'MiB':>8} {'limit ms':>9} {'ratio':>7}"
+        f"{'LLM ms':>9} {'without':>9} {'MiB':>8} {'limit ms':>9} {'ratio':>7} {'multiply':>9}"
     )
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

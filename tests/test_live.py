@@ -126,9 +126,10 @@ def test_a_viewer_that_does_not_read_delays_nobody(caplog: pytest.LogCaptureFixt
 
 
 def test_ctrl_c_stops_the_command_beside_a_viewer() -> None:
-    code = "import time\nimport numpy as np\nfrom simv0.live import LivePage\npage = LivePage()\n"
+    code = "import signal, time\nimport numpy as np\nfrom simv0.live import LivePage\npage = LivePage()\n"
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where the tests run with `&`
     code += "page.show(np.zeros((8, 8, 3), np.uint8), None, 0.0)\nprint(page.url, flush=True)\n"
-    code += "while True: time.sleep(0.1)"  # a signal just before one long sleep would only be seen after it
+    code += "for _ in range(600): time.sleep(0.1)"  # a signal just before one long sleep is only seen after it
     command = [sys.executable, "-c", code]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
