@@ -1,8 +1,8 @@
-# make demo | test | check | torture | venv      (Python 3.11+, nothing else needed)
+# make demo | test | coverage | check | torture | venv      (Python 3.11+, nothing else needed)
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv demo test check torture clean
+.PHONY: venv demo test coverage check torture clean
 venv: .venv/ready
 
 # Rebuilt when the requirements change, else at once.
@@ -15,6 +15,9 @@ demo: venv
 	$(BIN)/simv0 demo
 
 test: venv
+	$(BIN)/python -m pytest
+
+coverage: venv
 	$(BIN)/python -m pytest --cov --cov-report=term
 
 check: venv

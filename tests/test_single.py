@@ -54,8 +54,8 @@ def test_silu_is_silu() -> None:
 
 @pytest.mark.parametrize("case", HANDLED)
 def test_agrees_with_the_fast_path(case: str) -> None:
-    """One token, less than a tile, a tile, tiles that do not come out even, three tiles; and a batch."""
-    for tokens in (1, 3, 6, 7, 18):
+    """One token, a tile, tiles that do not come out even, three tiles; and a batch."""
+    for tokens in (1, 6, 7, 18):
         stack, x = halves(HANDLED[case]), vectors(batch=2, tokens=tokens)
         with torch.no_grad():
             wanted = stack(x)
