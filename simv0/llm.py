@@ -102,6 +102,8 @@ class FrozenLLM(nn.Module):
 
 
 def _compiled_step(stack: FastStack, tokens: int) -> nn.Module | None:
+    if stack.weight.device.type != "cpu":
+        return None
     try:
         from simv0.single import single_stack
     except (ImportError, RuntimeError) as error:  # no numba; or it finds no place to keep what it compiles

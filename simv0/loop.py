@@ -42,7 +42,7 @@ class Board(NamedTuple):
     counts: Int64[np.ndarray, "phases 2 8"]
     """Pieces claimed and pieces done in each phase; a cache line each."""
     share: float
-    """What a core claims of the blocks that are left: 1 / (2 x cores)."""
+    """What a core claims at once of the blocks that are left: 1 / (2 x cores)."""
 
 
 @compiled

@@ -94,7 +94,7 @@ def single_stack(stack: FastStack, tokens: int) -> SingleStack | None:
 
 def _why_not(stack: FastStack, tokens: int) -> str | None:
     layers: list[Any] = list(stack.layers)
-    if stack.weight.device.type != "cpu" or not can_widen():
+    if not can_widen():
         return "no fp16 in this processor's multiplications"
     for layer in layers:
         for name in _PRODUCTS:
