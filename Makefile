@@ -1,8 +1,8 @@
-# make demo | test | coverage | check | torture | venv      (Python 3.11+, nothing else needed)
+# make demo | test | test-gpu | coverage | check | torture | venv      (Python 3.11+, nothing else needed)
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv demo test coverage check torture clean
+.PHONY: venv demo test test-gpu coverage check torture clean
 venv: .venv/ready
 
 # Rebuilt when the requirements change, else at once.
@@ -16,6 +16,11 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m pytest
+
+# What a GPU computes, on a GPU; `make test` hides it.
+GPU_TESTS := baselines cache cli compiled encoder fast_llm fit llm model resume stream stream_parity
+test-gpu: venv
+	SIMV0_TEST_GPU=1 $(BIN)/python -m pytest $(GPU_TESTS:%=tests/test_%.py)
 
 coverage: venv
 	$(BIN)/python -m pytest --cov --cov-report=term

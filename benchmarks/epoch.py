@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 import simv0.torchvision_fix  # noqa: F401  before open_clip and transformers
-from benchmarks.llms import cpu_name, save_random
+from benchmarks.llms import device_name, save_random
 from cache.pipeline import cache_vis
 from simv0.config import Config
 from simv0.config_file import build_config
@@ -102,7 +102,7 @@ def main() -> None:
     print("  ".join(f"{key} {value}" for key, value in row.items()), f" ({frames} frames on disk)")
     if args.json:
         about = {"date": str(date.today()), "torch": torch.__version__, "threads": torch.get_num_threads()}
-        args.json.write_text(json.dumps({**about, "cpu": cpu_name(), "rows": [row]}, indent=1))
+        args.json.write_text(json.dumps({**about, "device": device_name(), "rows": [row]}, indent=1))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import transformers as tf
 from torch import Tensor, nn
 
 import simv0.torchvision_fix  # noqa: F401  before transformers looks for torchvision
+from benchmarks.quiet import DEVICE, synchronize
 from simv0.build import compute_dtype
 from simv0.config import TrainingConfig
 
@@ -46,25 +48,28 @@ def save_random(arch: str, folder: Path, layers: int | None) -> None:
     model.save_pretrained(folder)
 
 
-def cpu_dtype() -> torch.dtype:
-    """What simv0 computes in on this CPU."""
-    return compute_dtype(TrainingConfig(), torch.device("cpu"))
+def own_dtype() -> torch.dtype:
+    """What simv0 computes in on this device."""
+    return compute_dtype(TrainingConfig(), DEVICE)
 
 
-def cpu_name() -> str:
-    """As Linux has it."""
+def device_name() -> str:
+    """As its driver or Linux has it."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 class Limit:
-    """The matrix products of one step, forward and back to the inputs, in simv0's type on this CPU, in the fastest
-    layout of those tried.
+    """The matrix products of one step, forward and back to the inputs, in simv0's type on this device, in the fastest
+    layout of those tried. On CUDA every layer has weights of its own, and one graph launches them all.
     """
 
     def __init__(self, config: Any, rows: int) -> None:
-        dtype = cpu_dtype()
+        dtype = own_dtype()
         self.layers = config.num_hidden_layers
+        self.weights = self.layers if DEVICE.type == "cuda" else 8  # too many for the caches, as in a real stack
         self.best: dict[str, float] = {}  # seconds of one product
         d = config.hidden_size
         if config.model_type == "gpt2":
@@ -75,8 +80,8 @@ class Limit:
             shapes = [(d, d + 2 * kv), (d, d), (d, 2 * wide), (wide, d)]
         self.work = {}
         for k, n in shapes:
-            x, g = torch.randn(rows, k).to(dtype), torch.randn(rows, n).to(dtype)
-            weights = [torch.randn(n, k).to(dtype) for _ in range(8)]  # too many for the caches, as in a real stack
+            x, g = (torch.randn(rows, width).to(DEVICE, dtype) for width in (k, n))
+            weights = [torch.randn(n, k).to(DEVICE, dtype) for _ in range(self.weights)]
             turned = [weight.t().contiguous() for weight in weights]
             self.work[f"forward {k}x{n}"] = _layouts(x, weights, turned)
             self.work[f"backward {k}x{n}"] = _layouts(g, turned, weights)
@@ -85,9 +90,11 @@ class Limit:
         """One round: the best of all rounds counts."""
         for product, layouts in self.work.items():
             for layout in layouts:
+                synchronize()
                 started = time.perf_counter()
                 layout()
-                seconds = (time.perf_counter() - started) / 8
+                synchronize()
+                seconds = (time.perf_counter() - started) / self.weights
                 self.best[product] = min(seconds, self.best.get(product, seconds))
 
     @property
@@ -102,6 +109,8 @@ def _layouts(x: Tensor, weights: list[Tensor], turned: list[Tensor]) -> list[Any
         lambda: [F.linear(x, weight) for weight in weights],
         lambda: [torch.mm(x, weight) for weight in turned],
     ]
+    if DEVICE.type == "cuda":
+        return [as_graph(way) for way in ways]
     if x.dtype is torch.float32 and "fbgemm" in torch.backends.quantized.supported_engines:
         half = [torch.ops.quantized.linear_prepack_fp16(weight, None) for weight in weights]
         ways.append(lambda: [torch.ops.quantized.linear_dynamic_fp16(x, w) for w in half])
@@ -109,6 +118,22 @@ def _layouts(x: Tensor, weights: list[Tensor], turned: list[Tensor]) -> list[Any
         packed = [torch.ops.mkldnn._reorder_linear_weight(weight, len(x)) for weight in weights]
         ways.append(lambda: [torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "") for w in packed])
     return ways
+
+
+def as_graph(work: Callable[[], object]) -> Callable[[], object]:
+    """The launches of `work` as one CUDA graph."""
+    with torch.cuda.stream(torch.cuda.Stream()):
+        work()
+    synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+
+    def replay() -> object:
+        graph.replay()
+        return work  # which holds what the graph reads
+
+    return replay
 
 
 class HiddenFromOutput(nn.Module):
@@ -133,6 +158,6 @@ class Autocast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The stack under autocast."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(DEVICE.type, torch.bfloat16):
             hidden: Tensor = self.stack(x)
         return hidden

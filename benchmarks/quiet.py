@@ -1,8 +1,13 @@
-"""Timings that know whether another process was on the cores."""
+"""Timings that know whether another process was on the cores, and that wait for what a GPU still has to do."""
 
 import os
 import time
 from collections.abc import Callable
+
+import torch
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Where the benchmarks run."""
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -13,12 +18,20 @@ def measure(work: Callable[[], object], patience: float) -> tuple[float, bool]:
     """
     for _ in range(2 if patience else 1):
         _wait(patience)
+        synchronize()
         others, started = _others(), time.perf_counter()
         work()
+        synchronize()
         seconds = time.perf_counter() - started
         if clean := _others() - others < 0.02 + 0.05 * seconds:
             break
     return seconds, clean
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where there is one."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def _others() -> float:

@@ -21,13 +21,14 @@ import torch
 import transformers as tf
 from torch import Tensor, nn
 
-from benchmarks.llms import Autocast, HiddenFromOutput, Limit, config_of, cpu_dtype, cpu_name, save_random
-from benchmarks.quiet import measure
+from benchmarks.llms import Autocast, HiddenFromOutput, Limit, config_of, device_name, own_dtype, save_random
+from benchmarks.quiet import DEVICE, measure
 from simv0.compiled import compile_llm
 from simv0.labels import HEADS
 from simv0.llm import FrozenLLM, LastHidden, load_llm
 from simv0.losses import loss_sums, objective
 from simv0.model import TRAINABLE, SimV0Model
+from simv0.trainer import to_device
 
 DV, F = 512, 8
 VARIANTS = {
@@ -35,10 +36,14 @@ VARIANTS = {
     "causal_fp32": "the same, frozen",
     "auto_fp32": "AutoModel in fp32, frozen",
     "autocast": "the same under bf16 autocast",
-    "reference": "simv0's reference path: AutoModel in the type of this CPU (cpu_dtype), eager attention",
+    "reference": "simv0's reference path: AutoModel in simv0's type, eager attention",
     "simv0_uncompiled": "simv0",
-    "simv0": "simv0, compiled",
+    "simv0": "simv0, compiled; on CUDA its launches as graphs too",
 }
+if DEVICE.type == "cuda":
+    VARIANTS["simv0_captured"] = "simv0, uncompiled, as graphs"
+STEPS = 10 if DEVICE.type == "cuda" else 1
+"""Timed together: a step on CUDA may begin while the one before it runs."""
 
 
 class Bench:
@@ -53,25 +58,28 @@ class Bench:
             "weight": torch.ones(batch),
             **{f"{h}_id": torch.randint(len(names), (batch,), generator=generator) for h, names in HEADS.items()},
         }
+        self.batch = to_device(self.batch, DEVICE)
         self.compile_seconds: float | None = None
 
     @functools.cached_property
     def causal(self) -> Any:
         """One fp32 model for the four variants that need it."""
-        return tf.AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+        return tf.AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval().to(DEVICE)
 
     @functools.cached_property
     def reference(self) -> FrozenLLM:
         """The reference path."""
-        return load_llm(str(self.folder), dtype=cpu_dtype(), fast=False)
+        return load_llm(str(self.folder), dtype=own_dtype(), device=DEVICE, fast=False)
 
     def llm(self, variant: str) -> FrozenLLM:
         """The LLM as the variant runs it."""
         if variant.startswith("simv0"):
-            llm = load_llm(str(self.folder), dtype=cpu_dtype())
+            llm = load_llm(str(self.folder), dtype=own_dtype(), device=DEVICE)
+            size, tokens = len(self.batch["telemetry"]), self.K + 2
             if variant == "simv0":
-                size = len(self.batch["telemetry"])
-                self.compile_seconds = compile_llm(llm, "on", batch=size, tokens=self.K + 2, steps=1)
+                self.compile_seconds = compile_llm(llm, "on", batch=size, tokens=tokens, steps=1)
+            if variant == "simv0_captured":
+                compile_llm(llm, "auto", batch=size, tokens=tokens, steps=1)
             return llm
         if variant == "reference":
             return self.reference
@@ -87,10 +95,10 @@ class Bench:
         llm = self.llm(variant)
         llm.embed_rms = 0.02
         torch.manual_seed(0)
-        model = SimV0Model(llm, dv=DV, F=self.F, K=self.K)
+        model = SimV0Model(llm, dv=DV, F=self.F, K=self.K).to(DEVICE)
         named = [(name, weight) for name, weight in model.named_parameters() if not name.startswith("llm.")]
         trained = [weight for _, weight in named]
-        optimizer = torch.optim.AdamW(trained, lr=1e-3)
+        optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=DEVICE.type == "cuda" or None)
 
         def gradient(module: str) -> Tensor:
             return torch.cat([weight.grad.flatten() for name, weight in named if name.split(".")[0] == module])
@@ -135,8 +143,13 @@ def main() -> None:
         row.update(arch=args.arch, batch=args.batch, K=args.K, layers=args.layers)
         print("  ".join(f"{key} {value}" for key, value in row.items() if key not in ("arch", "batch", "K", "layers")))
     if args.json:
-        about = {"date": str(date.today()), "torch": torch.__version__, "threads": args.threads, "cpu": cpu_name()}
-        about["dtype"] = str(cpu_dtype())
+        about = {
+            "date": str(date.today()),
+            "torch": torch.__version__,
+            "threads": args.threads,
+            "device": device_name(),
+        }
+        about["dtype"] = str(own_dtype())
         args.json.write_text(json.dumps({**about, "compile_seconds": bench.compile_seconds, "rows": rows}, indent=1))
 
 
@@ -153,8 +166,8 @@ def timed_rows(bench: Bench, names: list[str], args: argparse.Namespace) -> list
     unclean = dict.fromkeys(names, 0)
     for _ in range(args.rounds):
         for name, step in steps.items():
-            took, clean = measure(step, args.patience)
-            seconds[name].append(took)
+            took, clean = measure(lambda step=step: [step() for _ in range(STEPS)], args.patience)
+            seconds[name].append(took / STEPS)
             unclean[name] += not clean
         limit.run()
     rows = [{"variant": "limit", "samples_per_s": round(args.batch / limit.seconds, 1), "fraction": 1.0}]
@@ -193,11 +206,16 @@ def memory_row(bench: Bench, name: str) -> dict[str, Any]:
 def forget_peak() -> None:
     """Count the peak memory anew."""
     gc.collect()
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_mib() -> int:
-    """Largest resident memory since then."""
+    """Largest resident memory since then; on CUDA what tensors took of the device's."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated() // 2**20
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(peak.split()[1]) // 1024
 

@@ -250,7 +250,12 @@ def _window(model: Any, index: int) -> int | None:
 
 def disagreement(ours: Callable[[Tensor], Tensor], theirs: tuple[Tensor, Tensor], x: Float[Tensor, "B T d"]) -> float:
     """The larger of the relative errors of a stack's outputs and input gradients; `theirs` is `outputs_of` another."""
-    return max(float((a - b).norm() / b.norm()) for a, b in zip(outputs_of(ours, x), theirs, strict=True))
+    return relative_error(outputs_of(ours, x), theirs)
+
+
+def relative_error(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
+    """The largest of the tensors' relative errors."""
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(ours, theirs, strict=True))
 
 
 def outputs_of(stack: Callable[[Tensor], Tensor], x: Float[Tensor, "B T d"]) -> tuple[Tensor, Tensor]:

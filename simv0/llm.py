@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import simv0.torchvision_fix  # noqa: F401
+from simv0.captured import captured
 from simv0.distributed import shard_blocks
 from simv0.errors import ModelError
 from simv0.fast_llm import FastStack, why_not
@@ -37,7 +38,7 @@ class FrozenLLM(nn.Module):
         path: `fast` or `reference`.
         compiled_for: (batch, tokens) that `compiled.compile_llm` compiled the blocks for.
         sharded: whether the weights are split over several processes.
-        captured: the stack as CUDA graphs, for that shape with gradients; None elsewhere.
+        captured: (batch, tokens, with gradients) -> the stack as CUDA graphs.
         identity: `llm_name`, `llm_revision` (None for a folder), `llm_weights` (sha256 over the weight files).
     """
 
@@ -49,7 +50,7 @@ class FrozenLLM(nn.Module):
         self.path = "fast" if isinstance(stack, FastStack) else "reference"
         self.compiled_for: tuple[int, int] | None = None
         self.sharded = False
-        self.captured: Callable[[Tensor], Tensor] | None = None
+        self.captured: dict[tuple[int, int, bool], Callable[[Tensor], Tensor]] = {}
         self.d, self.hidden_size, self.embed_rms, self.identity = d, hidden_size, embed_rms, identity
         self.train(False)
 
@@ -75,35 +76,45 @@ class FrozenLLM(nn.Module):
         self.sharded = True
 
     def for_prediction(self, tokens: int, sixteen_bit: bool = True) -> bool:
-        """Make single prefixes of `tokens` vectors quick, where the fast path can; there are no gradients from then on.
+        """Make single prefixes of `tokens` vectors quick, where that can be; there are no gradients from then on.
 
-        On a CPU its weights are held in 16 bit, which this returns, unless `sixteen_bit` is false: in one compiled
-        loop (`single.py`) where numba is there, else packed for one product after the other (`packed.py`).
+        On CUDA the stack is captured. On a CPU the fast path's weights are held in 16 bit, which this returns, unless
+        `sixteen_bit` is false: in one compiled loop (`single.py`) where numba is there, else packed for one product
+        after the other (`packed.py`).
         """
-        if not isinstance(self.stack, FastStack):
-            return False
-        if sixteen_bit and (single := _compiled_step(self.stack, tokens)):
+        on_cpu, stack = next(self.parameters()).device.type == "cpu", self.stack
+        if on_cpu and sixteen_bit and isinstance(stack, FastStack) and (single := _compiled_step(stack, tokens)):
             self.stack = single
             return True
-        self.stack.predicting = True
-        return sixteen_bit and pack_linears(self.stack, tokens)
+        if isinstance(stack, FastStack):
+            stack.predicting = True
+        if not on_cpu:
+            with torch.no_grad():
+                self.capture(torch.ones(1, tokens, self.d, device=next(self.parameters()).device))
+            return False
+        return sixteen_bit and isinstance(stack, FastStack) and pack_linears(stack, tokens)
 
     def forward(self, inputs_embeds: Float[Tensor, "B T {self.d}"]) -> Float[Tensor, "B {self.hidden_size}"]:
         """Hidden state of the last position, after the final norm; gradients flow back to `inputs_embeds`."""
-        shape = tuple(inputs_embeds.shape[:2])
-        if self.compiled_for is None:
-            hidden: Tensor = self.stack(inputs_embeds)
-        elif self.compiled_for == shape and torch.is_grad_enabled():
-            hidden = (self.captured or self.stack)(inputs_embeds)
-        else:
-            with torch.compiler.set_stance("force_eager"):
-                hidden = self.stack(inputs_embeds)
-        return hidden.float()
+        B, T, _ = inputs_embeds.shape
+        graphs = self.captured.get((B, T, torch.is_grad_enabled()))
+        return (graphs or self._run)(inputs_embeds).float()
+
+    def _run(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B h"]:
+        if self.compiled_for is None or (self.compiled_for == tuple(x.shape[:2]) and torch.is_grad_enabled()):
+            hidden: Tensor = self.stack(x)
+            return hidden
+        with torch.compiler.set_stance("force_eager"):
+            return self.stack(x)  # type: ignore[no-any-return]
+
+    def capture(self, x: Float[Tensor, "B T d"]) -> None:
+        """Have prefixes of x's shape run as CUDA graphs, with gradients if x asks for them (that is said if not)."""
+        if graphs := captured(self._run, x):
+            B, T, _ = x.shape
+            self.captured[B, T, x.requires_grad] = graphs
 
 
 def _compiled_step(stack: FastStack, tokens: int) -> nn.Module | None:
-    if stack.weight.device.type != "cpu":
-        return None
     try:
         from simv0.single import single_stack
     except (ImportError, RuntimeError) as error:  # no numba; or it finds no place to keep what it compiles

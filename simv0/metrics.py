@@ -14,7 +14,10 @@ Metrics = dict[str, float | None]
 
 
 class Tally:
-    """Counts over a split; `metrics` reads them off. Samples count alike in the rates; losses are weighted."""
+    """Counts over a split; `metrics` reads them off. Samples count alike in the rates; losses are weighted.
+
+    The counts are kept where the batches are: counting never waits for a GPU.
+    """
 
     def __init__(self) -> None:
         self.confusion = {head: torch.zeros(len(names), len(names), dtype=torch.int64) for head, names in HEADS.items()}
@@ -23,17 +26,18 @@ class Tally:
     def add(self, logits: Mapping[str, Tensor], batch: Batch, loss_sums: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Count one batch: confusion[label, prediction], and the sums of the losses."""
         for head, counts in self.confusion.items():
-            n = len(counts)
-            labels = batch[f"{head}_id"].cpu()  # type: ignore[literal-required]
-            predicted = logits[f"{head}_logits"].argmax(-1).cpu()
-            counts += torch.bincount(labels * n + predicted, minlength=n * n).view(n, n)
-            self.losses[head] += torch.stack([value.detach().double().cpu() for value in loss_sums[head]])
+            labels: Tensor = batch[f"{head}_id"]  # type: ignore[literal-required]
+            cells = labels * len(counts) + logits[f"{head}_logits"].argmax(-1)
+            counts = self.confusion[head] = counts.to(labels.device)
+            counts.view(-1).index_add_(0, cells, torch.ones_like(cells))
+            sums = torch.stack([value.detach() for value in loss_sums[head]]).double()
+            self.losses[head] = self.losses[head].to(sums.device) + sums
 
     def state(self) -> dict[str, Tensor]:
-        """The counts, as a checkpoint holds them."""
+        """The counts, as a checkpoint holds them: on the CPU."""
         return {
-            **{f"confusion.{head}": counts for head, counts in self.confusion.items()},
-            **{f"losses.{head}": sums for head, sums in self.losses.items()},
+            **{f"confusion.{head}": counts.cpu() for head, counts in self.confusion.items()},
+            **{f"losses.{head}": sums.cpu() for head, sums in self.losses.items()},
         }
 
     @classmethod

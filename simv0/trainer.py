@@ -1,6 +1,7 @@
 """One epoch of training, one evaluation; `fit.py` stands above them."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from simv0.distributed import add_gradients, in_order, whole_weights
+from simv0.distributed import add_gradients, in_order, whole_weights, world
 from simv0.errors import SimError, TrainingError, unwrap
 from simv0.labels import HEADS
 from simv0.losses import loss_sums, objective
@@ -61,33 +62,33 @@ def train_one_epoch(
     trained = [p for p in model.parameters() if p.requires_grad]
     tally = Tally() if tally is None else tally
     waiting = Stopwatch()
-    for batch in waiting.over(loader):
-        batch = to_device(batch, device)
+    batches = (to_device(batch, device) for batch in waiting.over(loader))
+    batch = next(batches, None)
+    while batch is not None:
         if before_step is not None:
             before_step()
         logits, batch = _counted(model(batch), batch)
         sums = loss_sums(logits, batch, class_weights)
         loss = objective(whole_weights(sums), confidence_weight)["loss"]
-        if not torch.isfinite(loss):
-            raise TrainingError(_non_finite("the loss", loss, batch))
         optimizer.zero_grad(set_to_none=True)
-        if scaler is None:
-            loss.backward()  # type: ignore[no-untyped-call]
-            add_gradients(trained)
-            norm = nn.utils.clip_grad_norm_(trained, grad_clip)
-            if not torch.isfinite(norm):
-                raise TrainingError(_non_finite("the gradient", norm, batch))
-            optimizer.step()
-        else:
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            add_gradients(trained)
+        (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+        if world() > 1:  # before its gradient reaches the others, who would name samples of theirs
+            _check_finite(batch, {"the loss": loss})
+        add_gradients(trained)
+        if scaler is not None:
             scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(trained, grad_clip)
+        norm = nn.utils.clip_grad_norm_(trained, grad_clip)
+        following = next(batches, None)  # while a GPU computes
+        _check_finite(batch, {"the loss": loss} if scaler else {"the loss": loss, "the gradient": norm})
+        if scaler is None:
+            optimizer.step()
+        else:  # which skips a step with a non-finite gradient
             scaler.step(optimizer)
             scaler.update()
         tally.add(logits, batch, sums)
         if after_step is not None:
             after_step()
+        batch = following
     return {**tally.whole().metrics(), **waiting.report()}
 
 
@@ -100,12 +101,16 @@ def _counted(logits: dict[str, Tensor], batch: Batch) -> tuple[dict[str, Tensor]
     return {key: value[:0] for key, value in logits.items()}, none
 
 
-def _non_finite(what: str, value: Tensor, batch: Batch) -> str:
-    names = ", ".join(batch["sample_id"][:8]) + (", ..." if len(batch["sample_id"]) > 8 else "")
-    return (
-        f"{what} is {value.item()} on the batch of {names}; lower training.lr or look at these samples "
-        "(the last checkpoint is untouched)"
-    )
+def _check_finite(batch: Batch, values: Mapping[str, Tensor]) -> None:
+    """Refuse a loss or a gradient that is not finite; on a GPU this waits for the step, once."""
+    numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()
+    for what, number in zip(values, numbers, strict=True):
+        if not math.isfinite(number):
+            names = ", ".join(batch["sample_id"][:8]) + (", ..." if len(batch["sample_id"]) > 8 else "")
+            raise TrainingError(
+                f"{what} is {number} on the batch of {names}; lower training.lr or look at these samples "
+                "(the last checkpoint is untouched)"
+            )
 
 
 @torch.no_grad()

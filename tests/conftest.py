@@ -18,6 +18,8 @@ from simv0.config_file import build_config
 from simv0.fit import fit
 from simv0.tiny import save_tiny_llm, save_tiny_tower
 
+if "SIMV0_TEST_GPU" not in os.environ:  # `make test-gpu` sets it
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests fork, start processes and count threads: on the CPU
 torch.set_num_threads(1)  # bit-exact whatever the machine, and faster at these sizes
 
 

@@ -253,6 +253,7 @@ def test_overwrite_beside_a_running_cache_vis_says_that_it_joins(
     ]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA cannot be used in forked processes")
 def test_a_rank_that_comes_late_does_not_overwrite_what_the_others_made(
     world: tuple[Config, bytes], tmp_path: Path
 ) -> None:

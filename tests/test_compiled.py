@@ -1,5 +1,7 @@
 """Compiled and captured blocks of the LLM: which shapes take them, and what happens where they cannot be made."""
 
+from typing import Literal
+
 import jaxtyping
 import pytest
 import torch
@@ -8,7 +10,8 @@ import transformers as tf
 from llm_world import HD, HEADS, KV, PER_TOKEN, SHAPE, D, reference, vectors
 from torch._dynamo.utils import counters
 
-from simv0.compiled import CAPTURE_TOLERANCE, LONG_RUN, capture, compile_llm
+from simv0.captured import captured
+from simv0.compiled import LONG_RUN, compile_llm
 from simv0.fast_llm import disagreement, outputs_of
 from simv0.llm import load_llm
 
@@ -60,7 +63,7 @@ def test_captured_graphs_serve_the_training_shape_with_gradients_only(one_layer:
         served.append(tuple(x.shape[:2]))
         return llm.stack(x)  # type: ignore[no-any-return]
 
-    llm.compiled_for, llm.captured = (5, 6), graphs
+    llm.compiled_for, llm.captured = (5, 6), {(5, 6, True): graphs}
     for batch, tokens in ((5, 6), (2, 6), (5, 3)):
         x = vectors(batch, tokens)
         assert disagreement(llm, outputs_of(exact, x), x) == 0
@@ -73,16 +76,32 @@ def test_runs_uncaptured_where_graphs_fail(one_layer: str, caplog: pytest.LogCap
     if torch.cuda.is_available():
         pytest.skip("there is CUDA here, so the graphs do not fail")
     llm = load_llm(one_layer)
-    capture(llm, vectors(5, 6).requires_grad_())
-    assert llm.captured is None
+    assert captured(llm, vectors(5, 6).requires_grad_()) is None
     assert "the LLM cannot be captured as CUDA graphs: " in caplog.text
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need CUDA")
-def test_captured_on_cuda(one_layer: str) -> None:
+@pytest.mark.parametrize("wish", ["auto", "on"])  # a run this short is captured, but not worth compiling
+def test_training_is_captured_on_cuda(
+    one_layer: str, wish: Literal["auto", "on"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the compiler cannot see through its checks
     llm, exact = (load_llm(one_layer, device="cuda") for _ in range(2))
-    assert compile_llm(llm, "on", batch=5, tokens=6, steps=1) is not None
-    assert llm.captured is not None
+    assert (compile_llm(llm, wish, batch=5, tokens=6, steps=1) is not None) == (wish == "on")
+    assert list(llm.captured) == [(5, 6, True)]
     for _ in range(3):
         x = torch.randn(5, 6, D, device="cuda")
-        assert disagreement(llm, outputs_of(exact, x), x) < CAPTURE_TOLERANCE
+        assert disagreement(llm, outputs_of(exact, x), x) < 1e-4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need CUDA")
+def test_single_prefixes_are_captured_on_cuda(one_layer: str) -> None:
+    llm, exact = (load_llm(one_layer, device="cuda") for _ in range(2))
+    llm.for_prediction(6)
+    assert list(llm.captured) == [(1, 6, False)]
+    with torch.no_grad():
+        xs = torch.randn(3, 1, 6, D, device="cuda")
+        hidden = [llm(x) for x in xs]  # of which none is overwritten by the next
+        for x, found in zip(xs, hidden, strict=True):
+            torch.testing.assert_close(found, exact(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(llm(xs[:, 0]), exact(xs[:, 0]), rtol=1e-4, atol=1e-5)

@@ -52,7 +52,8 @@ def logits_of_evaluate(config: Config, split: str) -> dict[str, Tensor]:
     checkpoint = load_checkpoint(best(config))
     model = load_model(checkpoint, best(config), config)
     kept = LogitsKept()
-    evaluate(model, eval_batches(config, open_split(config, split)), "cpu", on_batch=kept.keep)
+    batches = eval_batches(config, open_split(config, split))
+    evaluate(model, batches, model.task_token.device, on_batch=kept.keep)
     return {head: torch.from_numpy(values) for head, values in kept.arrays().items()}
 
 
