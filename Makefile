@@ -15,7 +15,7 @@ demo: venv
 	$(BIN)/simv0 demo
 
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8
 
 # What a GPU computes, on a GPU; `make test` hides it.
 GPU_TESTS := baselines cache cli compiled encoder fast_llm fit llm model resume stream stream_parity
