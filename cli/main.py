@@ -115,7 +115,12 @@ def cache_vis(
 
         preflight(loaded, "cache-vis")
         keep_freed_memory()
-        for report in run(loaded, overwrite=overwrite):
+        try:
+            reports = run(loaded, overwrite=overwrite)
+        except KeyboardInterrupt:
+            typer.echo("stopped; finished shards are kept: cache-vis without --overwrite goes on from them", err=True)
+            raise typer.Exit(130) from None
+        for report in reports:
             typer.echo(str(report))
 
 

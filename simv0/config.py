@@ -143,8 +143,8 @@ class TrainingConfig(Section):
     amp_dtype: Literal["bf16", "fp16"] = "bf16"
     """fp16 needs CUDA and brings loss scaling; it is for GPUs older than Ampere, which have no units for bf16."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile for the frozen LLM's blocks: about a minute, then faster steps; `auto` does so for long runs. On CUDA
-    the LLM is also replayed as CUDA graphs, unless this is `off`."""
+    """torch.compile for the frozen LLM's blocks: about a minute, then faster steps; `auto` does so for long runs.
+    On CUDA the LLM is also replayed as CUDA graphs, unless this is `off`."""
     shard_llm: bool = False
     """Under torchrun: split the frozen LLM's weights over the processes (FSDP2), for an LLM larger than one GPU."""
     seed: int = Field(default=0, ge=0, lt=2**31)

@@ -24,6 +24,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such config file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder; give the config file in it") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     tree = parse_yaml(text, str(path))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import simv0.torchvision_fix  # noqa: F401  before open_clip, which imports torchvision
 from simv0.config import ModelConfig
 from simv0.errors import ModelError
+from simv0.packed import pack_tower
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,14 @@ class Encoder(nn.Module):
         """
         self.dtype = torch.float32
         self.visual.float()
+
+    def for_prediction(self) -> bool:
+        """Hold the linear layers of a vision transformer in 16 bit where that makes single images quick; whether it
+        does: on a CPU, computing in fp32, with few tokens an image.
+        """
+        if self.mean.device.type != "cpu" or self.dtype is not torch.float32:
+            return False
+        return pack_tower(self.visual, torch.zeros(1, 3, *self.image_size))
 
     # no_grad, not inference_mode: autocast under inference_mode was measured 8 times slower.
     @torch.no_grad()

@@ -24,7 +24,7 @@ class Predictor:
     Args:
         model: from `load_model`.
         checkpoint: its checkpoint.
-        amp: whether a CPU may hold the LLM's weights in 16 bit (`training.amp`), even where it computes in fp32.
+        amp: whether a CPU may hold the frozen weights in 16 bit (`training.amp`), even where it computes in fp32.
 
     >>> predictor = Predictor.load("runs/sim_v0/checkpoints/best.pt")
     >>> predictor.predict(frames, telemetry)["risk"]
@@ -34,6 +34,8 @@ class Predictor:
     def __init__(self, model: SimV0Model, checkpoint: Checkpoint, *, amp: bool) -> None:
         self.model, self.meta = model.eval(), checkpoint.meta
         model.llm.for_prediction(model.K + 2, sixteen_bit=amp)
+        if amp and model.encoder is not None:
+            model.encoder.for_prediction()
 
     @classmethod
     def load(cls, ckpt: str | Path, config: Config | None = None) -> "Predictor":

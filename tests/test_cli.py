@@ -111,6 +111,23 @@ class HalfWindows(ManifestDataset):
         return super().frame_ids(index)[-2:]
 
 
+class Interrupted(ManifestDataset):
+    """Somebody presses Ctrl-C while frame 5 is read."""
+
+    def load_frame(self, frame_id: str) -> torch.Tensor:
+        if "0005" in frame_id:
+            raise KeyboardInterrupt
+        return super().load_frame(frame_id)
+
+
+def test_a_stopped_cache_says_how_to_go_on(config_file: Path) -> None:
+    stopped = run("cache-vis", "--config", config_file, "--set", "data.dataset_class_path=test_cli.Interrupted")
+    assert stopped.exit_code == 130
+    assert stopped.stderr.endswith(
+        "stopped; finished shards are kept: cache-vis without --overwrite goes on from them\n"
+    )
+
+
 def test_evaluate_elsewhere(models: Path, config_file: Path, manifests: Path, tmp_path: Path, features: Path) -> None:
     setting = ("--set", f"cache.dir={features}")
     assert run("train", "--config", config_file, *setting).exit_code == 0

@@ -129,6 +129,8 @@ def test_a_config_survives_its_own_dump(tmp_path: Path) -> None:
 def test_missing_file_and_empty_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no such config file"):
         load_config(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="is a folder; give the config file in it"):
+        load_config(tmp_path)
     (tmp_path / "empty.yaml").write_text("")
     with pytest.raises(ConfigError, match=r"expected sections \(data, cache, model, training, evaluation, output\)"):
         load_config(tmp_path / "empty.yaml")

@@ -8,14 +8,20 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from open_clip.transformer import VisionTransformer
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from simv0.config import ModelConfig
 from simv0.datasets import load_image
 from simv0.encoder import Encoder, Resize, load_encoder, weights_digest
 from simv0.errors import ModelError
 from simv0.tiny import save_tiny_tower
+
+needs_panels = pytest.mark.skipif(
+    "fbgemm" not in torch.backends.quantized.supported_engines, reason="this PyTorch has no fp16 products of FBGEMM"
+)
 
 
 def config(folder: Path, **changes: Any) -> ModelConfig:
@@ -199,3 +205,56 @@ def test_a_vit_sees_images_as_they_are(models: Path) -> None:
     encoder.visual.register_forward_hook(lambda _, args, out: layouts.append(args[0].is_contiguous()))
     encoder(torch.rand(2, 3, 32, 32))
     assert layouts == [True]
+
+
+def vit(patch: int = 16, width: int = 64, heads: int = 4) -> Encoder:
+    """A small ViT as open_clip builds it, which sees an image of 32 pixels as (32 / patch)^2 + 1 tokens."""
+    torch.manual_seed(0)
+    shape = {"image_size": 32, "patch_size": patch, "layers": 2, "width": width, "heads": heads, "mlp_ratio": 4.0}
+    tower = VisionTransformer(**shape, output_dim=48)  # type: ignore[arg-type]
+    for parameter in tower.parameters():
+        nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    preprocess = {"size": 32, "resize_mode": "squash", "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
+    return Encoder(tower, preprocess, "vit", None, "fp32")
+
+
+@needs_panels
+def test_a_packed_tower_gives_the_same_within_fp16() -> None:
+    plain, packed = vit(), vit()
+    before = packed.identity
+    assert packed.for_prediction()
+    assert packed.identity == before
+    held = [module for module in packed.modules() if isinstance(module, nn.Linear | nn.MultiheadAttention)]
+    assert held == []
+    frames = torch.randint(0, 256, (5, 3, 40, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    for part in (frames[:1], frames):
+        error = (packed(part) - plain(part)).norm() / plain(part).norm()
+        assert 1e-7 < error < 1e-3  # fp16 rounds these fp32 weights
+
+
+@needs_panels
+def test_a_packed_tower_of_bf16_weights_rounds_nothing() -> None:
+    plain, packed = vit(), vit()
+    for encoder in (plain, packed):
+        encoder.visual.bfloat16()
+        encoder.widen()
+    assert packed.for_prediction()
+    frames = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(packed(frames), plain(frames), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["many tokens", "bf16", "attends in another layout", "a convolutional network"])
+def test_a_tower_that_would_not_gain_or_is_not_known_stays_as_it_is(case: str) -> None:
+    encoder = vit(patch=2 if case == "many tokens" else 16)
+    if case == "bf16":
+        encoder.dtype = torch.bfloat16
+        encoder.visual.bfloat16()
+    if case == "attends in another layout":
+        for block in encoder.visual.transformer.resblocks:  # type: ignore[union-attr]
+            block.attn.add_zero_attn = True
+    if case == "a convolutional network":
+        encoder.visual = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten())
+    frames = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    before = encoder(frames)
+    assert not encoder.for_prediction()
+    assert torch.equal(encoder(frames), before)

@@ -145,7 +145,7 @@ def test_layers_that_fp16_cannot_hold_stay_as_they_are(
         assert pack_linears(layers, 6) == (fault is None)
     assert [type(layer) is nn.Linear for layer in layers] == [False, fault is not None, False]
     if fault:
-        assert f"1 of 3 layers of the LLM stay unpacked; 1: {fault}" in caplog.text
+        assert f"1 of 3 layers stay unpacked; 1: {fault}" in caplog.text
 
 
 @pytest.mark.parametrize(
