@@ -59,7 +59,10 @@ th, td { padding: .25rem .5rem; text-align: right; border-bottom: 1px solid var(
 th:first-child, td:first-child { text-align: left; } th { color: var(--dim); font-weight: 500; }
 .confusion { font-size: .76rem; } .confusion th { white-space: normal; }
 .confusion :is(th, td) { padding: .2rem .25rem; }
-@media (max-width: 500px) { table { font-size: .76rem; } th, td { padding: .2rem .3rem; } th { white-space: normal; } }
+@media (min-width: 1000px) { .matrices { grid-template-columns: 3.8fr 4.8fr 5.6fr; } }
+@media (max-width: 500px) { table { font-size: .76rem; } .confusion { font-size: .66rem; } body { padding: .7rem; }
+  th, td { padding: .2rem .25rem; } .confusion :is(th, td) { padding: .2rem .15rem; } .card { padding: .5rem; }
+  th, td:first-child { white-space: normal; } th { font-size: .7rem; } }
 .strip { margin: .8rem 0; } .strip div { display: flex; overflow-x: auto; gap: 2px; }
 .strip img { flex: 0 0 auto; width: 118px; border-radius: 3px; }
 """
@@ -219,7 +222,7 @@ def _confusions(evaluated: Evaluated) -> str:
         )
         heads = "".join(f"<th>{name.replace('_', '_<wbr>')}</th>" for name in names)
         cards.append(_card(f"<table class=confusion><tr><th>{head}</th>{heads}</tr>{rows}</table>"))
-    return f'<div class="cards">{"".join(cards)}</div>'
+    return f'<div class="cards matrices">{"".join(cards)}</div>'
 
 
 def _strips(evaluated: Evaluated, p_high: Float[np.ndarray, " N"], threshold: float | None, *, missed: bool) -> str:
