@@ -1,8 +1,8 @@
 """Images a second of simv0's encoder against the same tower as open_clip gives it, in the same type; random weights.
 
-    python -m benchmarks.encoder [--towers RN50,MobileCLIP2-S0,ViT-B-32] [--batches 1,32]
+    python -m benchmarks.encoder [--towers RN50,MobileCLIP2-S0,ViT-B-32,ViT-B-16] [--batches 1,32]
 
-Both alternate in one process, and every sample waits for a quiet machine.
+Beside them the encoder as a `Predictor` holds it. All alternate in one process; every sample waits for a quiet machine.
 """
 
 import argparse
@@ -20,21 +20,22 @@ from simv0.encoder import Encoder, resolve_precision
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--towers", default="RN50,MobileCLIP2-S0,ViT-B-32")
+    parser.add_argument("--towers", default="RN50,MobileCLIP2-S0,ViT-B-32,ViT-B-16")
     parser.add_argument("--batches", default="1,32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--patience", type=float, default=10.0, help="seconds to wait for a quiet machine")
     args = parser.parse_args()
     logging.disable(logging.WARNING)  # open_clip tells that there are no weights
-    print("| tower | batch | as open_clip gives it | simv0 | | unclean |\n|---|---|---|---|---|---|")
+    print("| tower | batch | as open_clip gives it | simv0 | | in a Predictor | | unclean |\n" + "|---" * 8 + "|")
     for name in args.towers.split(","):
         for batch in map(int, args.batches.split(",")):
-            plain, ours, unclean = rates(*ways(name, batch), batch, args.rounds, args.patience)
-            print(f"| {name} | {batch} | {plain:.1f} | {ours:.1f} | {ours / plain:.2f} times | {unclean} |", flush=True)
+            (plain, *others), unclean = rates(ways(name, batch), batch, args.rounds, args.patience)
+            cells = " | ".join(f"{ours:.1f} | {ours / plain:.2f} times" for ours in others)
+            print(f"| {name} | {batch} | {plain:.1f} | {cells} | {unclean} |", flush=True)
 
 
-def ways(name: str, batch: int) -> tuple[Callable[[], object], Callable[[], object]]:
-    """A call of the tower as it is, and one of the encoder, on frames of its own size."""
+def ways(name: str, batch: int) -> list[Callable[[], object]]:
+    """A call of the tower as it is, one of the encoder, and one of a Predictor's encoder, on frames of its own size."""
     import open_clip
 
     tower = open_clip.create_model(name, load_weights=False).visual.eval().requires_grad_(False)
@@ -47,6 +48,8 @@ def ways(name: str, batch: int) -> tuple[Callable[[], object], Callable[[], obje
         "resize_mode": "squash",
     }
     encoder = Encoder(copy.deepcopy(tower), preprocess, name, None, resolve_precision("auto"))
+    robots = copy.deepcopy(encoder)
+    robots.for_prediction()
     tower = tower.to(encoder.dtype)
     frames = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
 
@@ -54,23 +57,20 @@ def ways(name: str, batch: int) -> tuple[Callable[[], object], Callable[[], obje
     def plain() -> None:
         tower(((frames.float() / 255 - 0.5) / 0.5).to(encoder.dtype))
 
-    return plain, lambda: encoder(frames)
+    return [plain, lambda: encoder(frames), lambda: robots(frames)]
 
 
-def rates(
-    plain: Callable[[], object], ours: Callable[[], object], batch: int, rounds: int, patience: float
-) -> tuple[float, float, int]:
-    """Images a second of both, medians, and how many samples had no quiet machine."""
-    seconds: list[list[float]] = [[], []]
+def rates(ways: list[Callable[[], object]], batch: int, rounds: int, patience: float) -> tuple[list[float], int]:
+    """Images a second of each, medians, and how many samples had no quiet machine."""
+    seconds: list[list[float]] = [[] for _ in ways]
     unclean = 0
     for turn in range(rounds + 1):  # the first warms up
-        for way, kept in zip((plain, ours), seconds, strict=True):
+        for way, kept in zip(ways, seconds, strict=True):
             took, clean = measure(way, patience if turn else 0.0)
             if turn:
                 kept.append(took)
                 unclean += not clean
-    first, second = (batch / statistics.median(kept) for kept in seconds)
-    return first, second, unclean
+    return [batch / statistics.median(kept) for kept in seconds], unclean
 
 
 if __name__ == "__main__":

@@ -243,18 +243,35 @@ def test_a_packed_tower_of_bf16_weights_rounds_nothing() -> None:
     torch.testing.assert_close(packed(frames), plain(frames), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", ["many tokens", "bf16", "attends in another layout", "a convolutional network"])
+class Peeks(nn.Module):
+    """A tower that looks at the weight of its own layer."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower, self.head = tower, nn.Linear(48, 48)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.head(self.tower(x).to(self.head.weight.dtype))
+        return features
+
+
+@pytest.mark.parametrize("case", ["many tokens", "bf16", "adds zeros", "peeks", "too large for fp16", "convolutions"])
 def test_a_tower_that_would_not_gain_or_is_not_known_stays_as_it_is(case: str) -> None:
     encoder = vit(patch=2 if case == "many tokens" else 16)
+    tower: Any = encoder.visual
     if case == "bf16":
         encoder.dtype = torch.bfloat16
-        encoder.visual.bfloat16()
-    if case == "attends in another layout":
-        for block in encoder.visual.transformer.resblocks:  # type: ignore[union-attr]
-            block.attn.add_zero_attn = True
-    if case == "a convolutional network":
+        tower.bfloat16()
+    elif case == "adds zeros":
+        tower.transformer.resblocks[1].attn.add_zero_attn = True
+    elif case == "peeks":
+        encoder.visual = Peeks(tower)
+    elif case == "too large for fp16":
+        tower.transformer.resblocks[1].mlp.c_proj.weight.data[0, 0] = 7e4
+    elif case == "convolutions":
         encoder.visual = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten())
     frames = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    before = encoder(frames)
+    with torch.no_grad():
+        before = encoder(frames)
     assert not encoder.for_prediction()
     assert torch.equal(encoder(frames), before)
