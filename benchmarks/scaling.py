@@ -35,7 +35,7 @@ RATES: dict[str, float] = {
     "cpu_frames_a_second": 38.1,  # ViT-B-32, bf16, 2 cores: docs/reliability.md
     "cpu_operations_a_second": 1e12,  # matrix products in bf16, 2 cores: simv0/compiled.py
     "gpu_frames_a_second": 5000.0,  # ASSUMED, never measured here
-    "gpu_operations_a_second": 1e14,  # ASSUMED, never measured here
+    "gpu_operations_a_second": 1e14,  # ASSUMED; SmolLM2-135M on an H200: 3e13 to 6e13, docs/performance.md
     "llm_weights": 357_855_104,  # Qwen2.5-0.5B without its embedding, as `simv0 check` counts them
     "shard_seconds": 0.009,  # to write and record a shard of no size: least of 20, busy machine
     "write_bytes_a_second": 1e9,  # what 17 ms for 1024 windows (docs/reliability.md) leave beside that

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import simv0.torchvision_fix  # noqa: F401  before open_clip and transformers
+from benchmarks.quiet import DEVICE, synchronize
 from simv0.build import compute_dtype
 from simv0.checkpoint import Checkpoint, Meta
 from simv0.config import ModelConfig, TrainingConfig
@@ -35,7 +36,6 @@ from simv0.tiny import save_tiny_llm, save_tiny_tower
 F, K, SPACING = 8, 4, 0.2
 ROUNDS = 5
 FRAME = (3, 480, 640)
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LARGE = {
     "SmolLM2-135M": dict(  # noqa: C408
         hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3
@@ -55,11 +55,6 @@ def median_ms(step: Callable[[int], object], n: int) -> float:
         synchronize()
         times.append(time.perf_counter() - started)
     return 1e3 * statistics.median(times[3:])
-
-
-def synchronize() -> None:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def copy_bandwidth() -> float:
