@@ -63,7 +63,7 @@ class SplitOutline:
 
 
 class Noting:
-    """A `with` block whose SimError is taken down, once, instead of being raised: the next check goes on."""
+    """A `with` block whose SimError is taken down, every line once, instead of raised: the next check goes on."""
 
     def __init__(self, problems: list[SimError]) -> None:
         self.problems = problems
@@ -72,9 +72,12 @@ class Noting:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, SimError) and str(error) not in map(str, self.problems):
-            self.problems.append(error)
-        return isinstance(error, SimError)
+        if not isinstance(error, SimError):
+            return False
+        told = {line for problem in self.problems for line in str(problem).splitlines()}
+        if new := [line for line in str(error).splitlines() if not line.startswith(tuple(told))]:  # or with a count
+            self.problems.append(type(error)("\n".join(new)))
+        return True
 
 
 def check_split(config: Config, name: str, problems: list[SimError]) -> SplitOutline | None:

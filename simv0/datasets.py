@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from simv0.config import DataConfig
-from simv0.errors import ConfigError, DataError
+from simv0.errors import ConfigError, DataError, Mistakes
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused unread: a small file can declare an image that fills the memory."""
@@ -73,10 +73,16 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         self._videos: dict[str, Any] = {}
         self._process = os.getpid()
         self._paths: dict[str, str] = {}
+        mistakes = Mistakes()
         for line, row in enumerate(self.rows, 1):
-            for key, name in self._files_of(row, line):
-                if name not in self._paths:
-                    self._paths[name] = str(self._locate(name, key, line))
+            with mistakes:
+                for key, name in self._files_of(row, line):
+                    if name not in self._paths:
+                        self._paths[name] = ""  # told once, if it is missing
+                        self._paths[name] = str(self._locate(name, key, line))
+            if mistakes.enough:
+                break
+        mistakes.tell()
 
     def _files_of(self, row: dict[str, Any], line: int) -> list[tuple[str, str]]:
         """(key, name) of every file that a row names."""

@@ -38,6 +38,46 @@ class DataError(SimError):
     """A dataset, sample, manifest or image that breaks the sample contract."""
 
 
+class Mistakes:
+    """What a loop finds, to be told together: `with mistakes:` takes a DataError down and the loop goes on.
+
+    Each kind is told once; of one kind are those that say the same after their place.
+    """
+
+    AT_MOST = 8
+
+    def __init__(self) -> None:
+        self.first: dict[str, str] = {}
+        self.count: dict[str, int] = {}
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, DataError):
+            return False
+        said = str(error).partition(": ")[2]
+        self.first.setdefault(said, str(error))
+        self.count[said] = self.count.get(said, 0) + 1
+        return True
+
+    @property
+    def enough(self) -> bool:
+        """Whether to look no further."""
+        return len(self.first) == self.AT_MOST
+
+    def tell(self) -> None:
+        """Raise them, a line each, if there are any.
+
+        Raises:
+            DataError: all of them.
+        """
+        alike = {said: f" (and {count - 1} more like it)" if count > 1 else "" for said, count in self.count.items()}
+        lines = [text + alike[said] for said, text in self.first.items()]
+        if lines:
+            raise DataError("\n".join(lines + ["(there may be more)"] * self.enough))
+
+
 class CacheError(SimError):
     """A feature file that is damaged, incomplete, foreign, or belongs to something else."""
 

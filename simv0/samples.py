@@ -173,9 +173,16 @@ def _check_text(value: Any, where: str) -> str:
 
 
 def _get(sample: Mapping[str, Any], key: str, where: str) -> Any:
-    if key not in sample:
-        raise DataError(f"{where}: {key} is missing; found the keys {', '.join(map(str, sample))}")
-    return sample[key]
+    if key in sample:
+        return sample[key]
+    head = key.removesuffix("_id")
+    if head in HEADS and head in sample:
+        numbers = ", ".join(f"{name} {number}" for number, name in enumerate(HEADS[head]))
+        raise DataError(
+            f"{where}: {key} is missing; found {head} {sample[head]!r:.40}: write {key}, a number ({numbers})"
+        )
+    found = [str(key) for key in sample if key not in ("frames", "vis_feats")]
+    raise DataError(f"{where}: {key} is missing; found the keys {', '.join(found)}")
 
 
 def _as_tensor(value: Any, where: str, expected: str) -> Tensor:

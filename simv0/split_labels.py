@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from simv0.errors import DataError
+from simv0.errors import DataError, Mistakes
 from simv0.labels import HEADS
 from simv0.samples import SharesFrames, check_sample
 
@@ -35,15 +35,18 @@ def read_labels(dataset: Any, split: str, F: int) -> Labels:
     Raises:
         DataError: what `check_sample` and `check_labels` refuse.
     """
-    N = len(dataset)
-    if hasattr(dataset, "labels_of"):
-        rows = [check_sample(dataset.labels_of(i), split, i, F=F, frames=False) for i in range(N)]
-    else:
+    N, short = len(dataset), hasattr(dataset, "labels_of")
+    if not short:
         log.info("%s: reading %d windows once for their labels (give the class labels_of to spare that)", split, N)
-        rows = []
-        for i in range(N):
-            sample = check_sample(dataset[i], split, i, F=F)
+    rows: list[dict[str, Any]] = []
+    mistakes = Mistakes()
+    for i in range(N):
+        with mistakes:
+            sample = check_sample(dataset.labels_of(i) if short else dataset[i], split, i, F=F, frames=not short)
             rows.append({key: value for key, value in sample.items() if key not in ("frames", "vis_feats")})
+        if mistakes.enough:
+            break
+    mistakes.tell()
     return check_labels(rows, split)
 
 

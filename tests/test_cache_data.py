@@ -90,7 +90,9 @@ def test_frames_of_two_types_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("bad", [None, [1]])
 def test_a_first_sample_that_is_no_dict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: Any) -> None:
     monkeypatch.setattr(Windows, "__getitem__", lambda self, i: bad)
-    with pytest.raises(DataError, match=rf"train\[0\]: expected a dict, found {type(bad).__name__}$"):
+    with pytest.raises(
+        DataError, match=rf"train\[0\]: expected a dict, found {type(bad).__name__} \(and 8 more like it\)$"
+    ):
         cache_vis(plain_config(tmp_path))
 
 

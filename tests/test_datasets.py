@@ -51,6 +51,22 @@ def test_manifest_problems_name_file_and_line(tmp_path: Path) -> None:
         assert refusal(manifest(inside, {"frames": [name]})) == outside.replace(str(inside), "DIR")
 
 
+def test_the_mistakes_of_a_manifest_come_together(tmp_path: Path) -> None:
+    """Each once, and each file: windows share frames. At most eight."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    rows = [{"frames": ["a.png", "b.png"]}, {"frames": ["b.png"]}, {"frames": 5}, {"frames": ["c.png"]}, {"frames": 5}]
+    assert refusal(manifest(tmp_path, *rows)).splitlines() == [
+        "DIR/m.jsonl:1: frames: there is no file 'b.png' beside the manifest",
+        "DIR/m.jsonl:3: frames: expected a list of image paths, found 5 (and 1 more like it)",
+        "DIR/m.jsonl:4: frames: there is no file 'c.png' beside the manifest",
+    ]
+    many = refusal(manifest(tmp_path, *({"frames": [f"{i}.png"]} for i in range(20)))).splitlines()
+    assert many[7:] == [
+        "DIR/m.jsonl:8: frames: there is no file '7.png' beside the manifest",
+        "(there may be more)",
+    ]
+
+
 def test_frames_labels_and_ids_come_as_written(manifests: Path) -> None:
     dataset = ManifestDataset(manifests / "train.jsonl")
     row = json.loads((manifests / "train.jsonl").read_text().splitlines()[3])

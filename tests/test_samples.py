@@ -41,12 +41,16 @@ nan = float("nan")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"telemetry": None}, "telemetry is missing; found the keys frames, risk_id, reason_id, action_id"),
+        ({"telemetry": None}, "telemetry is missing; found the keys risk_id, reason_id, action_id"),
         ({"telemetry": [0.0] * 7}, "telemetry: expected float [8] (ax, ay, az, gx, gy, gz, v, w), found float64 [7]"),
         ({"telemetry": [0] * 8}, "telemetry: expected float [8] (ax, ay, az, gx, gy, gz, v, w), found int64 [8]"),
         ({"telemetry": [0.0] * 6 + [nan, 0.0]}, "telemetry: holds NaN or inf, first at [6]"),
         ({"telemetry": "fast"}, "telemetry: expected float [8] (ax, ay, az, gx, gy, gz, v, w), found str"),
-        ({"risk_id": None}, "risk_id is missing; found the keys frames, telemetry, reason_id, action_id"),
+        ({"risk_id": None}, "risk_id is missing; found the keys telemetry, reason_id, action_id"),
+        (
+            {"risk_id": None, "risk": "high"},
+            "risk_id is missing; found risk 'high': write risk_id, a number (none 0, low 1, med 2, high 3)",
+        ),
         ({"risk_id": 4}, "risk_id: expected 0..3 (none, low, med, high), found 4"),
         ({"risk_id": -1}, "risk_id: expected 0..3 (none, low, med, high), found -1"),
         ({"action_id": 2.0}, "action_id: expected an int 0..5, found float 2.0"),
@@ -143,6 +147,11 @@ class Rows:
             "val[2]: sample_id 'a' stands at val[0] already; sample_ids are unique within a split",
         ),
         ([sample(weight=0.0), sample(weight=0)], "val: all 2 weights are zero; nothing would be learnt"),
+        (
+            [sample(risk_id=9), sample(), sample(weight=-1)],
+            "val[0]: risk_id: expected 0..3 (none, low, med, high), found 9\n"
+            "val[2]: weight: expected a finite float32 >= 0, found -1",
+        ),
         (
             [sample(group="g"), sample()],
             "val[1]: group is missing, but val[0] has one; give all or none",
