@@ -1,6 +1,7 @@
 """CUDA graphs: a stack's launches for one shape of prefixes, recorded once and replayed as one."""
 
 import logging
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -25,12 +26,15 @@ def captured(stack: Stack, x: Float[Tensor, "B T d"]) -> Stack | None:
     None, and that is said, where the graphs cannot be made or do not give what the stack gives. With gradients, what a
     call returns is overwritten by the next one.
     """
+    # Not on x itself, whose results the graphs hold from the capture, whether they compute anything or not.
+    other = (torch.roll(x.detach(), 1, -1) * 0.5).requires_grad_(x.requires_grad)
 
     def results(of: Stack) -> tuple[Tensor, ...]:
-        return outputs_of(of, x) if x.requires_grad else (of(x),)
+        return outputs_of(of, other) if x.requires_grad else (of(other),)
 
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch warns of its own capturing
+        # On x's device, and back on its stream when a capture fails half-way: torch itself then stays on the capture's.
+        with torch.cuda.stream(torch.cuda.current_stream(x.device)), warnings.catch_warnings(action="ignore"):
             expected = results(stack)
             graphs: Any = torch.cuda.make_graphed_callables(lambda x: stack(x), (x,))  # a module would be changed
             error = relative_error(results(graphs), expected)
@@ -40,4 +44,12 @@ def captured(stack: Stack, x: Float[Tensor, "B T d"]) -> Stack | None:
     if not error <= CAPTURE_TOLERANCE:
         log.warning("the LLM captured as CUDA graphs differs by %.1e and runs uncaptured", error)
         return None
-    return graphs if x.requires_grad else lambda x: graphs(x).clone()
+    if x.requires_grad:
+        return graphs  # type: ignore[no-any-return]
+    lock = threading.Lock()
+
+    def alone(x: Tensor) -> Tensor:
+        with lock:  # two callers at once would share one buffer
+            return graphs(x).clone()  # type: ignore[no-any-return]
+
+    return alone

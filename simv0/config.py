@@ -139,12 +139,13 @@ class TrainingConfig(Section):
     """Largest norm of the gradient of all trained weights together."""
     amp: bool = True
     """Hold and run the frozen LLM in 16 bit, where the machine has units for it; a CPU without AMX or AVX512-BF16, as
-    in most laptops, and bf16 on a GPU before Ampere come to fp32. The trained modules stay in fp32 either way."""
+    in most laptops, and bf16 on a GPU before Ampere come to fp32. A robot's CPU holds it, and the encoder's linear
+    layers, in fp16 even then. The trained modules stay in fp32 either way."""
     amp_dtype: Literal["bf16", "fp16"] = "bf16"
     """fp16 needs CUDA and brings loss scaling; it is for GPUs older than Ampere, which have no units for bf16."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for the frozen LLM's blocks: about a minute, then faster steps; `auto` does so for long runs.
-    On CUDA the LLM is also replayed as CUDA graphs, unless this is `off`."""
+    On CUDA training also replays the LLM as CUDA graphs, unless this is `off`."""
     shard_llm: bool = False
     """Under torchrun: split the frozen LLM's weights over the processes (FSDP2), for an LLM larger than one GPU."""
     seed: int = Field(default=0, ge=0, lt=2**31)

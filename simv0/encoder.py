@@ -133,8 +133,8 @@ class Encoder(nn.Module):
         self.visual.float()
 
     def for_prediction(self) -> bool:
-        """Hold the linear layers of a vision transformer in 16 bit where that makes single images quick; whether it
-        does: on a CPU, computing in fp32, with few tokens an image.
+        """Hold the tower's linear layers in 16 bit where that makes single images quick; whether it does: on a CPU,
+        computing in fp32, with few tokens an image.
         """
         if self.mean.device.type != "cpu" or self.dtype is not torch.float32:
             return False

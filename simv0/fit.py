@@ -110,7 +110,9 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: 
     steps = len(batches.order)
     start, stop = share_of(config.batch_size)
     all_steps = config.training.epochs * steps
-    seconds = compile_llm(model.llm, config.training.compile, batch=stop - start, tokens=model.K + 2, steps=all_steps)
+    seconds = compile_llm(
+        model.llm, config.training.compile, batch=max(stop - start, 1), tokens=model.K + 2, steps=all_steps
+    )
     if seconds is not None:
         log.info(f"compiled the LLM's blocks in {seconds:.0f} s")
     if checkpoint is None:

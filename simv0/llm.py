@@ -75,6 +75,7 @@ class FrozenLLM(nn.Module):
         shard_blocks(self.blocks(), device)
         self.sharded = True
 
+    @torch.inference_mode(False)  # what is captured outlives the call, whatever the caller has switched off
     def for_prediction(self, tokens: int, sixteen_bit: bool = True) -> bool:
         """Make single prefixes of `tokens` vectors quick, where that can be; there are no gradients from then on.
 
@@ -90,7 +91,7 @@ class FrozenLLM(nn.Module):
             stack.predicting = True
         if not on_cpu:
             with torch.no_grad():
-                self.capture(torch.ones(1, tokens, self.d, device=next(self.parameters()).device))
+                self.capture(torch.randn(1, tokens, self.d, device=next(self.parameters()).device))
             return False
         return sixteen_bit and isinstance(stack, FastStack) and pack_linears(stack, tokens)
 

@@ -105,13 +105,14 @@ class OpenAttention(nn.Module):
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
     ) -> tuple[Float[Tensor, "B T d"], None]:
-        """As `nn.MultiheadAttention` has it, for x = k = v."""
+        """As `nn.MultiheadAttention` has it, for x = k = v and no mask."""
         assert k is x, "attends to x alone"
         assert v is x, "attends to x alone"
+        assert attn_mask is None, "every token sees all others"
         assert not need_weights, "gives no weights"
         B, T, d = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask)
+        mixed = F.scaled_dot_product_attention(q, k, v)
         return self.out(mixed.transpose(1, 2).flatten(2)), None
 
 
@@ -130,7 +131,7 @@ TOLERANCE = 0.01
 
 @torch.no_grad()
 def pack_tower(tower: nn.Module, image: Float[Tensor, "1 3 H W"]) -> bool:
-    """Pack the linear layers of a vision transformer on the CPU, where it sees an image as at most `FEW` tokens.
+    """Pack the linear layers of a vision tower on the CPU, where they see an image as at most `FEW` tokens.
 
     The tower stays as it is where a layer cannot be packed, or where packed it does not give the same.
 
@@ -148,12 +149,10 @@ def pack_tower(tower: nn.Module, image: Float[Tensor, "1 3 H W"]) -> bool:
         module.register_forward_pre_hook(lambda _, x: rows.append(x[0].numel() // x[0].shape[-1]))
         for module in plain.values()
     ]
-    expected = _features(tower, image)
-    for hook in hooks:
-        hook.remove()
-    if not 0 < max(rows) <= FEW:
-        return False
     try:
+        expected = _features(tower, image)
+        if not 0 < max(rows) <= FEW:
+            raise ValueError(f"an image is {max(rows)} tokens")
         for name, module in plain.items():
             if isinstance(module, nn.MultiheadAttention):
                 tower.set_submodule(name, OpenAttention(module))
@@ -167,6 +166,9 @@ def pack_tower(tower: nn.Module, image: Float[Tensor, "1 3 H W"]) -> bool:
         for name, module in plain.items():
             tower.set_submodule(name, module)
         return False
+    finally:
+        for hook in hooks:
+            hook.remove()
     return True
 
 
@@ -178,7 +180,7 @@ def _features(tower: nn.Module, image: Tensor) -> Tensor:
 
 @torch.no_grad()
 def pack_linears(module: nn.Module, rows: int) -> bool:
-    """Pack the linear layers on the CPU within `module`, one by one, so that no two copies of a model are held.
+    """Pack the linear layers on the CPU within `module`, one by one: each plain weight is let go when it is packed.
 
     A layer stays as it is on another device, in another type, where this PyTorch has no such product for this CPU, or
     where packed it gives something else than plain.

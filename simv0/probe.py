@@ -8,6 +8,7 @@ import torch
 
 from simv0.build import build_model, make_optimizer, pick_device
 from simv0.check_data import Facts, SplitOutline
+from simv0.compiled import compile_llm
 from simv0.config import Config
 from simv0.encoder import load_encoder
 from simv0.labels import TELEMETRY
@@ -56,6 +57,8 @@ def _measure_steps(config: Config, dv: int) -> tuple[float, float]:
     """Seconds a window of training and of evaluation, on random features."""
     device = pick_device(config)
     model = build_model(config, dv, None, device)
+    if config.training.compile != "off":  # as a run of one step: captured on CUDA, not compiled
+        compile_llm(model.llm, "auto", batch=config.batch_size, tokens=model.K + 2, steps=1)
     optimizer = make_optimizer(model, config.training)
     scaler = torch.amp.GradScaler(device.type) if model.llm.dtype is torch.float16 else None
     sizes = config.batch_size, min(config.batch_size, config.evaluation.batch_size)

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,7 @@ def train_one_epoch(
         if scaler is not None:
             scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(trained, grad_clip)
-        following = next(batches, None)  # while a GPU computes
+        following, fault = _next(batches)  # while a GPU computes
         _check_finite(batch, {"the loss": loss} if scaler else {"the loss": loss, "the gradient": norm})
         if scaler is None:
             optimizer.step()
@@ -88,8 +88,18 @@ def train_one_epoch(
         tally.add(logits, batch, sums)
         if after_step is not None:
             after_step()
+        if fault is not None:  # now that this batch has done its step
+            raise fault
         batch = following
     return {**tally.whole().metrics(), **waiting.report()}
+
+
+def _next(batches: Iterator[Batch]) -> tuple[Batch | None, Exception | None]:
+    """The next batch, or what kept it from coming."""
+    try:
+        return next(batches, None), None
+    except Exception as fault:  # of the user's dataset
+        return None, fault
 
 
 def _counted(logits: dict[str, Tensor], batch: Batch) -> tuple[dict[str, Tensor], Batch]:
@@ -170,7 +180,7 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
 
 
 class Stopwatch:
-    """How long a loop took, and which share of it waited for data."""
+    """How long a loop took, and which share of it stood at the loader (a GPU may have worked meanwhile)."""
 
     def __init__(self) -> None:
         self.started, self.waited = time.perf_counter(), 0.0

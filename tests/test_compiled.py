@@ -97,7 +97,8 @@ def test_training_is_captured_on_cuda(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need CUDA")
 def test_single_prefixes_are_captured_on_cuda(one_layer: str) -> None:
     llm, exact = (load_llm(one_layer, device="cuda") for _ in range(2))
-    llm.for_prediction(6)
+    with torch.inference_mode():  # as a caller may load it; what is captured outlives that
+        llm.for_prediction(6)
     assert list(llm.captured) == [(1, 6, False)]
     with torch.no_grad():
         xs = torch.randn(3, 1, 6, D, device="cuda")

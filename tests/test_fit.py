@@ -1,11 +1,14 @@
 """Training: what a run leaves, the same twice, resumed anywhere, stopped, refused."""
 
 import json
+import math
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from simv0.build import build_model, lr_factor, make_optimizer
 from simv0.checkpoint import load_checkpoint, save_checkpoint
 from simv0.config import Config
 from simv0.config_file import load_config
-from simv0.errors import CacheError, CheckpointError, ConfigError, DataError, TrainingError
+from simv0.errors import CacheError, CheckpointError, ConfigError, DataError, SimError, TrainingError
 from simv0.evaluation import evaluate_checkpoint
 from simv0.fit import fit
 from simv0.resume import config_differences
@@ -257,6 +260,33 @@ def test_a_non_finite_gradient_moves_no_weight(models: Path, make_config: MakeCo
     with pytest.raises(TrainingError, match=r"^the gradient is (nan|inf) on the batch of a, b; lower training.lr"):
         train_one_epoch(model, [batch], make_optimizer(model, make_config().training), None, "cpu")  # type: ignore
     assert all(torch.equal(value, before[name]) for name, value in model.trainable_state().items())
+
+
+def test_a_batch_that_cannot_be_loaded_ends_no_step_before_it(make_config: MakeConfig) -> None:
+    """The next batch is asked for before a step is done: its fault waits, and the step's own goes first."""
+    config = make_config()
+
+    def batches(first: float) -> Iterator[Any]:
+        for value in (1.0, first):
+            yield {
+                "vis_feats": torch.full((2, 4, 32), value), "telemetry": torch.ones(2, 8), "weight": torch.ones(2),
+                "sample_id": [f"a{value}", "b"], "risk_id": torch.tensor([0, 1]), "reason_id": torch.tensor([0, 1]),
+                "action_id": torch.tensor([0, 1]),
+            }  # fmt: skip
+        raise DataError("train[4]: cannot be read")
+
+    steps = []
+    for value, error in (
+        (0.5, "train[4]: cannot be read"),
+        (math.nan, "the loss is nan on the batch of anan, b; lower"),
+    ):
+        model = build_model(config, 32, None, torch.device("cpu"))
+        done: list[int] = []
+        optimizer = make_optimizer(model, config.training)
+        with pytest.raises(SimError, match=re.escape(error)):
+            train_one_epoch(model, batches(value), optimizer, None, "cpu", after_step=lambda done=done: done.append(1))
+        steps.append(len(done))
+    assert steps == [2, 1]
 
 
 def test_resume_writes_the_operational_keys_of_now(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
