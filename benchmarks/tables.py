@@ -40,7 +40,8 @@ def growth(args: argparse.Namespace) -> None:
         shape = STANDARD | point
         variants = "simv0_uncompiled,simv0"
         rows = train_step(**shape, variants=variants, rounds=args.rounds, layers=args.layers, patience=args.patience)
-        cells = [f"{row['samples_per_s']:.0f} ({row['fraction']:.2f})" for row in rows[1:]]
+        named = {row["variant"]: row for row in rows}
+        cells = [f"{named[name]['samples_per_s']:.0f} ({named[name]['fraction']:.2f})" for name in variants.split(",")]
         print(f"| {shape['arch']} | {shape['batch']} | {shape['K']} | {rows[0]['samples_per_s']:.0f} | ", end="")
         print(" | ".join(cells), "|", flush=True)
 

@@ -160,6 +160,7 @@ def timed_rows(bench: Bench, names: list[str], args: argparse.Namespace) -> list
     limit = Limit(config_of(args.arch, args.layers), args.batch * (args.K + 2))
     limit.run()  # warm up
     limit.best.clear()
+    limit.plain.clear()
     steps: dict[str, Any] = {name: bench.step_of(name) for name in names}
     gradients = {name: step(update=False) for name, step in steps.items()}
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -170,7 +171,14 @@ def timed_rows(bench: Bench, names: list[str], args: argparse.Namespace) -> list
             seconds[name].append(took / STEPS)
             unclean[name] += not clean
         limit.run()
-    rows = [{"variant": "limit", "samples_per_s": round(args.batch / limit.seconds, 1), "fraction": 1.0}]
+    rows = [
+        {
+            "variant": name,
+            "samples_per_s": round(args.batch / seconds, 1),
+            "fraction": round(limit.seconds / seconds, 3),
+        }
+        for name, seconds in (("limit", limit.seconds), ("its products with plain weights", limit.plain_seconds))
+    ]
     exact = gradients.get("auto_fp32")
     for name in names:
         median = statistics.median(seconds[name])

@@ -16,7 +16,8 @@ def test_train_step_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys, "argv", ["x", *argv, "--variants", ",".join(variants), "--json", str(tmp_path / "j")])
     train_step.main()
     rows = {row["variant"]: row for row in json.loads((tmp_path / "j").read_text())["rows"]}
-    assert list(rows) == ["limit", *variants]
+    assert list(rows) == ["limit", "its products with plain weights", *variants]
+    assert rows["its products with plain weights"]["fraction"] <= 1
     assert all(row["arch"] == "llama-64" and row["samples_per_s"] > 0 and row["fraction"] > 0 for row in rows.values())
     for name in ("causal_fp32_not_frozen", "causal_fp32", "auto_fp32"):
         assert rows[name]["gradient_error"] < 1e-4  # they all compute the same
