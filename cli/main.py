@@ -29,12 +29,16 @@ CkptPath = Annotated[Path, typer.Option("--ckpt", help="A checkpoint, such as be
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """Print what the user can mend as plain lines on stderr, with its exit code; all else keeps its traceback."""
+def user_errors(answers_on_stdout: bool = False) -> Iterator[None]:
+    """Print what the user can mend as plain lines on stderr, with its exit code; all else keeps its traceback.
+
+    What the library says goes to stdout, warnings to stderr; all of it to stderr where stdout is for the answers.
+    """
     logger = logging.getLogger("simv0")
     logger.setLevel(logging.INFO)
     logger.propagate = False  # open_clip gives the root logger a handler of its own
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)]
+    said = sys.stderr if answers_on_stdout else sys.stdout
+    handlers: list[logging.Handler] = [logging.StreamHandler(said), logging.StreamHandler(sys.stderr)]
     handlers[0].addFilter(lambda record: record.levelno < logging.WARNING)
     handlers[1].setLevel(logging.WARNING)
     for handler in handlers:
@@ -193,7 +197,7 @@ def predict(
     out: Annotated[Path | None, typer.Option("--out", help="Write here instead of stdout.")] = None,
 ) -> None:
     """Print one JSON line a window: risk, reason, action and their probabilities."""
-    with user_errors():
+    with user_errors(answers_on_stdout=out is None):
         from simv0.config_file import load_config
 
         loaded = load_config(config, set_) if config is not None else None
@@ -218,7 +222,7 @@ def inspect(
     verify: Annotated[bool, typer.Option("--verify", help="Read all of it and check every digest.")] = False,
 ) -> None:
     """Say what a file holds, what it was made of, and whether it is whole; exits with 1 if it is damaged."""
-    with user_errors():
+    with user_errors(answers_on_stdout=True):
         from simv0.inspect import inspect_path
         from simv0.yaml_safe import dump_yaml
 

@@ -6,6 +6,7 @@ Called one by one, the 20 operations of a layer cost a small LLM as much as its 
 import copy
 import logging
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +23,9 @@ log = logging.getLogger("simv0")
 
 TOLERANCE = 1e-3
 """Relative difference from the stack in fp32: rounding its weights to fp16 gives 4e-4 of 30 layers, a mistake 1e-2."""
+
+LONG = 3.0
+"""Seconds of trial by which it was compiled, not read from disk."""
 
 _PRODUCTS = ("qkv", "out", "gate_up", "down")
 
@@ -86,13 +90,26 @@ def single_stack(stack: FastStack, tokens: int) -> SingleStack | None:
 
     Like the fast path itself it is tried first, on a copy of the first and the last layer.
     """
-    if reason := _why_not(stack, tokens):
-        log.warning("the LLM runs without the compiled step: %s", reason)
+    without = "the LLM runs without the compiled step: %s"
+    if reason := _why_not(stack):
+        log.info(without, reason)
         return None
+    started = time.perf_counter()
+    try:
+        error = _trial(stack, tokens)
+    except Exception as failure:  # a compiler can fail in any way
+        log.warning(without, f"it does not compile: {' '.join(str(failure).split())[:200]}")
+        return None
+    if not error <= TOLERANCE:
+        log.warning(without, f"it differs from the fast path by {error:.1e}")
+        return None
+    if (seconds := time.perf_counter() - started) > LONG:
+        log.info(f"compiled a robot's step for this CPU in {seconds:.0f} s; it is kept for the next start")
     return SingleStack(stack, tokens)
 
 
-def _why_not(stack: FastStack, tokens: int) -> str | None:
+def _why_not(stack: FastStack) -> str | None:
+    """What about this CPU or these weights the compiled step does not do."""
     layers: list[Any] = list(stack.layers)
     if not can_widen():
         return "no fp16 in this processor's multiplications"
@@ -103,11 +120,7 @@ def _why_not(stack: FastStack, tokens: int) -> str | None:
                 return f"{name} has {len(weight)} outputs, not a multiple of {LANES}"
             if max(map(abs, torch.stack(weight.aminmax()).tolist())) > torch.finfo(torch.float16).max:
                 return "a weight is too large for fp16"
-    try:
-        error = _trial(stack, tokens)
-    except Exception as failure:  # a compiler can fail in any way
-        return f"it does not compile: {' '.join(str(failure).split())[:200]}"
-    return None if error <= TOLERANCE else f"it differs from the fast path by {error:.1e}"
+    return None
 
 
 @torch.no_grad()

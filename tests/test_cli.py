@@ -1,6 +1,7 @@
 """The command line as a user meets it: the three commands, their errors, their help."""
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 import simv0.checkpoint
 from cache.pipeline import cache_vis
-from cli.main import app
+from cli.main import app, user_errors
 from simv0.checkpoint import load_checkpoint
 from simv0.config_file import build_config, dump_config
 from simv0.datasets import ManifestDataset
@@ -109,6 +110,17 @@ class HalfWindows(ManifestDataset):
 
     def frame_ids(self, index: int) -> list[str]:
         return super().frame_ids(index)[-2:]
+
+
+def test_what_is_said_beside_answers_is_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    """`simv0 predict ... | jq` reads stdout."""
+    for answers_on_stdout in (False, True):
+        with user_errors(answers_on_stdout):
+            logging.getLogger("simv0").info("said")
+            logging.getLogger("simv0").warning("warned")
+        written = capsys.readouterr()
+        assert written.out == ("" if answers_on_stdout else "said\n")
+        assert written.err == ("said\n" if answers_on_stdout else "") + "warned\n"
 
 
 class Interrupted(ManifestDataset):
