@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from simv0.errors import DataError, SimError
-from simv0.samples import SharesFrames, check_frames, check_sample
+from simv0.samples import SharesFrames, check_frame_count, check_frames, check_sample
 
 CARRIED_FRAMES = 65_536
 """Frames whose features are kept for the shards to come: 64 MiB of float16 at dv = 512."""
@@ -48,8 +48,7 @@ class FrameSource(Dataset[Any]):
         if not self.shares:
             return list(range(window * self.F, (window + 1) * self.F))
         names = list(self.dataset.frame_ids(window))
-        if len(names) != self.F:
-            raise DataError(f"{self.split}[{window}]: frame_ids: expected {self.F} (model.F), found {len(names)}")
+        check_frame_count(names, self.split, window, self.F)
         return names
 
     def units(self, frames: Iterable[Hashable]) -> list[Hashable]:

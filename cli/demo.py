@@ -49,9 +49,11 @@ def run_demo(out: Path, seed: int = 0) -> Path:
     with _step("5/5 evaluate"):
         found, folder = evaluate_checkpoint(run.best)
         metrics_table(found.metrics, found.baselines, "best.pt on val")
+    page = folder / "report.html"  # needs matplotlib
+    shown = f"  report           {page}\n" if page.exists() else ""
     log.info(
         f"\nthe run: {out}\n  best checkpoint  {run.best}\n  metrics          {run.val_metrics}\n"
-        f"  predictions      {folder / 'predictions.jsonl'}\n  config           {run.config}\n"
+        f"{shown}  predictions      {folder / 'predictions.jsonl'}\n  config           {run.config}\n"
         f"  predict          python {run.export / 'sim_v0_infer.py'} --help"
     )
     return run.best

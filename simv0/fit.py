@@ -86,6 +86,8 @@ def _claim(run: RunDir, config: Config, overwrite: bool, resume: bool) -> Checkp
     checkpoint = find_checkpoint(run, config) if resume else None
     if checkpoint is None:
         run.check_ours()
+        if resume:
+            log.info(f"{run.root}: holds no run to go on with; beginning one")
     return checkpoint
 
 
@@ -183,7 +185,7 @@ class Epochs:
         if self._gave_up() and position.epoch < training.epochs:
             log.info(f"stopped after epoch {position.epoch}: {training.patience} epochs without a new best")
         best = from_first(load_checkpoint, self.run.best).meta
-        log.info(f"best epoch {best.epoch}; {best.alarm}")
+        log.info(f"best epoch {best.epoch} (by {training.best_metric}); {best.alarm}")
 
     def _before_step(self) -> None:
         training = self.config.training

@@ -103,6 +103,16 @@ def check_sample(
     return checked
 
 
+def check_frame_count(names: Sequence[Hashable], split: str, index: int, F: int) -> None:
+    """Refuse a window that does not name F frames.
+
+    Raises:
+        DataError: with both numbers.
+    """
+    if len(names) != F:
+        raise DataError(f"{split}[{index}]: frames: expected {F} (model.F), found {len(names)}")
+
+
 def check_frames(value: Any, where: str, F: int | None = None) -> Tensor:
     """Check frames [F,3,H,W] (or one frame [3,H,W] with `F=None`): uint8, or float 0..1 returned as float32.
 
@@ -113,6 +123,8 @@ def check_frames(value: Any, where: str, F: int | None = None) -> Tensor:
     tensor = _as_tensor(value, where, f"uint8 or float {expected}")
     if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
         raise DataError(f"{where}: expected uint8 0..255 or float 0..1, found {_describe(tensor)}")
+    if F is not None and tensor.ndim == 4 and tensor.shape[1] == 3 and len(tensor) != F:
+        raise DataError(f"{where}: expected {F} (model.F), found {len(tensor)}")
     lead = [F] if F is not None else []
     if tensor.ndim != len(lead) + 3 or list(tensor.shape[:-2]) != [*lead, 3] or 0 in tensor.shape:
         raise DataError(f"{where}: expected {expected}, found {_describe(tensor)}")
@@ -148,7 +160,8 @@ def _check_label(value: Any, where: str, names: tuple[str, ...]) -> int:
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise DataError(f"{where}: expected an int 0..{len(names) - 1}, found {type(value).__name__} {value!r}")
+        numbers = f"0..{len(names) - 1} ({', '.join(names)})"
+        raise DataError(f"{where}: expected an int {numbers}, found {type(value).__name__} {value!r:.40}")
     if not 0 <= value < len(names):
         raise DataError(f"{where}: expected 0..{len(names) - 1} ({', '.join(names)}), found {int(value)}")
     return int(value)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from simv0.errors import DataError, Mistakes
 from simv0.labels import HEADS
-from simv0.samples import SharesFrames, check_sample
+from simv0.samples import SharesFrames, check_frame_count, check_sample
 
 log = logging.getLogger("simv0")
 
@@ -42,6 +42,8 @@ def read_labels(dataset: Any, split: str, F: int) -> Labels:
     mistakes = Mistakes()
     for i in range(N):
         with mistakes:
+            if isinstance(dataset, SharesFrames):
+                check_frame_count(dataset.frame_ids(i), split, i, F)
             sample = check_sample(dataset.labels_of(i) if short else dataset[i], split, i, F=F, frames=not short)
             rows.append({key: value for key, value in sample.items() if key not in ("frames", "vis_feats")})
         if mistakes.enough:

@@ -94,6 +94,17 @@ def test_all_problems_come_at_once(make_config: MakeConfig, tmp_path: Path) -> N
     ]
 
 
+def test_a_window_of_too_few_frames_is_a_problem_wherever_it_stands(make_config: MakeConfig, tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "train.jsonl", 30, seed=3)
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for i in (20, 25):
+        rows[i]["frames"].pop()
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert problems_of(make_config(data={"train_split_path": str(manifest)})) == [
+        "train[20]: frames: expected 4 (model.F), found 3 (and 1 more like it)"
+    ]
+
+
 def test_the_command_lists_all_of_them_and_exits_non_zero(make_config: MakeConfig, tmp_path: Path) -> None:
     good = tmp_path / "good.yaml"
     good.write_text(dump_config(make_config()))
@@ -103,9 +114,7 @@ def test_the_command_lists_all_of_them_and_exits_non_zero(make_config: MakeConfi
     assert done.stdout.endswith("no problems found\n")
     one = runner.invoke(app, [*args, "--set", "model.F=5"], catch_exceptions=False)
     assert one.exit_code == 1
-    assert one.stderr == "".join(
-        f"error: {s}[0]: frames: expected [5,3,H,W], found uint8 [4,3,24,40]\n" for s in ("train", "val")
-    )
+    assert one.stderr == "".join(f"error: {s}[0]: frames: expected 5 (model.F), found 4\n" for s in ("train", "val"))
     both = runner.invoke(
         app, [*args, "--set", "model.llm_name_or_path=/nowhere", "--set", "model.d=3", "--set", "model.dv=3"]
     )

@@ -53,8 +53,14 @@ nan = float("nan")
         ),
         ({"risk_id": 4}, "risk_id: expected 0..3 (none, low, med, high), found 4"),
         ({"risk_id": -1}, "risk_id: expected 0..3 (none, low, med, high), found -1"),
-        ({"action_id": 2.0}, "action_id: expected an int 0..5, found float 2.0"),
-        ({"action_id": True}, "action_id: expected an int 0..5, found bool True"),
+        (
+            {"action_id": 2.0},
+            "action_id: expected an int 0..5 (continue, slow, stop, reverse, turn_left, turn_right), found float 2.0",
+        ),
+        (
+            {"action_id": True},
+            "action_id: expected an int 0..5 (continue, slow, stop, reverse, turn_left, turn_right), found bool True",
+        ),
         ({"weight": -1}, "weight: expected a finite float32 >= 0, found -1"),
         ({"weight": nan}, "weight: expected a finite float32 >= 0, found nan"),
         ({"weight": 1e39}, "weight: expected a finite float32 >= 0, found 1e+39"),
@@ -71,7 +77,7 @@ nan = float("nan")
             "expected one of the keys 'frames' and 'vis_feats', "
             "found the keys telemetry, risk_id, reason_id, action_id",
         ),
-        ({"frames": torch.zeros(5, 3, 8, 8)}, "frames: expected [4,3,H,W], found float32 [5,3,8,8]"),
+        ({"frames": torch.zeros(5, 3, 8, 8)}, "frames: expected 4 (model.F), found 5"),
         ({"frames": torch.zeros(F, 8, 8, 3)}, "frames: expected [4,3,H,W], found float32 [4,8,8,3]"),
         (
             {"frames": torch.zeros(F, 3, 8, 8, dtype=torch.int64)},
