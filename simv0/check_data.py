@@ -75,7 +75,8 @@ class Noting:
         if not isinstance(error, SimError):
             return False
         told = {line for problem in self.problems for line in str(problem).splitlines()}
-        if new := [line for line in str(error).splitlines() if not line.startswith(tuple(told))]:  # or with a count
+        # `Mistakes` adds a count to what a single sample has told already.
+        if new := [line for line in str(error).splitlines() if line.partition(" (and ")[0] not in told]:
             self.problems.append(type(error)("\n".join(new)))
         return True
 

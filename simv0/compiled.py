@@ -1,6 +1,6 @@
 """torch.compile where it pays, and CUDA graphs: the frozen LLM made quick for the one shape that training runs at.
 
-On CUDA a step at that shape is a thousand launches of kernels of microseconds each, so there the whole stack is
+On CUDA a step at that shape is two thousand launches of kernels of microseconds each, so there the whole stack is
 captured as CUDA graphs, one forward and one back, whether its blocks are compiled or not.
 """
 

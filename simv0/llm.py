@@ -83,17 +83,19 @@ class FrozenLLM(nn.Module):
         `sixteen_bit` is false: in one compiled loop (`single.py`) where numba is there, else packed for one product
         after the other (`packed.py`).
         """
-        on_cpu, stack = next(self.parameters()).device.type == "cpu", self.stack
-        if on_cpu and sixteen_bit and isinstance(stack, FastStack) and (single := _compiled_step(stack, tokens)):
-            self.stack = single
-            return True
+        device, stack = next(self.parameters()).device, self.stack
         if isinstance(stack, FastStack):
             stack.predicting = True
-        if not on_cpu:
+        if device.type != "cpu":
+            x = torch.randn(1, tokens, self.d, generator=torch.Generator().manual_seed(0))
             with torch.no_grad():
-                self.capture(torch.randn(1, tokens, self.d, device=next(self.parameters()).device))
-            return False
-        return sixteen_bit and isinstance(stack, FastStack) and pack_linears(stack, tokens)
+                self.capture(x.to(device))
+        elif isinstance(stack, FastStack) and sixteen_bit:
+            if single := _compiled_step(stack, tokens):
+                self.stack = single
+                return True
+            return pack_linears(stack, tokens)
+        return False
 
     def forward(self, inputs_embeds: Float[Tensor, "B T {self.d}"]) -> Float[Tensor, "B {self.hidden_size}"]:
         """Hidden state of the last position, after the final norm; gradients flow back to `inputs_embeds`."""

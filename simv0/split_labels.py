@@ -38,11 +38,12 @@ def read_labels(dataset: Any, split: str, F: int) -> Labels:
     N, short = len(dataset), hasattr(dataset, "labels_of")
     if not short:
         log.info("%s: reading %d windows once for their labels (give the class labels_of to spare that)", split, N)
+    named = isinstance(dataset, SharesFrames)
     rows: list[dict[str, Any]] = []
     mistakes = Mistakes()
     for i in range(N):
         with mistakes:
-            if isinstance(dataset, SharesFrames):
+            if named:
                 check_frame_count(dataset.frame_ids(i), split, i, F)
             sample = check_sample(dataset.labels_of(i) if short else dataset[i], split, i, F=F, frames=not short)
             rows.append({key: value for key, value in sample.items() if key not in ("frames", "vis_feats")})

@@ -207,10 +207,10 @@ def test_a_vit_sees_images_as_they_are(models: Path) -> None:
     assert layouts == [True]
 
 
-def vit(patch: int = 16, width: int = 64, heads: int = 4) -> Encoder:
+def vit(patch: int = 16) -> Encoder:
     """A small ViT as open_clip builds it, which sees an image of 32 pixels as (32 / patch)^2 + 1 tokens."""
     torch.manual_seed(0)
-    shape = {"image_size": 32, "patch_size": patch, "layers": 2, "width": width, "heads": heads, "mlp_ratio": 4.0}
+    shape = {"image_size": 32, "patch_size": patch, "layers": 2, "width": 64, "heads": 4, "mlp_ratio": 4.0}
     tower = VisionTransformer(**shape, output_dim=48)  # type: ignore[arg-type]
     for parameter in tower.parameters():
         nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
