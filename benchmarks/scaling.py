@@ -21,10 +21,9 @@ import numpy as np
 
 from benchmarks.shard_sim import random_lives, random_speeds, simulate
 from simv0.cached import CachedDataset
-from simv0.config import CacheConfig
 from simv0.datasets import ManifestDataset
 from simv0.features import FeatureInfo, sha256
-from simv0.parts import MAX_SHARDS
+from simv0.parts import MAX_SHARDS, SHARD_WINDOWS
 from simv0.split_labels import read_labels
 from simv0.splits import BatchOrder
 from simv0.store import file_bytes, write_features
@@ -43,7 +42,7 @@ RATES: dict[str, float] = {
 }
 KINDS = ("cpu", "gpu")
 SHARD_SIZES = (64, 256, 1024, 4096, 16_384)
-DEFAULT = CacheConfig().shard_windows
+DEFAULT = SHARD_WINDOWS[-1]
 
 
 def sizes_table(rates: dict[str, float]) -> list[list[str]]:

@@ -81,7 +81,7 @@ class FrameSource(Dataset[Any]):
         """
         if len({frame.dtype for frame in frames}) > 1:
             raise DataError(f"{self.split}: some frames are uint8, others float; give one type")
-        return torch.cat(frames)
+        return frames[0] if len(frames) == 1 else torch.cat(frames)
 
     def _read_unit(self, unit: Any) -> Num[Tensor, "n 3 H W"]:
         if self.shares:
@@ -104,9 +104,10 @@ def in_stretches(units: list[Hashable], workers: int, step: int) -> list[list[Ha
     """One shard's units in jobs of at most `step`, so that every worker reads one stretch of neighbours.
 
     Loaders deal jobs to workers in turn, so the stretches are dealt in turn too, and every shard gives each worker as
-    many jobs as the others. In the order of the units each worker would have to decode the whole of a video.
+    many jobs as the others. In the order of the units each worker would have to decode the whole of a video. A shard
+    too small to give each worker a whole job has fewer stretches: shorter ones cost more seeking than they spare.
     """
-    stretches = max(1, workers)
+    stretches = max(1, min(workers, len(units) // step))
     rounds = max(1, math.ceil(len(units) / (stretches * step)))
     ends = [len(units) * i // (stretches * rounds) for i in range(stretches * rounds + 1)]
     jobs = [units[start:end] for start, end in pairwise(ends)]

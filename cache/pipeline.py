@@ -25,7 +25,7 @@ from simv0.features import read_features
 from simv0.files import sync_folder
 from simv0.identity import compare_identity, full_identity
 from simv0.labels import HEADS
-from simv0.parts import Parts, Plan, parts_of
+from simv0.parts import Parts, Plan, parts_of, shard_windows_of
 from simv0.samples import SharesFrames
 from simv0.split_labels import Labels, read_labels, warn_of_leakage
 
@@ -152,7 +152,8 @@ def cache_split(config: Config, split: Split, encoder: Encoder) -> CacheReport:
     """
     content = split.dataset.content_digest() if hasattr(split.dataset, "content_digest") else None
     identity = full_identity(config, split.name, encoder, split.labels, split.class_weights, content)
-    plan = Plan(identity, config.cache.shard_windows, config.cache.batch_size)
+    shard_windows = shard_windows_of(len(split.labels), config.cache.shard_windows)
+    plan = Plan(identity, shard_windows, config.cache.batch_size)
     source = FrameSource(split.dataset, split.name, config.model.F, encoder.resize)
     try:
         split.final.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +171,7 @@ def cache_split(config: Config, split: Split, encoder: Encoder) -> CacheReport:
                 _check_complete(split, work)
                 outcome = "written" if work.counts.windows else "skipped"
                 break
-            _agree_on(plan, split.parts)
+            plan = work.plan = _agree_on(plan, split.parts, config.cache.shard_windows)
             if not room_for_both(split.parts, plan) and config.cache.publish == "file":
                 log.warning("%s: no room for the final file beside its shards: they will stay shards", split.final)
             work.probe()
@@ -213,8 +214,8 @@ def _check_complete(split: Split, work: ShardWork) -> None:
     check_unchanged(file.map(), range(len(split.labels)), work, str(split.final))
 
 
-def _agree_on(plan: Plan, parts: Parts) -> None:
-    """Make the folder of shards with its plan, or check that the plan in it is ours."""
+def _agree_on(plan: Plan, parts: Parts, shard_windows: int | None) -> Plan:
+    """The plan in the folder of shards, which must be one that the config allows; ours, put there, if there is none."""
     with mendable_write(parts.folder):
         parts.folder.mkdir(exist_ok=True)
         with FileLock(parts.folder / "plan.lock").held():
@@ -222,11 +223,9 @@ def _agree_on(plan: Plan, parts: Parts) -> None:
             if there is None:
                 parts.write_plan(plan)
                 sync_folder(parts.folder.parent)
-                return
+                return plan
     compare_identity(there.identity, plan.identity, parts.folder)
-    ours = {"cache.shard_windows": plan.shard_windows, "cache.batch_size": plan.batch_size}
-    theirs = {"cache.shard_windows": there.shard_windows, "cache.batch_size": there.batch_size}
-    compare_identity(theirs, ours, parts.folder)
+    return there.wanted_by(shard_windows, plan.batch_size, parts.folder)
 
 
 def _tidy(split: Split) -> None:

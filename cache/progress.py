@@ -1,4 +1,4 @@
-"""What people see while features are made."""
+"""What people see while features are made: frames, percentage, rate and time left."""
 
 import logging
 import os
@@ -8,53 +8,93 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from cache.frames import CARRIED_FRAMES, Carry
 from cache.shards import Counts, ShardWork
 
 log = logging.getLogger("simv0")
 
-LOG_EVERY = 60.0
+LOG_EVERY = 10.0
 """Seconds between lines where stderr is no terminal."""
+
+
+class FramesDone:
+    """How many of a split's frames are encoded, whoever did it: those of shards on disk, and those under way here."""
+
+    def __init__(self, work: ShardWork) -> None:
+        self.work, self.frames = work, frames_to_encode(work)
+        self.total = sum(self.frames)
+
+    def __call__(self) -> int:
+        """Frames done."""
+        recorded = {shard for shard in self.work.parts.recorded() if shard < len(self.frames)}
+        here = {shard: task.encoded for shard, task in self.work.tasks.items() if shard not in recorded}
+        under_way = sum(min(encoded, self.frames[shard]) for shard, encoded in here.items())
+        return sum(self.frames[shard] for shard in recorded) + under_way
+
+
+def frames_to_encode(work: ShardWork) -> list[int]:
+    """Frames that each shard adds to those before it: what one process encodes for it, working from the first on."""
+    if not work.source.shares:
+        return [len(work.plan.windows(shard)) * work.source.F for shard in range(len(work.plan))]
+    carry = Carry(CARRIED_FRAMES)
+    windows = (work.plan.windows(shard) for shard in range(len(work.plan)))
+    return [len(carry.plan(frame for i in some for frame in work.source.frames_of(i))[0]) for some in windows]
 
 
 @contextmanager
 def show_progress(work: ShardWork) -> Iterator[None]:
-    """Show a bar with frames/s, ETA and data-wait share on stderr (rank 0 only); log lines where that is no terminal.
+    """Show a bar on stderr where that is a terminal, else a line at the start and every `LOG_EVERY` seconds.
 
-    The bar counts windows of the split that are on disk, whoever made them.
+    Under torchrun rank 0 shows it, for all.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if os.environ.get("RANK", "0") != "0" or not work.parts.missing(work.plan):
         yield
         return
-    total, shards = int(work.plan.identity["N"]), len(work.plan)
-    name, start = work.source.split, work.counts.encoded
-    progress = Progress(
-        TextColumn(f"{name}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} windows"),
-        TextColumn("{task.fields[rate]:.1f} frames/s"),
-        TextColumn("{task.fields[wait]:.0%} waiting for data"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
+    done = FramesDone(work)
+    kept = done()
+    name, began, shown = work.source.split, time.monotonic(), time.monotonic()
+    log.info(
+        "%s: %s frames to encode, for %s windows%s",
+        *(name, f"{done.total - kept:,}", f"{work.plan.identity['N']:,}"),
+        f"; {kept:,} are done already" if kept else "",
     )
-    bar = progress.add_task(name, total=total, rate=0.0, wait=0.0)
-    began = last = time.monotonic()
+    on_terminal = sys.stderr.isatty()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} frames"),
+        TextColumn("{task.fields[pace]}"),
+        console=Console(stderr=True),
+        disable=not on_terminal,
+    )
+    task = bar.add_task(name, total=done.total, completed=kept, pace="")
 
     def update(counts: Counts) -> None:
-        nonlocal last
+        nonlocal shown
         now = time.monotonic()
-        if now - last < (1.0 if sys.stderr.isatty() else LOG_EVERY):
+        if now - shown < (0.5 if on_terminal else LOG_EVERY):
             return
-        last = now
-        finished = work.parts.count_records()
-        done = min(total, finished * work.plan.shard_windows)
-        rate, wait = (counts.encoded - start) / (now - began), counts.waited / max(counts.seconds, 1e-9)
-        progress.update(bar, completed=done, rate=rate, wait=wait)
-        if progress.disable:
-            log.info("%s: %d of %d shards, %.1f frames/s, %.0f%% waiting", name, finished, shards, rate, 100 * wait)
+        shown, frames = now, done()
+        rate = (frames - kept) / (now - began)
+        left = f", {duration((done.total - frames) / rate)} left" if rate else ""
+        pace = f"{rate:.1f} frames/s{left}, {counts.waited / max(counts.seconds, 1e-9):.0%} waiting for data"
+        bar.update(task, completed=frames, pace=pace)
+        if not on_terminal:
+            share = int(100 * frames / done.total)
+            log.info("%s: %s of %s frames (%d%%), %s", name, f"{frames:,}", f"{done.total:,}", share, pace)
 
     work.on_progress = update
-    with progress:
+    with bar:
         yield
+        bar.update(task, completed=done.total)
+
+
+def duration(seconds: float) -> str:
+    """A time for people: `41 s`, `12 min`, `3 h 05 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

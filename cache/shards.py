@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
@@ -46,6 +47,12 @@ class _Task:
     new: list[Hashable]
     drop: list[Hashable]
     feats: list[Tensor] = field(default_factory=list)
+    read: bool = False
+
+    @property
+    def encoded(self) -> int:
+        """Frames encoded so far."""
+        return sum(map(len, self.feats))
 
 
 class ShardWork:
@@ -146,29 +153,54 @@ class ShardWork:
 
     def _encode(self, shards: list[int]) -> None:
         known: dict[Hashable, Tensor] = {}
-        waiting: Tensor | None = None
+        waiting: deque[tuple[int, Tensor]] = deque()
         clock = time.perf_counter()
         started = clock
         for job, frames in read_jobs(
             self.source, self._jobs(shards), self.workers, pin_memory=self.device.type == "cuda"
         ):
             self.counts.waited += time.perf_counter() - clock
-            task = self.tasks[job.shard]
-            if waiting is None or not len(waiting):
-                waiting = frames
-            elif len(frames):
-                waiting = self.source.join([waiting, frames])
-            while len(waiting) >= self.plan.batch_size or (job.last and len(waiting)):
-                task.feats.append(self.encode(waiting[: self.plan.batch_size]))
-                self.counts.encoded += len(task.feats[-1])
-                waiting = waiting[self.plan.batch_size :]
-            if job.last:
-                self._finish(job.shard, known)
-                waiting = None
+            if waiting and waiting[-1][0] != job.shard and waiting[-1][1].dtype != frames.dtype:
+                self._encode_waiting(waiting, leave=0)
+            if len(frames):
+                waiting.append((job.shard, frames))
+            self.tasks[job.shard].read = job.last
+            self._encode_waiting(waiting, leave=self.plan.batch_size - 1)
+            self._finish_encoded(known)
             clock = time.perf_counter()
             self.counts.seconds += clock - started
             started = clock
             self.on_progress(self.counts)
+        self._encode_waiting(waiting, leave=0)
+        self._finish_encoded(known)
+        self.counts.seconds += time.perf_counter() - started
+        self.on_progress(self.counts)
+
+    def _encode_waiting(self, waiting: deque[tuple[int, Tensor]], leave: int) -> None:
+        """Encode what waits, until `leave` frames or fewer do.
+
+        A batch may hold frames of several shards: small ones fill none, and features do not depend on neighbours.
+        """
+        while sum(len(frames) for _, frames in waiting) > leave:
+            batch: list[tuple[int, Tensor]] = []
+            room = self.plan.batch_size
+            while waiting and room:
+                shard, frames = waiting.popleft()
+                batch.append((shard, frames[:room]))
+                if len(frames) > room:
+                    waiting.appendleft((shard, frames[room:]))
+                room -= len(batch[-1][1])
+            feats = self.encode(self.source.join([frames for _, frames in batch]))
+            self.counts.encoded += len(feats)
+            for (shard, _), part in zip(batch, torch.split(feats, [len(frames) for _, frames in batch]), strict=True):
+                self.tasks[shard].feats.append(part)
+
+    def _finish_encoded(self, known: dict[Hashable, Tensor]) -> None:
+        """Finish the shards whose frames are all encoded, in order: a shard may use frames of those before it."""
+        for shard, task in list(self.tasks.items()):
+            if not task.read or task.encoded < len(task.new):
+                return
+            self._finish(shard, known)
 
     def encode(self, frames: Num[Tensor, "n 3 h w"]) -> Float[Tensor, "n dv"]:
         """Encode up to `batch_size` frames, padded to it: other sizes would give other last bits."""

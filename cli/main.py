@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,11 +120,14 @@ def cache_vis(
 
         preflight(loaded, "cache-vis")
         keep_freed_memory()
+        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's Ctrl-C
         try:
             reports = run(loaded, overwrite=overwrite)
         except KeyboardInterrupt:
             typer.echo("stopped; finished shards are kept: cache-vis without --overwrite goes on from them", err=True)
             raise typer.Exit(130) from None
+        finally:
+            signal.signal(signal.SIGTERM, previous)
         for report in reports:
             typer.echo(str(report))
 

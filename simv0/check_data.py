@@ -13,7 +13,7 @@ from simv0.datasets import class_weights_of, load_dataset
 from simv0.errors import CacheError, DataError, SimError
 from simv0.identity import compare_identity, wanted_identity
 from simv0.labels import HEADS
-from simv0.parts import Parts, parts_of
+from simv0.parts import Parts, parts_of, shard_windows_of
 from simv0.samples import CheckedDataset, SharesFrames, collate
 from simv0.split_labels import Labels, read_labels
 from simv0.splits import brings_features, check_own_dv
@@ -59,7 +59,8 @@ class SplitOutline:
     def feature_bytes(self, config: Config, dv: int) -> int:
         """Size of the feature file that cache-vis would make."""
         cache = config.cache
-        return file_bytes(self.windows, config.model.F, dv, cache.dtype, cache.shard_windows, self.text_bytes)
+        block_windows = shard_windows_of(self.windows, cache.shard_windows)
+        return file_bytes(self.windows, config.model.F, dv, cache.dtype, block_windows, self.text_bytes)
 
 
 class Noting:
@@ -121,9 +122,7 @@ def _all_shards(config: Config, name: str, parts: Parts) -> bool:
     if plan is None or not parts.missing(plan):
         return plan is not None
     compare_identity(plan.identity, wanted_identity(config, name), parts.folder)
-    theirs = {"cache.shard_windows": plan.shard_windows, "cache.batch_size": plan.batch_size}
-    ours = {"cache.shard_windows": config.cache.shard_windows, "cache.batch_size": config.cache.batch_size}
-    compare_identity(theirs, ours, parts.folder)
+    plan.wanted_by(config.cache.shard_windows, config.cache.batch_size, parts.folder)
     return False
 
 

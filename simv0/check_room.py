@@ -35,11 +35,12 @@ def check_cache(config: Config, splits: list[SplitOutline | None], dv: int, prob
         if split is not None and split.source == "frames":
             facts[f"{split.name}_frames"] = split.frames
             facts[f"{split.name}_file_bytes"] = split.feature_bytes(config, dv)
-            done = [shard.stat().st_size for shard in parts_of(folder / f"{split.name}.h5").folder.glob("shard-*.h5")]
+            parts = parts_of(folder / f"{split.name}.h5")
+            done = [shard.stat().st_size for shard in parts.folder.glob("shard-*.h5")]
             if done:
-                facts[f"{split.name}_shards_there"] = (
-                    f"{len(done)} of {-(-split.windows // config.cache.shard_windows)}"
-                )
+                with Noting(problems):
+                    plan = parts.read_plan()
+                    facts[f"{split.name}_shards_there"] = f"{len(done)} of {len(plan) if plan else 'unknown'}"
             need += max(0, split.feature_bytes(config, dv) - sum(done))
     with Noting(problems):
         facts["free_on_disk_bytes"] = check_room(folder, need, "cache.dir", "the features need")

@@ -55,8 +55,9 @@ class CacheConfig(Section):
     """Type of the stored features."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Weights of the encoder: `auto` takes bf16 where the machine has bf16 matrix units, fp32 elsewhere."""
-    shard_windows: int = Field(default=1024, ge=1)
-    """Windows per shard: the unit of work that a killed run keeps."""
+    shard_windows: int | None = Field(default=None, ge=1)
+    """Windows per shard: the unit of work that a stopped run keeps; unset: a 64th of the split, from 8 to 1024, or
+    whatever an unfinished folder of shards was begun with."""
     publish: Literal["file", "shards"] = "file"
     """What a finished split is: `file` copies the shards into one file, `<split>.h5`; `shards` leaves their folder,
     `<split>.h5.parts`, which every command reads too: no second copy on the disk, not even for a moment."""

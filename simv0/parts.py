@@ -17,6 +17,7 @@ import numpy as np
 from simv0.errors import CacheError
 from simv0.features import FeatureFile, read_features
 from simv0.files import replacing
+from simv0.identity import compare_identity
 from simv0.labels import HEADS
 from simv0.split_labels import Labels
 
@@ -24,8 +25,20 @@ log = logging.getLogger("simv0")
 
 START_AGAIN = "delete the folder to start again"
 
+SHARDS = 64
+"""Shards of a split whose config asks for no size: what a stopped run loses is a 64th of the work at most."""
+SHARD_WINDOWS = range(8, 1025)
+"""Their windows: a shard costs some 10 ms of syncs, and 1024 windows are little enough to lose (docs/scaling.md)."""
+
 MAX_SHARDS = 1_000_000
 """More are refused: nobody waits for that many files, and a damaged plan may ask for any number."""
+
+
+def shard_windows_of(windows: int, wanted: int | None) -> int:
+    """Windows per shard of a split: the wanted ones, else a number that grows with the split."""
+    if wanted is not None:
+        return wanted
+    return min(max(windows // SHARDS, SHARD_WINDOWS[0]), SHARD_WINDOWS[-1])
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,17 @@ class Plan:
     def __len__(self) -> int:
         """Number of shards."""
         return -(-int(self.identity["N"]) // self.shard_windows)
+
+    def wanted_by(self, shard_windows: int | None, batch_size: int, path: object) -> "Plan":
+        """This plan, which is on disk, if a config asks for the same; `shard_windows` None takes any.
+
+        Raises:
+            CacheError: it asks for another plan.
+        """
+        theirs = {"cache.shard_windows": self.shard_windows, "cache.batch_size": self.batch_size}
+        ours = {"cache.shard_windows": shard_windows or self.shard_windows, "cache.batch_size": batch_size}
+        compare_identity(theirs, ours, path)
+        return self
 
     def windows(self, shard: int) -> range:
         """The windows of one shard."""
@@ -129,9 +153,10 @@ class Parts:
         """The shards that are not done."""
         return [shard for shard in range(len(plan)) if self.record(shard) is None]
 
-    def count_records(self) -> int:
-        """How many shards are recorded; cheaper than `missing`."""
-        return sum(path.name.startswith("shard-") for path in self.folder.glob("*.json"))
+    def recorded(self) -> list[int]:
+        """The shards that have a record; cheaper than `missing`."""
+        numbers = (path.stem.removeprefix("shard-") for path in self.folder.glob("shard-*.json"))
+        return [int(number) for number in numbers if number.isdecimal()]
 
     def read_shard(self, shard: int, plan: Plan) -> FeatureFile:
         """Open one shard and check that it is the one the plan means.

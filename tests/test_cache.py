@@ -218,15 +218,6 @@ def test_windows_in_any_order_give_the_same_features(tmp_path: Path, world: tupl
         assert shuffled.labels.sample_id[here] == straight.labels.sample_id[there]
 
 
-def test_progress_lines_reach_the_log(
-    world: tuple[Config, bytes], tmp_path: Path, caplog: Any, monkeypatch: Any
-) -> None:
-    monkeypatch.setattr("cache.progress.LOG_EVERY", 0)
-    with caplog.at_level(logging.INFO, "simv0"):
-        cache_vis(fresh(world[0], tmp_path))
-    assert "train: 4 of 5 shards" in caplog.text
-
-
 def test_record_must_match_its_shard(world: tuple[Config, bytes], tmp_path: Path, monkeypatch: Any) -> None:
     config = fresh(world[0], tmp_path)
     with monkeypatch.context() as patch:

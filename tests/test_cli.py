@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -124,16 +126,23 @@ def test_what_is_said_beside_answers_is_on_stderr(capsys: pytest.CaptureFixture[
 
 
 class Interrupted(ManifestDataset):
-    """Somebody presses Ctrl-C while frame 5 is read."""
+    """Somebody presses Ctrl-C, or a scheduler ends the job, while frame 5 is read."""
+
+    def __init__(self, split_path: str, by: str) -> None:
+        super().__init__(split_path)
+        self.by = by
 
     def load_frame(self, frame_id: str) -> torch.Tensor:
         if "0005" in frame_id:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), getattr(signal, self.by))
         return super().load_frame(frame_id)
 
 
-def test_a_stopped_cache_says_how_to_go_on(config_file: Path) -> None:
-    stopped = run("cache-vis", "--config", config_file, "--set", "data.dataset_class_path=test_cli.Interrupted")
+@pytest.mark.parametrize("by", ["SIGINT", "SIGTERM"])
+def test_a_stopped_cache_says_how_to_go_on(config_file: Path, by: str) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
+    dataset = "data.dataset_class_path=test_cli.Interrupted", f"data.dataset_kwargs={{by: {by}}}"
+    stopped = run("cache-vis", "--config", config_file, "--set", dataset[0], "--set", dataset[1])
     assert stopped.exit_code == 130
     assert stopped.stderr.endswith(
         "stopped; finished shards are kept: cache-vis without --overwrite goes on from them\n"
