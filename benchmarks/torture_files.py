@@ -140,7 +140,7 @@ def hostile_pickles() -> list[bytes]:
         ("cProfile", "run", "open('PWNED', 'w')"), ("numpy", "load", "PWNED"), ("numpy", "fromfile", "PWNED"),
         ("torch", "load", "PWNED"), ("torch.hub", "load", "x"), ("torch.jit", "load", "PWNED"), ("torch", "vmap", "x"),
         ("torch.serialization", "load", "PWNED"), ("torch._utils", "_rebuild_wrapper_subclass", "x"),
-        ("simv0.datasets", "import_class", "antigravity.x"),
+        ("simv0.own_class", "import_class", "antigravity.x"),
     ]  # fmt: skip
 
     def reduce(module: str, name: str, argument: Any) -> bytes:

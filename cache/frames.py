@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from jaxtyping import Num
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from simv0.errors import DataError, SimError
+from simv0.loading import handed_over, make_loader, started
+from simv0.own_class import calling
 from simv0.samples import SharesFrames, check_frame_count, check_frames, check_sample
 
 CARRIED_FRAMES = 65_536
@@ -47,7 +49,8 @@ class FrameSource(Dataset[Any]):
         """
         if not self.shares:
             return list(range(window * self.F, (window + 1) * self.F))
-        names = list(self.dataset.frame_ids(window))
+        with calling(f"{self.split}[{window}], frame_ids"):
+            names = list(self.dataset.frame_ids(window))
         check_frame_count(names, self.split, window, self.F)
         return names
 
@@ -85,8 +88,12 @@ class FrameSource(Dataset[Any]):
 
     def _read_unit(self, unit: Any) -> Num[Tensor, "n 3 H W"]:
         if self.shares:
-            return check_frames(self.dataset.load_frame(unit), f"{self.split}: frame {unit!r}")[None]
-        sample = check_sample(self.dataset[unit], self.split, unit, F=self.F)
+            with calling(f"{self.split}, frame {unit!r}", 0, 0, unit):
+                frame = self.dataset.load_frame(unit)
+            return check_frames(frame, f"{self.split}: frame {unit!r}")[None]
+        with calling(f"{self.split}[{unit}]", 0, 0, unit):
+            sample = self.dataset[unit]
+        sample = check_sample(sample, self.split, unit, F=self.F)
         if "frames" not in sample:
             raise DataError(f"{self.split}[{unit}]: yields vis_feats, other samples yield frames; yield one of them")
         frames: Tensor = sample["frames"]
@@ -95,7 +102,7 @@ class FrameSource(Dataset[Any]):
     def __getitems__(self, job: Job) -> tuple[Job, Tensor | SimError]:
         """Read a job; what the user can mend comes back as a value, since loaders rewrite exceptions of workers."""
         try:
-            return job, self.read(job.units)
+            return job, handed_over(self.read(job.units))
         except SimError as error:
             return job, error
 
@@ -114,22 +121,13 @@ def in_stretches(units: list[Hashable], workers: int, step: int) -> list[list[Ha
     return [jobs[stretch * rounds + i] for i in range(rounds) for stretch in range(stretches)]
 
 
-def read_jobs(
-    source: FrameSource, jobs: Iterator[Job], workers: int, pin_memory: bool
-) -> Iterator[tuple[Job, Num[Tensor, "n 3 h w"]]]:
+def read_jobs(source: FrameSource, jobs: Iterator[Job], workers: int) -> Iterator[tuple[Job, Num[Tensor, "n 3 h w"]]]:
     """Read jobs in order, ahead of their use where there are workers.
 
     Raises:
         DataError: as `FrameSource.read`.
     """
-    loader: Any = DataLoader(
-        source,
-        batch_sampler=jobs,  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        pin_memory=pin_memory,
-    )
-    for job, frames in loader:
+    for job, frames in started(make_loader(source, jobs, _as_it_is, workers)):
         if isinstance(frames, SimError):
             raise frames
         yield job, frames

@@ -4,7 +4,6 @@ import ctypes
 import logging
 import shutil
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from cache.progress import show_progress
 from cache.publish import mendable_write, publish, room_for_both
 from cache.shards import Counts, ShardWork, check_unchanged
 from simv0.config import Config
-from simv0.datasets import class_weights_of, load_dataset
+from simv0.datasets import class_weights_of
 from simv0.distributed import from_first, local_device, process_group
 from simv0.encoder import Encoder, load_encoder
 from simv0.errors import CacheError, DataError
@@ -25,9 +24,10 @@ from simv0.features import read_features
 from simv0.files import sync_folder
 from simv0.identity import compare_identity, full_identity
 from simv0.labels import HEADS
+from simv0.own_class import calling, load_dataset, windows_in
 from simv0.parts import Parts, Plan, parts_of, shard_windows_of
-from simv0.samples import SharesFrames
 from simv0.split_labels import Labels, read_labels, warn_of_leakage
+from simv0.splits import yields_features
 
 log = logging.getLogger("simv0")
 
@@ -127,8 +127,8 @@ def keep_freed_memory() -> None:
 def open_split(config: Config, name: str) -> Split:
     """Load one split and check all that can be checked without an encoder."""
     dataset = load_dataset(config.data, name)
-    first = dataset[0] if len(dataset) and not isinstance(dataset, SharesFrames) else None
-    if isinstance(first, Mapping) and "vis_feats" in first:
+    windows_in(dataset, name)
+    if yields_features(dataset, name):
         raise DataError(
             f"{name}: {config.data.dataset_class_path} yields vis_feats itself; it needs no cache-vis: "
             "`simv0 train` reads it directly"
@@ -150,7 +150,8 @@ def cache_split(config: Config, split: Split, encoder: Encoder) -> CacheReport:
     Raises:
         CacheError, DataError: as `cache_vis`.
     """
-    content = split.dataset.content_digest() if hasattr(split.dataset, "content_digest") else None
+    with calling(f"{split.name}, content_digest"):
+        content = split.dataset.content_digest() if hasattr(split.dataset, "content_digest") else None
     identity = full_identity(config, split.name, encoder, split.labels, split.class_weights, content)
     shard_windows = shard_windows_of(len(split.labels), config.cache.shard_windows)
     plan = Plan(identity, shard_windows, config.cache.batch_size)

@@ -156,9 +156,7 @@ class ShardWork:
         waiting: deque[tuple[int, Tensor]] = deque()
         clock = time.perf_counter()
         started = clock
-        for job, frames in read_jobs(
-            self.source, self._jobs(shards), self.workers, pin_memory=self.device.type == "cuda"
-        ):
+        for job, frames in read_jobs(self.source, self._jobs(shards), self.workers):
             self.counts.waited += time.perf_counter() - clock
             if waiting and waiting[-1][0] != job.shard and waiting[-1][1].dtype != frames.dtype:
                 self._encode_waiting(waiting, leave=0)

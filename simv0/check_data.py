@@ -1,5 +1,6 @@
 """What `simv0 check` finds out about a split: where its features come from, whether a batch keeps the contract."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,10 +10,11 @@ import numpy as np
 from simv0.build import check_class_weights_mode
 from simv0.cached import CachedDataset
 from simv0.config import Config
-from simv0.datasets import class_weights_of, load_dataset
+from simv0.datasets import ManifestDataset, class_weights_of
 from simv0.errors import CacheError, DataError, SimError
 from simv0.identity import compare_identity, wanted_identity
 from simv0.labels import HEADS
+from simv0.own_class import file_of, load_dataset
 from simv0.parts import Parts, parts_of, shard_windows_of
 from simv0.samples import CheckedDataset, SharesFrames, collate
 from simv0.split_labels import Labels, read_labels
@@ -48,6 +50,8 @@ class SplitOutline:
     def facts(self) -> Facts:
         """For the report."""
         facts: Facts = {"source": self.source, "windows": self.windows}
+        if self.dataset is not None and not isinstance(self.dataset, ManifestDataset):
+            facts["class from"] = str(file_of(sys.modules[type(self.dataset).__module__]))
         for head, names in HEADS.items():
             if self.labels is None:
                 facts[head] = "not counted: that would read every window (give the class labels_of)"

@@ -1,7 +1,6 @@
-"""Datasets: a manifest of windows on disk, and loading the user's own class by its import path."""
+"""A manifest of windows on disk, its images, and the class weights that any dataset may bring."""
 
 import hashlib
-import importlib
 import json
 import math
 import os
@@ -17,8 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from simv0.config import DataConfig
-from simv0.errors import ConfigError, DataError, Mistakes
+from simv0.errors import DataError, Mistakes
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused unread: a small file can declare an image that fills the memory."""
@@ -200,50 +198,6 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
         rows.append(row)
     return rows
-
-
-def load_dataset(data: DataConfig, split: str) -> Any:
-    """Build the user's dataset for `split` ("train" or "val") from its import path.
-
-    Raises:
-        ConfigError: the path does not lead to a class, or the class refuses its arguments.
-        DataError: the class lacks `__len__` or `__getitem__`.
-    """
-    cls = import_class(data.dataset_class_path)
-    split_path = data.train_split_path if split == "train" else data.val_split_path
-    try:
-        dataset = cls(split_path, **data.dataset_kwargs)
-    except TypeError as error:
-        if error.__traceback__ is not None and error.__traceback__.tb_next is None:  # the call itself, not inside it
-            raise ConfigError(f"data.dataset_kwargs: {data.dataset_class_path}: {error}") from None
-        raise
-    for method in ("__len__", "__getitem__"):
-        if not hasattr(dataset, method):
-            raise DataError(f"{data.dataset_class_path}: a map-style dataset needs {method}")
-    return dataset
-
-
-def import_class(dotted: str) -> Any:
-    """`package.module.Class` -> the class.
-
-    Raises:
-        ConfigError: no such module or no such class; an import error inside the user's module keeps its traceback.
-    """
-    module_name, _, class_name = dotted.rpartition(".")
-    if not module_name:
-        raise ConfigError(f"data.dataset_class_path: expected package.module.Class, found {dotted!r}")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise ConfigError(
-                f"data.dataset_class_path: there is no module {error.name!r}; "
-                "it must be installed, or lie in the folder you start simv0 from"
-            ) from None
-        raise
-    if not hasattr(module, class_name):
-        raise ConfigError(f"data.dataset_class_path: {module_name} has no {class_name!r}")
-    return getattr(module, class_name)
 
 
 def class_weights_of(dataset: Any, heads: Mapping[str, tuple[str, ...]]) -> dict[str, list[float]] | None:

@@ -20,11 +20,17 @@ def of_lost_worker(error: Exception) -> "DataError | None":
 
     It is raised wherever the main process happens to be.
     """
-    if not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader worker (pid"):
+    said = str(error).splitlines()[0].rstrip(". ") if isinstance(error, RuntimeError) and str(error) else ""
+    if said.startswith("Too many open files. Communication with the workers"):
+        return DataError(
+            "data.num_workers: too many open files; raise the limit (ulimit -n 65536), or set data.num_workers=0"
+        )
+    if not said.startswith("DataLoader worker (pid"):
         return None
+    full = "Bus error" in said  # how a write to shared memory without room ends
+    why = "is /dev/shm full? Give it room (docker run --shm-size=8g), or lower" if full else "out of memory? Lower"
     return DataError(
-        f"a process that reads data has ended ({str(error).splitlines()[0].rstrip('. ')}): out of memory? Lower "
-        "data.num_workers, and start again (train: with --resume)"
+        f"a process that reads data has ended ({said}): {why} data.num_workers, and start again (train: with --resume)"
     )
 
 

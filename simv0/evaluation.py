@@ -18,7 +18,7 @@ from simv0.cached import CachedDataset
 from simv0.checkpoint import Checkpoint, check_frozen, load_checkpoint
 from simv0.config import Config
 from simv0.config_file import load_config
-from simv0.datasets import ManifestDataset, load_dataset, read_jsonl
+from simv0.datasets import ManifestDataset, read_jsonl
 from simv0.distributed import check_same, in_order, process_group, rank
 from simv0.encoder import Encoder
 from simv0.errors import CheckpointError, ConfigError, DataError, SimError
@@ -26,6 +26,7 @@ from simv0.files import told_plainly, write_atomically
 from simv0.labels import HIGH
 from simv0.metrics import Metrics
 from simv0.model import predictions
+from simv0.own_class import load_dataset
 from simv0.predict import Predictor, config_of, load_model, load_trained_encoder
 from simv0.report import Evaluated, write_report
 from simv0.rundir import RunDir

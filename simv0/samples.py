@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 
 from simv0.errors import DataError
 from simv0.labels import HEADS, TELEMETRY
+from simv0.own_class import calling
 
 LABEL_KEYS = tuple(f"{head}_id" for head in HEADS)
 
@@ -223,7 +224,8 @@ def _describe(tensor: Tensor) -> str:
 class CheckedDataset(Dataset[dict[str, Any]]):
     """A user's dataset behind the contract: every sample is checked as it is read.
 
-    `resize`, if given, is applied to frames here, so that it runs in the loader's workers.
+    `resize`, if given, is applied to frames here, so that it runs in the loader's workers. What the dataset draws is a
+    function of (`seed`, epoch, index), in any process; an index alone is of epoch 0.
     """
 
     def __init__(
@@ -234,14 +236,20 @@ class CheckedDataset(Dataset[dict[str, Any]]):
         F: int,
         labels: bool = True,
         resize: Callable[[Num[Tensor, "N 3 H W"]], Num[Tensor, "N 3 h w"]] | None = None,
+        seed: int = 0,
     ) -> None:
         self.dataset, self.split, self.F, self.labels, self.resize = dataset, split, F, labels, resize
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = check_sample(self.dataset[index], self.split, index, F=self.F, labels=self.labels)
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        """A sample by its index, or by (epoch, index)."""
+        epoch, index = index if isinstance(index, tuple) else (0, index)
+        with calling(f"{self.split}[{index}]", self.seed, epoch, index):
+            given = self.dataset[index]
+        sample = check_sample(given, self.split, index, F=self.F, labels=self.labels)
         if self.resize is not None and "frames" in sample:
             sample["frames"] = self.resize(sample["frames"])
         return sample

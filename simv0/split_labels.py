@@ -1,6 +1,7 @@
 """Everything of a split but its pixels: read, checked as a whole, compared with the other split."""
 
 import logging
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from jaxtyping import Float, Int
 
 from simv0.errors import DataError, Mistakes
 from simv0.labels import HEADS
+from simv0.own_class import draws_kept, naming, seed_draws, windows_in
 from simv0.samples import SharesFrames, check_frame_count, check_sample
 
 log = logging.getLogger("simv0")
@@ -35,20 +37,25 @@ def read_labels(dataset: Any, split: str, F: int) -> Labels:
     Raises:
         DataError: what `check_sample` and `check_labels` refuse.
     """
-    N, short = len(dataset), hasattr(dataset, "labels_of")
+    N, short = windows_in(dataset, split), hasattr(dataset, "labels_of")
     if not short:
         log.info("%s: reading %d windows once for their labels (give the class labels_of to spare that)", split, N)
     named = isinstance(dataset, SharesFrames)
     rows: list[dict[str, Any]] = []
     mistakes = Mistakes()
-    for i in range(N):
-        with mistakes:
-            if named:
-                check_frame_count(dataset.frame_ids(i), split, i, F)
-            sample = check_sample(dataset.labels_of(i) if short else dataset[i], split, i, F=F, frames=not short)
-            rows.append({key: value for key, value in sample.items() if key not in ("frames", "vis_feats")})
-        if mistakes.enough:
-            break
+    with draws_kept():
+        for i in range(N):
+            with mistakes:
+                seed_draws(0, 0, i)
+                with naming(f"{split}[{i}]"):
+                    names = dataset.frame_ids(i) if named else None
+                    given = dataset.labels_of(i) if short else dataset[i]
+                if names is not None:
+                    check_frame_count(names, split, i, F)
+                sample = check_sample(given, split, i, F=F, frames=not short)
+                rows.append({key: value for key, value in sample.items() if key not in ("frames", "vis_feats")})
+            if mistakes.enough:
+                break
     mistakes.tell()
     return check_labels(rows, split)
 
@@ -98,8 +105,8 @@ def warn_of_leakage(train: Any, val: Any, train_group: list[str] | None, val_gro
             "the val figures will flatter the model. Split by recording."
         )
     if isinstance(train, SharesFrames) and isinstance(val, SharesFrames) and type(train) is type(val):
-        seen = {frame for i in range(len(train)) for frame in train.frame_ids(i)}  # type: ignore[arg-type]
-        shared = [frame for i in range(len(val)) for frame in val.frame_ids(i) if frame in seen]  # type: ignore[arg-type]
+        seen = set(frames_of(train, "train"))
+        shared = [frame for frame in frames_of(val, "val") if frame in seen]
         if shared:
             warnings.append(
                 f"LEAKAGE: {len(set(shared))} frames stand in train and in val (first: {shared[0]}); "
@@ -108,3 +115,11 @@ def warn_of_leakage(train: Any, val: Any, train_group: list[str] | None, val_gro
     for warning in warnings:
         log.warning(warning)
     return warnings
+
+
+def frames_of(dataset: SharesFrames, split: str) -> Iterator[Hashable]:
+    """The names of every window's frames, in order."""
+    for i in range(len(dataset)):  # type: ignore[arg-type]
+        with naming(f"{split}[{i}], frame_ids"):
+            names = dataset.frame_ids(i)
+        yield from names

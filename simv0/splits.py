@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from simv0.cached import CachedDataset
 from simv0.config import Config
-from simv0.datasets import class_weights_of, load_dataset
+from simv0.datasets import class_weights_of
 from simv0.distributed import share_of, world
 from simv0.encoder import Encoder
 from simv0.errors import CacheError, DataError, SimError
 from simv0.identity import compare_identity, compare_splits, labels_digest, wanted_identity
 from simv0.labels import HEADS
+from simv0.loading import make_loader, started
+from simv0.own_class import calling, load_dataset, windows_in
 from simv0.parts import parts_of
 from simv0.samples import Batch, CheckedDataset, collate
 from simv0.split_labels import Labels, read_labels
@@ -77,22 +79,31 @@ def brings_features(config: Config, name: str) -> bool:
     """Whether the dataset is here and yields `vis_feats` itself."""
     try:
         dataset = load_dataset(config.data, name)
-        return len(dataset) > 0 and not hasattr(dataset, "load_frame") and "vis_feats" in dataset[0]
-    except (SimError, TypeError):
+        windows_in(dataset, name)
+    except SimError:
         return False
+    return yields_features(dataset, name)
+
+
+def yields_features(dataset: Any, name: str) -> bool:
+    """Whether the first sample brings `vis_feats`; a dataset with frames of their own names does not."""
+    if hasattr(dataset, "load_frame"):
+        return False
+    with calling(f"{name}[0]", 0, 0, 0):
+        first = dataset[0]
+    return isinstance(first, Mapping) and "vis_feats" in first
 
 
 def _open_dataset(config: Config, name: str, encoder: Encoder | None, path: Path) -> Split:
     """The dataset's frames, or its own features; `path` is where the feature file would be."""
     F = config.model.F
     dataset = load_dataset(config.data, name)
-    if len(dataset) == 0:
-        raise DataError(f"{name}: the split is empty")
+    windows_in(dataset, name)
+    seed = config.training.seed if name == "train" else 0  # every epoch is judged on the same val
+    checked = CheckedDataset(dataset, name, F=F, resize=encoder.resize if encoder is not None else None, seed=seed)
     if encoder is not None:
-        checked = CheckedDataset(dataset, name, F=F, resize=encoder.resize)
         dv = encoder.dv
     else:
-        checked = CheckedDataset(dataset, name, F=F)
         if "vis_feats" not in checked[0]:
             raise CacheError(
                 f"{path}: there is no feature file for split {name}; run `simv0 cache-vis` with this config first "
@@ -172,19 +183,37 @@ class BatchOrder(Sampler[list[int]]):
             yield (*share_of(total), total)
 
 
+class _InEpoch(Sampler[list[tuple[int, int]]]):
+    """The order's batches as (epoch, index): what a dataset draws depends on both, and workers know of no epoch."""
+
+    def __init__(self, order: BatchOrder) -> None:
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return ([(self.order.epoch, index) for index in batch] for batch in self.order)
+
+
 class Batches:
     """A split's batches in `order`, whose `epoch` and `start` the caller moves; this process's shares of them."""
 
     def __init__(self, split: Split, order: BatchOrder, num_workers: int) -> None:
         self.order = order
-        self.loader: DataLoader[Batch] = DataLoader(
-            split.dataset, batch_sampler=order, collate_fn=collate, **_workers(split, num_workers)
-        )
+        if split.identity is not None:  # features are gathered from memory faster than a worker could send them
+            self.loader: DataLoader[Batch] = make_loader(split.dataset, order, collate, 0)
+        else:
+            self.loader = make_loader(
+                split.dataset, _InEpoch(order), collate, num_workers, persistent=True, init=_leave_signals_to_main
+            )
 
     def __iter__(self) -> Iterator[Batch]:
         if world() == 1:
-            return iter(self.loader)
-        return (batch | {"share": share} for batch, share in zip(self.loader, self.order.shares(), strict=True))
+            return started(self.loader)
+        return (
+            batch | {"share": share} for batch, share in zip(started(self.loader), self.order.shares(), strict=True)
+        )
 
 
 def train_batches(config: Config, split: Split) -> Batches:
@@ -197,17 +226,6 @@ def eval_batches(config: Config, split: Split) -> Batches:
     """The split in its own order; a process's share of a batch is `evaluation.batch_size`."""
     order = BatchOrder(len(split.labels), config.evaluation.batch_size * world())
     return Batches(split, order, config.data.num_workers)
-
-
-def _workers(split: Split, num_workers: int) -> dict[str, Any]:
-    if split.identity is not None:  # features are gathered from memory faster than a worker could send them
-        num_workers = 0
-    return {
-        "num_workers": num_workers,
-        "persistent_workers": num_workers > 0,
-        "worker_init_fn": _leave_signals_to_main,
-        "pin_memory": torch.cuda.is_available(),  # batches go to the device while it still computes
-    }
 
 
 def _leave_signals_to_main(worker: int) -> None:

@@ -14,9 +14,10 @@ from conftest import write_manifest
 from PIL import Image
 
 from simv0.config import DataConfig
-from simv0.datasets import ManifestDataset, class_weights_of, load_dataset, load_image
+from simv0.datasets import ManifestDataset, class_weights_of, load_image
 from simv0.errors import ConfigError, DataError
 from simv0.labels import HEADS
+from simv0.own_class import load_dataset
 from simv0.samples import check_sample
 
 

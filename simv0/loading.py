@@ -1,0 +1,110 @@
+"""Data loaders whose workers say what goes wrong, and end."""
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
+
+from simv0.errors import DataError
+
+T = TypeVar("T")
+
+SHARED_MEMORY = Path("/dev/shm")
+"""Where Linux keeps what processes share; a container's is 64 MB unless it is told otherwise."""
+
+
+def make_loader(
+    dataset: Any,
+    order: Iterable[Any],
+    collate: Callable[[Any], Any],
+    workers: int,
+    *,
+    persistent: bool = False,
+    init: Callable[[int], None] | None = None,
+) -> DataLoader[Any]:
+    """A loader of whole batches; iterate over it by `started`.
+
+    Args:
+        dataset: map-style.
+        order: the indices of each batch.
+        collate: makes a batch of samples, in the worker.
+        workers: processes; 0 reads in this one.
+        persistent: whether they live on from epoch to epoch.
+        init: called in each worker with its number.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=_Collated(collate),
+        persistent_workers=persistent and workers > 0,
+        worker_init_fn=init,
+        pin_memory=torch.cuda.is_available(),  # batches go to the device while it still computes
+    )
+
+
+def started(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The loader's batches, its workers started.
+
+    Raises:
+        DataError: they cannot be.
+    """
+    try:
+        return iter(loader)
+    except OSError as error:
+        raise DataError(
+            f"data.num_workers: {loader.num_workers} processes cannot be started: {error.strerror or error}; "
+            "lower it, or set data.num_workers=0"
+        ) from None
+
+
+class _Collated:
+    """A collate function that also hands its batch over; a class, so that it can be sent to spawned workers."""
+
+    def __init__(self, collate: Callable[[Any], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: Any) -> Any:
+        return handed_over(self.collate(samples))
+
+
+def handed_over(batch: T) -> T:
+    """In a worker, put a batch's tensors where the main process reads them; elsewhere do nothing.
+
+    torch does so when the worker has let go of the batch: without room it is lost, and the main process waits for it.
+
+    Raises:
+        DataError: there is no room.
+    """
+    if get_worker_info() is None:
+        return batch
+    tensors = [value for value in (batch.values() if isinstance(batch, dict) else [batch]) if isinstance(value, Tensor)]
+    for tensor in tensors:
+        try:
+            if tensor.numel():
+                tensor.share_memory_()  # type: ignore[no-untyped-call]
+        except (RuntimeError, OSError) as error:
+            reason = str(error).splitlines()[0].rpartition(": ")[2]
+            size = sum(tensor.nbytes for tensor in tensors)
+            raise DataError(
+                f"data.num_workers: a worker cannot hand over a batch of {size / 1e6:.1f} MB in shared memory ({reason}"
+                f"{_room()}); {_more(reason)}, or set data.num_workers=0"
+            ) from None
+    return batch
+
+
+def _more(reason: str) -> str:
+    if "open files" in reason:
+        return "raise the limit (ulimit -n 65536)"
+    return "give it more room (docker run --shm-size=8g)"
+
+
+def _room() -> str:
+    if not SHARED_MEMORY.is_dir():
+        return ""
+    found = shutil.disk_usage(SHARED_MEMORY)
+    return f"; {SHARED_MEMORY} has {found.free / 1e6:.1f} of {found.total / 1e6:.1f} MB free"
