@@ -48,7 +48,7 @@ def run_demo(out: Path, seed: int = 0) -> Path:
         run = fit(config, overwrite=True)
     with _step("5/5 evaluate"):
         found, folder = evaluate_checkpoint(run.best)
-        metrics_table(found.metrics, found.baselines, "best.pt on val")
+        metrics_table(found, "best.pt on val")
     page = folder / "report.html"  # needs matplotlib
     shown = f"  report           {page}\n" if page.exists() else ""
     log.info(

@@ -186,7 +186,7 @@ def evaluate(
 
         found, folder = evaluate_checkpoint(ckpt, loaded, data, split, baselines)
         if _is_first():
-            metrics_table(found.metrics, found.baselines, f"{ckpt.name} on {data or split}")
+            metrics_table(found, f"{ckpt.name} on {data or split}")
             typer.echo(f"written to {folder}")
 
 

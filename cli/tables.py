@@ -1,12 +1,15 @@
 """Tables for the terminal."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from simv0.metrics import Metrics
+
+if TYPE_CHECKING:
+    from simv0.evaluated import Evaluated
 
 ROWS = {
     "risk_high_recall": 'share of "high" windows that were called high',
@@ -35,8 +38,11 @@ COMPARED = {
 }
 
 
-def metrics_table(metrics: Metrics, baselines: Mapping[str, Metrics] | str, title: str) -> None:
-    """Print the metrics with what they mean, and what simple models make of the same windows (or why not)."""
+def metrics_table(found: "Evaluated", title: str) -> None:
+    """Print the metrics with what they mean, what simple models make of the same windows (or why not), and what to know
+    before believing them, a line each.
+    """
+    metrics, baselines = found.metrics, found.baselines
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -46,7 +52,13 @@ def metrics_table(metrics: Metrics, baselines: Mapping[str, Metrics] | str, titl
     Console().print(table)
     if isinstance(baselines, str):
         Console().print(f"not compared with simple models: {baselines}", style="dim")
-        return
+    else:
+        _compare(metrics, baselines)
+    for line in found.cautions:
+        Console(soft_wrap=True).print(line, style="bold", markup=False, highlight=False)
+
+
+def _compare(metrics: Metrics, baselines: Mapping[str, Metrics]) -> None:
     table = Table(title="against simple models, fitted on train", title_justify="left", header_style="bold")
     table.add_column("model")
     for name in COMPARED.values():

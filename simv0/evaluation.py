@@ -22,13 +22,15 @@ from simv0.datasets import ManifestDataset, read_jsonl
 from simv0.distributed import check_same, in_order, process_group, rank
 from simv0.encoder import Encoder
 from simv0.errors import CheckpointError, ConfigError, DataError, SimError
+from simv0.evaluated import Evaluated
 from simv0.files import told_plainly, write_atomically
 from simv0.labels import HIGH
 from simv0.metrics import Metrics
 from simv0.model import predictions
+from simv0.origins import leakage_of, origin_facts
 from simv0.own_class import load_dataset
 from simv0.predict import Predictor, config_of, load_model, load_trained_encoder
-from simv0.report import Evaluated, write_report
+from simv0.report import write_report
 from simv0.rundir import RunDir
 from simv0.samples import Batch, CheckedDataset, check_sample, collate
 from simv0.splits import Split, eval_batches, open_split, split_digest
@@ -98,6 +100,7 @@ def _evaluate(
     metrics |= alarm_rates(rows, is_high)
     p_high = torch.tensor([row["probs"]["risk"]["high"] for row in rows])
     metrics["risk_high_recall_at_5"] = recall_at_false_alarms(p_high, torch.from_numpy(is_high))
+    leakage, notes = leakage_of(config, source, data) if rank() == 0 else ([], [])
     about = {"checkpoint": ckpt.name, "epoch": checkpoint.meta.epoch, "data": data or split, "windows": len(rows)}
     compared = _baselines(config, source, data) if baselines and rank() == 0 else "left out by --no-baselines"
     evaluated = Evaluated(
@@ -110,6 +113,11 @@ def _evaluate(
         baselines=compared,
         history=_history(run),
         frames=_frames(config, source, data),
+        facts=origin_facts(ckpt, run, checkpoint.meta, config, source, data),
+        leakage=leakage,
+        notes=notes,
+        best_metric=config.training.best_metric,
+        raw_telemetry=config.data.telemetry_norm == "train",
     )
     folder = (run or ckpt.parent) / "evaluation"
     if rank() == 0:
@@ -125,6 +133,8 @@ def _write(evaluated: Evaluated, rows: list[dict[str, Any]], folder: Path) -> No
         **evaluated.metrics,
         "baselines": evaluated.baselines,
         "alarm_chosen_on_val": alarm,
+        "cautions": evaluated.cautions,
+        "facts": evaluated.facts,
     }
     with told_plainly(folder):
         folder.mkdir(exist_ok=True)

@@ -23,11 +23,12 @@ from simv0.build import (
 from simv0.checkpoint import Checkpoint, Meta, Training, load_checkpoint, save_checkpoint
 from simv0.compiled import compile_llm
 from simv0.config import Config
+from simv0.datasets import read_jsonl
 from simv0.distributed import anywhere, check_same, from_first, like_the_first, process_group, rank, share_of
 from simv0.encoder import load_encoder
 from simv0.errors import TrainingError
 from simv0.labels import HEADS, HIGH
-from simv0.metrics import Metrics, Tally, ranking
+from simv0.metrics import Metrics, Tally, chosen_by, ranking
 from simv0.model import SimV0Model
 from simv0.resume import Position, find_checkpoint, numerics, restore
 from simv0.rundir import RunDir, append_line, provenance
@@ -185,7 +186,8 @@ class Epochs:
         if self._gave_up() and position.epoch < training.epochs:
             log.info(f"stopped after epoch {position.epoch}: {training.patience} epochs without a new best")
         best = from_first(load_checkpoint, self.run.best).meta
-        log.info(f"best epoch {best.epoch} (by {training.best_metric}); {best.alarm}")
+        epochs = from_first(read_jsonl, self.run.val_metrics)
+        log.info(f"best epoch {best.epoch} (by {chosen_by(best.metrics, epochs, training.best_metric)}); {best.alarm}")
 
     def _before_step(self) -> None:
         training = self.config.training

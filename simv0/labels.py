@@ -10,4 +10,7 @@ HEADS: dict[str, tuple[str, ...]] = {"risk": RISKS, "reason": REASONS, "action":
 HIGH = RISKS.index("high")
 
 TELEMETRY = ("ax", "ay", "az", "gx", "gy", "gz", "v", "w")
-"""Order of the 8 numbers: m/s^2 three times, rad/s three times, m/s, rad/s."""
+"""Order of the 8 numbers."""
+
+UNITS = ("m/s²", "m/s²", "m/s²", "rad/s", "rad/s", "rad/s", "m/s", "rad/s")
+"""Of the 8 numbers."""

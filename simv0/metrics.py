@@ -1,6 +1,7 @@
 """What a split's predictions are worth: from counts that add up exactly, over batches and over machines."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,20 +61,25 @@ class Tally:
         parts = [(HEAD_WEIGHTS[head], result[f"{head}_loss"]) for head in HEADS]
         if any(part is not None for _, part in parts):
             result["loss"] = sum(weight * (part or 0.0) for weight, part in parts)
-        risk = self.confusion["risk"]
-        recall = _ratio(risk[HIGH, HIGH], risk[HIGH].sum())
-        result["risk_high_recall"] = recall
-        result["risk_high_fn_rate"] = None if recall is None else 1 - recall
-        not_high = risk.sum() - risk[HIGH].sum()
-        result["risk_high_false_alarm_rate"] = _ratio(risk[:, HIGH].sum() - risk[HIGH, HIGH], not_high)
-        for head in ("risk", "action"):
-            counts = self.confusion[head]
-            result[f"{head}_accuracy"] = _ratio(counts.diagonal().sum(), counts.sum())
-        for head in ("risk", "action", "reason"):
-            result[f"{head}_macro_f1"] = macro_f1(self.confusion[head])
-        result["macro_f1"] = _mean(result["risk_macro_f1"], result["action_macro_f1"])
-        result["composite"] = _harmonic_mean(recall, result["risk_macro_f1"], result["action_macro_f1"])
-        return result
+        return {**result, **from_confusions(self.confusion)}
+
+
+def from_confusions(confusion: Mapping[str, Tensor]) -> Metrics:
+    """Every rate that head -> counts [label, prediction] tell."""
+    risk, result = confusion["risk"], Metrics()
+    recall = _ratio(risk[HIGH, HIGH], risk[HIGH].sum())
+    result["risk_high_recall"] = recall
+    result["risk_high_fn_rate"] = None if recall is None else 1 - recall
+    not_high = risk.sum() - risk[HIGH].sum()
+    result["risk_high_false_alarm_rate"] = _ratio(risk[:, HIGH].sum() - risk[HIGH, HIGH], not_high)
+    for head in ("risk", "action"):
+        counts = confusion[head]
+        result[f"{head}_accuracy"] = _ratio(counts.diagonal().sum(), counts.sum())
+    for head in ("risk", "action", "reason"):
+        result[f"{head}_macro_f1"] = macro_f1(confusion[head])
+    result["macro_f1"] = _mean(result["risk_macro_f1"], result["action_macro_f1"])
+    result["composite"] = _harmonic_mean(recall, result["risk_macro_f1"], result["action_macro_f1"])
+    return result
 
 
 def macro_f1(confusion: Tensor) -> float | None:
@@ -95,6 +101,15 @@ def ranking(metrics: Metrics, best_metric: str) -> tuple[float, float]:
     """
     first, second = metrics[best_metric], metrics["macro_f1"]
     return (-1.0 if first is None else first, -1.0 if second is None else second)
+
+
+def chosen_by(best: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]], best_metric: str) -> str:
+    """What made `best` the best of these epochs, itself among them: `best_metric`, or what `ranking` fell back to."""
+    if best.get(best_metric) is None:
+        return f"macro_f1: {best_metric} has no value on val"
+    if sum(epoch.get(best_metric) == best[best_metric] for epoch in epochs) > 1:
+        return f"macro_f1: several epochs have a {best_metric} of {best[best_metric]:.3f}"
+    return best_metric
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float | None:

@@ -1,283 +1,232 @@
 """`evaluation/report.html`: what a checkpoint is worth, and what it misses, on one page that opens from disk.
 
 Self-contained: styles, SVG figures and pictures stand in the file; it asks no network for anything and runs no script.
+`report.html.j2` is the page; here is what it shows.
 """
 
 import base64
-import html
 import io
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from simv0 import plots
-from simv0.alarm import Alarm, Rate, choose_alarm, rate_of, recordings, softmax
+from simv0.alarm import Alarm, choose_alarm, softmax
 from simv0.config import EvaluationConfig
-from simv0.errors import SimError
+from simv0.errors import ConfigError, SimError
+from simv0.evaluated import MODEL, Evaluated, confusion
 from simv0.files import write_atomically
-from simv0.labels import HEADS, HIGH
-from simv0.metrics import Metrics, macro_f1
-from simv0.split_labels import Labels
+from simv0.labels import HEADS, HIGH, TELEMETRY, UNITS
+from simv0.metrics import chosen_by
 
-RESAMPLES = 300
 STRIPS = 8
 """Missed highs, and false alarms, shown at most."""
 THUMB = 150
 """Width of a frame in a strip, pixels."""
 SHOWN = {
-    "risk_high_recall": "high, called high (argmax)",
-    "alarm_recall": "high, raised the alarm",
-    "alarm_false_alarm_rate": "others, raised the alarm",
-    "risk_macro_f1": "risk, macro F1",
-    "reason_macro_f1": "reason, macro F1",
-    "action_macro_f1": "action, macro F1",
-    "action_accuracy": "action, accuracy",
+    "risk_high_recall": ("high, called high (argmax)", "high"),
+    "alarm_recall": ("high, raised the alarm", "high"),
+    "alarm_false_alarm_rate": ("others, raised the alarm", "others"),
+    "risk_macro_f1": ("risk, macro F1", "all"),
+    "reason_macro_f1": ("reason, macro F1", "all"),
+    "action_macro_f1": ("action, macro F1", "all"),
+    "action_accuracy": ("action, accuracy", "all"),
+    "composite": ("composite", "all"),
 }
-STYLE = """
-:root { color-scheme: light dark; --bg: #fbfbfd; --ink: #1b1e25; --dim: #626a78; --card: #fff; --line: #e1e4ea;
-  --cell: 59 130 246; --bad: #c92f2f; }
-@media (prefers-color-scheme: dark) { :root { --bg: #121419; --ink: #e8ebf1; --dim: #9aa3b2; --card: #1a1d24;
-  --line: #2d323d; --bad: #ff7a7a; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1080px; padding: 1rem; background: var(--bg); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: .3rem 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
-p { margin: .4rem 0; max-width: 75ch; } .dim { color: var(--dim); } .bad { color: var(--bad); }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr)); gap: .8rem; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; min-width: 0; }
-.wide { overflow-x: auto; } svg { width: 100%; height: auto; display: block; }
-svg text { font-family: system-ui, sans-serif !important; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .25rem .5rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } th { color: var(--dim); font-weight: 500; }
-.confusion { font-size: .76rem; } .confusion th { white-space: normal; }
-.confusion :is(th, td) { padding: .2rem .25rem; }
-@media (min-width: 1000px) { .matrices { grid-template-columns: 3.8fr 4.8fr 5.6fr; } }
-@media (max-width: 500px) { table { font-size: .76rem; } .confusion { font-size: .66rem; } body { padding: .7rem; }
-  th, td { padding: .2rem .25rem; } .confusion :is(th, td) { padding: .2rem .15rem; } .card { padding: .5rem; }
-  th, td:first-child { white-space: normal; } th { font-size: .7rem; } }
-.strip { margin: .8rem 0; } .strip div { display: flex; overflow-x: auto; gap: 2px; }
-.strip img { flex: 0 0 auto; width: 118px; border-radius: 3px; }
-"""
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """Everything the page tells."""
-
-    about: Mapping[str, Any]
-    metrics: Metrics
-    logits: Mapping[str, Float[np.ndarray, "N _"]]
-    labels: Labels
-    alarm: Alarm | None
-    epoch: int
-    baselines: Mapping[str, Metrics] | str
-    """Name -> metrics, or why there are none."""
-    history: tuple[list[dict[str, Any]], list[dict[str, Any]]]
-    """Lines of train_metrics.jsonl and val_metrics.jsonl; empty outside a run."""
-    frames: Callable[[int], Tensor] | str
-    """Window -> its frames [F,3,H,W], or why they cannot be shown."""
+"""Metric -> what it is, and which windows it is taken over."""
+COMPARED = {
+    "risk_high_recall": "high recall",
+    "risk_high_false_alarm_rate": "false alarms",
+    "risk_macro_f1": "risk F1",
+    "action_macro_f1": "action F1",
+    "composite": "composite",
+}
+UNCOUNTED = ("checkpoint", "data")
 
 
 def write_report(path: Path, evaluated: Evaluated) -> None:
     """Write the page.
 
     Raises:
-        ConfigError: matplotlib is not installed.
+        ConfigError: matplotlib or jinja2 is not installed.
     """
     write_atomically(path, render(evaluated).encode())
 
 
 def render(evaluated: Evaluated) -> str:
-    """The page."""
+    """The page.
+
+    Raises:
+        ConfigError: as `write_report`.
+    """
     plots.import_pyplot()
+    try:
+        import jinja2
+        from markupsafe import Markup
+    except ImportError:
+        raise ConfigError("evaluation/report.html needs jinja2: pip install 'simv0[report]'") from None
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
+        files("simv0").joinpath("report.html.j2").read_text(encoding="utf-8")
+    )
     # Without a stored alarm (last.pt) the probabilities are shown as they come.
     alarm = evaluated.alarm or choose_alarm(
         evaluated.logits, evaluated.labels.ids, evaluated.labels.sample_id, evaluated.labels.group, EvaluationConfig()
     )
-    after = {head: softmax(evaluated.logits[head], alarm.temperatures[head]) for head in HEADS}
-    is_high = evaluated.labels.ids["risk"] == HIGH
-    p_high = after["risk"][:, HIGH]
-    title = f"{evaluated.about['checkpoint']} on {Path(str(evaluated.about['data'])).name}"
-    train, val = evaluated.history
-    sections = [
-        ("How good", _card(_metrics_table(evaluated, is_high)) + f"<p>{_text(str(alarm))}.</p>"),
-        ("Against simple models", _card(_baselines_table(evaluated))),
-        ("Where it errs: rows are labels, columns predictions", _confusions(evaluated)),
-        (
-            "The alarm and the probabilities",
-            '<div class="cards">'
-            + _card(
-                plots.precision_recall(p_high, is_high, alarm.chosen) if is_high.any() else "<p>No window is high.</p>"
-            )
-            + _card(plots.reliability(softmax(evaluated.logits["risk"]), after["risk"], evaluated.labels.ids["risk"]))
-            + "</div>"
-            + "<p>Expected calibration error before and after scaling: "
-            + ", ".join(f"{h} {alarm.ece_before[h]:.3f} → {alarm.ece_after[h]:.3f}" for h in HEADS)
-            + ".</p>",
-        ),
-        (
-            "High windows that it missed" if alarm.threshold is None else "High windows that raised no alarm",
-            _strips(evaluated, p_high, alarm.threshold, missed=True),
-        ),
-        ("Worst false alarms", _strips(evaluated, p_high, alarm.threshold, missed=False)),
-    ]
-    if val:
-        sections.append(("Training", _card(plots.training_curves(train, val, evaluated.epoch))))
-    histograms = plots.label_histograms(evaluated.labels.ids), plots.telemetry_histograms(evaluated.labels.telemetry)
-    sections.append(("The data", "".join(map(_card, histograms))))
-    body = "".join(f"<h2>{_text(head)}</h2>{content}" for head, content in sections)
-    facts = ", ".join(f"{key} {value}" for key, value in evaluated.about.items() if key not in ("checkpoint", "data"))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        f"<title>{_text(title)}</title><style>{STYLE}</style></head><body>"
-        f'<h1>{_text(title)}</h1><p class="dim">{_text(facts)}</p>{body}</body></html>\n'
+    return page.render(
+        title=f"{evaluated.about['checkpoint']} on {evaluated.split}",
+        number=_number,
+        breakable=lambda name: Markup(name.replace("_", "_<wbr>")),  # of the vocabularies only
+        **_about(evaluated),
+        **_scores(evaluated),
+        **_figures(evaluated, alarm, Markup),
+        heads=[_head(evaluated, head) for head in HEADS],
+        strips=_strips(evaluated, alarm),
     )
 
 
-def intervals(
-    logits: Mapping[str, Float[np.ndarray, "N _"]], labels: Labels, unit: Int[np.ndarray, " N"] | None
-) -> dict[str, tuple[float, float]]:
-    """95 % percentile bootstrap of what is no plain rate: macro F1 of each head and the accuracy of action."""
-    unit = np.arange(len(labels)) if unit is None else unit
-    n, rng = int(unit.max()) + 1, np.random.default_rng(0)
-    drawn: dict[str, list[float]] = {}
-    for _ in range(RESAMPLES):
-        weight = np.bincount(rng.integers(0, n, n), minlength=n)[unit]
-        for head, names in HEADS.items():
-            counts = _confusion(logits[head].argmax(1), labels.ids[head], len(names), weight)
-            drawn.setdefault(f"{head}_macro_f1", []).append(macro_f1(counts) or 0.0)
-            drawn.setdefault(f"{head}_accuracy", []).append(float(counts.trace()) / max(1, int(counts.sum())))
-    return {key: tuple(np.percentile(values, [2.5, 97.5]).tolist()) for key, values in drawn.items()}
+def _about(evaluated: Evaluated) -> dict[str, Any]:
+    """Where the figures come from, and how far they can be trusted."""
+    _, val = evaluated.history
+    best = next((row for row in val if row["epoch"] == evaluated.epoch), None)
+    is_best = best is not None and evaluated.about["checkpoint"] == "best.pt"
+    counted = {key: str(value) for key, value in evaluated.about.items() if key not in UNCOUNTED}
+    return {
+        "facts": evaluated.facts or counted,
+        "cautions": evaluated.cautions,
+        "notes": evaluated.notes,
+        "leaked": bool(evaluated.leakage),
+        "split": evaluated.split,
+        "windows": f"{len(evaluated.labels):,}",
+        "raw_telemetry": evaluated.raw_telemetry,
+        "epoch": evaluated.epoch,
+        "chosen_by": chosen_by(best, val, evaluated.best_metric) if best is not None and is_best else None,
+    }
 
 
-def _confusion(
-    predicted: Int[np.ndarray, " N"], labels: Int[np.ndarray, " N"], n: int, weight: Int[np.ndarray, " N"]
-) -> Int[Tensor, "n n"]:
-    counts = np.bincount(labels * n + predicted, weight, n * n).astype(np.int64)
-    return torch.from_numpy(counts.reshape(n, n))
-
-
-def _metrics_table(evaluated: Evaluated, is_high: Any) -> str:
-    unit = recordings(evaluated.labels.sample_id, evaluated.labels.group, is_high)
-    spread = intervals(evaluated.logits, evaluated.labels, unit)
-    rates = dict(_rates(evaluated, is_high, unit))
-    rows = []
-    for key, meaning in SHOWN.items():
-        low, high = (rates[key].low, rates[key].high) if key in rates else spread.get(key, (None, None))
-        value = evaluated.metrics.get(key)
-        interval = "" if value is None or low is None else f"{low:.3f} to {high:.3f}"
-        rows.append([meaning, _number(value), interval])
-    over = "recordings" if unit is not None else "windows; neighbours are alike, so they are too narrow"
-    return _table(["", "value", "95 % interval"], rows) + f'<p class="dim">Intervals by bootstrap over {over}.</p>'
-
-
-def _rates(evaluated: Evaluated, is_high: Any, unit: Any) -> Iterator[tuple[str, Rate]]:
-    called = evaluated.logits["risk"].argmax(1) == HIGH
-    if is_high.any():
-        yield "risk_high_recall", rate_of(called, is_high, unit)
-    if evaluated.alarm is not None and evaluated.alarm.threshold is not None:
-        p_high = softmax(evaluated.logits["risk"], evaluated.alarm.temperatures["risk"])[:, HIGH]
-        raised = p_high >= evaluated.alarm.threshold
-        if is_high.any():
-            yield "alarm_recall", rate_of(raised, is_high, unit)
-        if not is_high.all():
-            yield "alarm_false_alarm_rate", rate_of(raised, ~is_high, unit)
-
-
-def _baselines_table(evaluated: Evaluated) -> str:
-    if isinstance(evaluated.baselines, str):
-        return f'<p class="dim">Not compared: {_text(evaluated.baselines)}</p>'
-    columns = ("risk_high_recall", "risk_high_false_alarm_rate", "risk_macro_f1", "action_macro_f1", "composite")
+def _scores(evaluated: Evaluated) -> dict[str, Any]:
+    """The metrics with their intervals, and those of simple models."""
+    n, N = int(evaluated.is_high.sum()), len(evaluated.labels)
+    sizes = {"high": f"{n:,} high", "others": f"{N - n:,} others", "all": f"{N:,}"}
     rows = [
-        [name, *(_number(metrics.get(column)) for column in columns)]
-        for name, metrics in [("this checkpoint", evaluated.metrics), *evaluated.baselines.items()]
+        {
+            "meaning": meaning,
+            "value": (value := evaluated.metrics.get(key)),
+            "of": sizes[over],
+            "interval": None if value is None else evaluated.spread.get(key),
+        }
+        for key, (meaning, over) in SHOWN.items()
     ]
-    return _table(["", "high recall", "false alarms", "risk F1", "action F1", "composite"], rows)
+    unit, baselines = evaluated.unit, evaluated.baselines
+    compared = {} if isinstance(baselines, str) else {MODEL: evaluated.metrics, **baselines}
+    return {
+        "metrics": rows,
+        "over": "windows; neighbours are alike, so they are too narrow"
+        if unit is None
+        else f"{int(unit.max()) + 1} recordings",
+        "not_compared": baselines if isinstance(baselines, str) else None,
+        "compared_by": list(COMPARED.values()),
+        "compared": {name: [metrics.get(key) for key in COMPARED] for name, metrics in compared.items()},
+    }
 
 
-def _confusions(evaluated: Evaluated) -> str:
-    cards = []
-    for head, names in HEADS.items():
-        ones = np.ones(len(evaluated.labels), np.int64)
-        counts = _confusion(evaluated.logits[head].argmax(1), evaluated.labels.ids[head], len(names), ones).numpy()
-        rows = "".join(
-            f"<tr><td>{name}</td>"
-            + "".join(
-                f'<td style="background:rgb(var(--cell) / {0.75 * count / max(1, line.sum()):.2f})">{count}</td>'
-                for count in line
-            )
-            + "</tr>"
-            for name, line in zip(names, counts, strict=True)
-        )
-        heads = "".join(f"<th>{name.replace('_', '_<wbr>')}</th>" for name in names)
-        cards.append(_card(f"<table class=confusion><tr><th>{head}</th>{heads}</tr>{rows}</table>"))
-    return f'<div class="cards matrices">{"".join(cards)}</div>'
+def _head(evaluated: Evaluated, head: str) -> dict[str, Any]:
+    """One head's confusions, and precision, recall, F1 and support of each class; None where nothing was counted."""
+    names, ids = HEADS[head], evaluated.labels.ids[head]
+    counts = confusion(evaluated.logits[head].argmax(1), ids, len(names)).numpy()
+    classes = []
+    for i, name in enumerate(names):
+        right, support, said = int(counts[i, i]), int(counts[i].sum()), int(counts[:, i].sum())
+        rates = {"precision": (right, said), "recall": (right, support), "f1": (2 * right, said + support)}
+        shares = {key: part / whole if whole else None for key, (part, whole) in rates.items()}
+        classes.append({"name": name, "support": support, **shares})
+    return {"name": head, "names": names, "counts": counts.tolist(), "classes": classes}
 
 
-def _strips(evaluated: Evaluated, p_high: Float[np.ndarray, " N"], threshold: float | None, *, missed: bool) -> str:
-    """The worst windows of one kind, each as a strip of its frames."""
-    is_high = evaluated.labels.ids["risk"] == HIGH
+def _figures(evaluated: Evaluated, alarm: Alarm, markup: Callable[[str], str]) -> dict[str, Any]:
+    """The plots, and the lines beside them."""
+    labels, (train, val) = evaluated.labels, evaluated.history
+    after = softmax(evaluated.logits["risk"], alarm.temperatures["risk"])
+    alarm_figures = [plots.reliability(softmax(evaluated.logits["risk"]), after, labels.ids["risk"])]
+    if evaluated.is_high.any():
+        alarm_figures.insert(0, plots.precision_recall(after[:, HIGH], evaluated.is_high, alarm.chosen))
+    channels = range(len(TELEMETRY))
+    figures = {
+        "alarm_figures": alarm_figures,
+        "curves": plots.training_curves(train, val, evaluated.epoch) if val else [],
+        "label_figures": [plots.label_histogram(head, labels.ids[head]) for head in HEADS],
+        "telemetry_figures": [
+            plots.telemetry_histogram(i, labels.telemetry[:, i], evaluated.raw_telemetry) for i in channels
+        ],
+    }
+    calibration = (f"{head} {alarm.ece_before[head]:.3f} → {alarm.ece_after[head]:.3f}" for head in HEADS)
+    safe = {name: [markup(svg) for svg in some] for name, some in figures.items()}
+    return {**safe, "alarm": str(alarm), "calibration": ", ".join(calibration)}
+
+
+def _strips(evaluated: Evaluated, alarm: Alarm) -> list[dict[str, Any]]:
+    """The worst misses and the worst false alarms, each window with its numbers and its frames."""
+    p_high = softmax(evaluated.logits["risk"], alarm.temperatures["risk"])[:, HIGH]
+    is_high, threshold = evaluated.is_high, alarm.threshold
     raised = p_high >= threshold if threshold is not None else evaluated.logits["risk"].argmax(1) == HIGH
-    wrong = np.flatnonzero(is_high & ~raised if missed else ~is_high & raised)
-    if not len(wrong):
-        return '<p class="dim">None.</p>'
-    worst = wrong[np.argsort(p_high[wrong] if missed else -p_high[wrong], kind="stable")][:STRIPS]
-    said = {head: evaluated.logits[head].argmax(1) for head in HEADS}
-    parts = [f'<p class="dim">{len(wrong)} windows; the {len(worst)} furthest from right:</p>']
-    if isinstance(evaluated.frames, str):
-        parts.append(f'<p class="dim">Their frames are not shown: {_text(evaluated.frames)}</p>')
-    for i in worst:
-        words = "; ".join(
-            f"{head} {names[evaluated.labels.ids[head][i]]}, said {names[said[head][i]]}"
-            for head, names in HEADS.items()
-        )
-        caption = f"{evaluated.labels.sample_id[i]}: P(high) {p_high[i]:.3f}; {words}"
-        images = "" if isinstance(evaluated.frames, str) else _pictures(evaluated.frames, int(i))
-        parts.append(f'<div class="strip">{_text(caption)}<div>{images}</div></div>')
-    return "".join(parts)
+    missed = "High windows that it missed" if threshold is None else "High windows that raised no alarm"
+    return [
+        _kind(evaluated, missed, np.flatnonzero(is_high & ~raised), p_high, p_high),
+        _kind(evaluated, "Worst false alarms", np.flatnonzero(~is_high & raised), -p_high, p_high),
+    ]
 
 
-def _pictures(frames: Callable[[int], Tensor], window: int) -> str:
-    try:
-        tensor = frames(window)
-    except SimError as error:
-        return f'<span class="dim">{_text(str(error))}</span>'
-    tags = []
-    for i, frame in enumerate(tensor):
-        pixels = frame if frame.dtype == torch.uint8 else (frame * 255).round().to(torch.uint8)
-        image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-        image.thumbnail((THUMB, THUMB))
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=80)
-        data = base64.b64encode(buffer.getvalue()).decode()
-        tags.append(f'<img alt="frame {i + 1}" src="data:image/jpeg;base64,{data}">')
-    return "".join(tags)
+def _kind(
+    evaluated: Evaluated,
+    title: str,
+    wrong: np.ndarray,
+    order: Float[np.ndarray, " N"],
+    p_high: Float[np.ndarray, " N"],
+) -> dict[str, Any]:
+    worst = wrong[np.argsort(order[wrong], kind="stable")][:STRIPS]
+    no_frames = evaluated.frames if isinstance(evaluated.frames, str) else None
+    windows = [_window(evaluated, int(i), float(p_high[i])) for i in worst]
+    return {"title": title, "count": len(wrong), "windows": windows, "no_frames": no_frames}
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    cells = "".join(f"<th>{_text(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{cells}</tr>{body}</table>"
+def _window(evaluated: Evaluated, i: int, p_high: float) -> dict[str, Any]:
+    labels = evaluated.labels
+    words = "; ".join(
+        f"{head} {names[labels.ids[head][i]]}, said {names[evaluated.logits[head][i].argmax()]}"
+        for head, names in HEADS.items()
+    )
+    units = UNITS if evaluated.raw_telemetry else [""] * len(UNITS)
+    numbers = zip(TELEMETRY, labels.telemetry[i], units, strict=True)
+    shown: dict[str, Any] = {
+        "caption": f"{labels.sample_id[i]}: P(high) {p_high:.3f}; {words}",
+        "telemetry": [f"{name} {round(float(value), 2) + 0.0:.2f} {unit}".rstrip() for name, value, unit in numbers],
+        "frames": [],
+        "problem": None,
+    }
+    if not isinstance(evaluated.frames, str):
+        try:
+            pictures = evaluated.frames(i)
+        except SimError as error:
+            return {**shown, "problem": str(error)}
+        jpegs = [{"number": number, "jpeg": _jpeg(frame)} for number, frame in enumerate(pictures, 1)]
+        shown["frames"] = jpegs[::-1]
+    return shown
 
 
-def _card(content: str) -> str:
-    return f'<div class="card wide">{content}</div>'
+def _jpeg(frame: Tensor) -> str:
+    pixels = frame if frame.dtype == torch.uint8 else (frame * 255).round().to(torch.uint8)
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    image.thumbnail((THUMB, THUMB))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _text(text: str) -> str:
-    return html.escape(text)
+    return "–" if value is None else f"{value:.3f}"

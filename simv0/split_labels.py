@@ -97,23 +97,39 @@ def warn_of_leakage(train: Any, val: Any, train_group: list[str] | None, val_gro
 
     Returns the warnings, which are also logged.
     """
+    warnings = find_leakage(train, val, train_group, val_group)
+    for warning in warnings:
+        log.warning(warning)
+    return warnings
+
+
+def find_leakage(
+    train: Any, val: Any, train_group: list[str] | None, val_group: list[str] | None, name: str = "val"
+) -> list[str]:
+    """What train and another split share, one line each kind: recordings, frames.
+
+    Args:
+        train: its dataset, or None.
+        val: the other split's dataset, or None.
+        train_group: recording of each window, where known.
+        val_group: the same of the other split.
+        name: of the other split.
+    """
     warnings = []
     shared_groups = sorted(set(train_group or []) & set(val_group or []))
     if shared_groups:
         warnings.append(
-            f"LEAKAGE: {len(shared_groups)} groups stand in train and in val (first: {shared_groups[0]!r}); "
-            "the val figures will flatter the model. Split by recording."
+            f"LEAKAGE: {len(shared_groups)} groups stand in train and in {name} (first: {shared_groups[0]!r}); "
+            f"the {name} figures will flatter the model. Split by recording."
         )
     if isinstance(train, SharesFrames) and isinstance(val, SharesFrames) and type(train) is type(val):
         seen = set(frames_of(train, "train"))
         shared = [frame for frame in frames_of(val, "val") if frame in seen]
         if shared:
             warnings.append(
-                f"LEAKAGE: {len(set(shared))} frames stand in train and in val (first: {shared[0]}); "
-                "the val figures will flatter the model. Split by recording."
+                f"LEAKAGE: {len(set(shared))} frames stand in train and in {name} (first: {shared[0]}); "
+                f"the {name} figures will flatter the model. Split by recording."
             )
-    for warning in warnings:
-        log.warning(warning)
     return warnings
 
 

@@ -58,6 +58,9 @@ def test_the_main_job(config_file: Path, manifests: Path, tmp_path: Path, monkey
     assert metrics["composite"] == stored.metrics["composite"]
     assert metrics["windows"] == 20
     assert "against simple models" in evaluated.stdout
+    few = [line for line in evaluated.stdout.splitlines() if line.startswith("FEW WINDOWS: ")]
+    assert len(few) == 1
+    assert few[0].endswith("(95 %). 20 or more would tell something.")
     assert set(metrics["baselines"]) == {"majority class", "linear, telemetry", "linear, features + telemetry"}
     plain = run("evaluate", "--ckpt", best, "--no-baselines")
     assert "not compared with simple models: left out by --no-baselines" in plain.stdout

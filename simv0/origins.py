@@ -1,0 +1,124 @@
+"""Where an evaluation's figures come from: the facts that the report names, and what its windows share with train."""
+
+import datetime
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simv0.checkpoint import Meta
+from simv0.config import Config
+from simv0.errors import SimError
+from simv0.identity import labels_digest
+from simv0.own_class import load_dataset
+from simv0.rundir import provenance
+from simv0.split_labels import Labels, find_leakage, read_labels
+from simv0.splits import Split, open_split
+
+COMPARED = 200_000
+"""Windows of both splits whose frames are compared by name; more would take minutes (cache-vis has compared them)."""
+COPIED = 0.1
+"""Share of windows with a telemetry of the train split, to the last bit, that no chance explains."""
+
+
+def origin_facts(
+    ckpt: Path, run: Path | None, meta: Meta, config: Config, source: Split, data: str | None
+) -> dict[str, str]:
+    """Run, data, networks, versions, date and command of an evaluation, for people."""
+    groups, trained = source.labels.group, meta.provenance
+    here = provenance()
+    path = config.data.train_split_path if source.name == "train" else config.data.val_split_path
+    recordings = "recordings unknown (no `group`)" if groups is None else f"{len(set(groups))} recordings"
+    return {
+        "run": str(run.resolve()) if run else f"none; a checkpoint in {ckpt.resolve().parent}",
+        "checkpoint": f"{ckpt.name}, epoch {meta.epoch} of {config.training.epochs}",
+        "evaluated on": data or f"{source.name}: {path}",
+        "windows": f"{len(source.labels):,}, {recordings}",
+        "trained on": str(meta.config.get("data", {}).get("train_split_path", "unknown")),
+        "vision encoder": _named(
+            meta.encoder, "vision_encoder_name", "vision_pretrained", "vision_precision", none="the dataset's own"
+        ),
+        "LLM": _named(meta.llm, "llm_name", "llm_revision", none="unknown"),
+        "simv0": _version(here) + ("" if _version(here) == _version(trained) else f"; trained by {_version(trained)}"),
+        "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
+    }
+
+
+def _named(identity: Any, *keys: str, none: str) -> str:
+    return none if identity is None else ", ".join(str(identity[key]) for key in keys if identity.get(key) is not None)
+
+
+def _version(provenance: Any) -> str:
+    git = provenance.get("simv0_git")
+    return f"{provenance.get('simv0', 'unknown')}{f' ({git[:10]})' if git else ''}"
+
+
+def _program() -> str:
+    """How this process was started, as people type it."""
+    path = Path(sys.argv[0])
+    return f"python -m {path.parent.name}" if path.name == "__main__.py" else path.name
+
+
+def leakage_of(config: Config, source: Split, data: str | None) -> tuple[list[str], list[str]]:
+    """What the windows share with those that the checkpoint was trained on, and notes about what cannot be known."""
+    if data is None and source.name == "train":
+        return ["TRAINED ON: the checkpoint has seen these very windows: the figures say how well it remembers."], []
+    name = source.name if data is None else Path(data).name
+    notes = []
+    if data is None:
+        notes.append("Best epoch and alarm threshold were chosen on this split: expect less of new recordings.")
+    train, labels = _train_side(config)
+    if train is None and labels is None:
+        return [], [*notes, "The train split is not here: whether it shares recordings with these cannot be told."]
+    if labels is not None and labels_digest(labels, None) == labels_digest(source.labels, None):
+        return [f"LEAKAGE: train and {name} are the same windows: the figures say how well it remembers."], notes
+    other = getattr(source.dataset, "dataset", None)
+    if other is None and data is None:
+        other = _dataset(config, source.name)
+    if sum(len(dataset) for dataset in (train, other) if dataset is not None) > COMPARED:
+        train = other = None
+    groups = None if labels is None else labels.group
+    found = find_leakage(train, other, groups, source.labels.group, name)
+    if not found and labels is not None:
+        found = _copies(labels, source.labels, name)
+    if not found and (groups is None or source.labels.group is None):
+        notes.append("Without a `group` for each window, recordings shared with train cannot be ruled out.")
+    return found, notes
+
+
+def _train_side(config: Config) -> tuple[Any, Labels | None]:
+    """The train split's dataset, and its labels where they need no reading of frames."""
+    dataset = _dataset(config, "train")
+    unread = config.model_copy(update={"cache": config.cache.model_copy(update={"in_memory": "never"})})
+    try:
+        return dataset, open_split(unread, "train").labels
+    except SimError:  # no feature file, or one of other data
+        if not hasattr(dataset, "labels_of"):
+            return dataset, None
+    try:
+        return dataset, read_labels(dataset, "train", config.model.F)
+    except SimError:
+        return dataset, None
+
+
+def _dataset(config: Config, name: str) -> Any:
+    try:
+        return load_dataset(config.data, name)
+    except SimError:
+        return None
+
+
+def _copies(train: Labels, labels: Labels, name: str) -> list[str]:
+    """Windows whose eight numbers stand in train too: copies under another name."""
+    seen = {row.tobytes() for row in np.asarray(train.telemetry, np.float32)}
+    rows = [row.tobytes() for row in np.asarray(labels.telemetry, np.float32)]
+    copies = [i for i, row in enumerate(rows) if row in seen]
+    if len({rows[i] for i in copies}) < 2 or len(copies) < COPIED * len(rows):
+        return []
+    return [
+        f"LEAKAGE: {len(copies)} of {len(rows)} windows of {name} have the very telemetry of a train window (first: "
+        f"{labels.sample_id[copies[0]]!r}); the {name} figures will flatter the model. Split by recording."
+    ]
