@@ -85,22 +85,25 @@ def check(
     probe: Annotated[
         bool, typer.Option("--probe", help="Load the networks and time a few batches, up to 20 s after loading.")
     ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Read every window and every picture, not only some.")] = False,
 ) -> None:
     """Look for every problem before the expensive part, and say what would happen here; exits with 1 or 2 if any."""
     with user_errors():
         from simv0.config_file import load_config
 
         loaded = load_config(config, set_)
-        from cli.tables import facts_table
+        from cli.tables import facts_table, watched
         from simv0.check import check as run
         from simv0.check import refuse
 
-        report = run(loaded, probe=probe)
+        report = run(loaded, probe=probe, full=full, watch=watched)
         if not _is_first():  # the others have measured with it, and would end it by failing first
             return
         facts_table(report.facts, f"what {config.name} would do here")
+        for warning in report.warnings:
+            typer.echo(f"warning: {warning}", err=True)
+        typer.echo(str(report))
         refuse(report.problems)
-        typer.echo("no problems found")
 
 
 @app.command("cache-vis")

@@ -1,9 +1,11 @@
 """Tables for the terminal."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from simv0.metrics import Metrics
@@ -70,6 +72,13 @@ def _compare(metrics: Metrics, baselines: Mapping[str, Metrics]) -> None:
 
 def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def watched(indices: list[int], split: str) -> Iterable[int]:
+    """Go through the windows of a split that are read, with a bar on a terminal."""
+    return track(
+        indices, f"reading {split}", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    )
 
 
 def facts_table(facts: Mapping[str, Mapping[str, Any]], title: str) -> None:

@@ -5,6 +5,7 @@ Each function looks at one thing, returns what it found, and appends what is wro
 as they read it.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,15 +16,20 @@ from simv0.board import check_tensorboard
 from simv0.build import check_d, compute_dtype, pick_device
 from simv0.check_data import Facts, Noting, SplitOutline, check_split
 from simv0.check_room import check_cache, check_training
+from simv0.check_warnings import heard, warnings_of_both, warnings_of_split
 from simv0.config import Config
 from simv0.distributed import processes
-from simv0.encoder import check_dv, resolve_precision
+from simv0.encoder import check_dv, check_names, resolve_precision
 from simv0.errors import ModelError, SimError
+from simv0.hub import check_encoder_at_hand, check_llm_at_hand
 from simv0.llm import weight_files
 from simv0.outline import EncoderOutline, LLMOutline, outline_encoder, outline_llm
 from simv0.rundir import RunDir
 from simv0.split_labels import warn_of_leakage
 from simv0.splits import check_pair
+from simv0.walk import Watch, unwatched
+
+log = logging.getLogger("simv0")
 
 
 @dataclass(frozen=True)
@@ -33,10 +39,18 @@ class Report:
     Attributes:
         facts: area -> name -> value. A name that ends in `_bytes` or `_seconds` carries that unit.
         problems: what would stop `cache-vis` or `train`.
+        warnings: what would not, but makes their figures worth little.
     """
 
     facts: dict[str, Facts]
     problems: list[SimError]
+    warnings: list[str]
+
+    def __str__(self) -> str:
+        """How much was found, in words."""
+        problems, warnings = len("\n".join(map(str, self.problems)).splitlines()), len(self.warnings)
+        told = f"{problems} problem{'s' * (problems > 1)}" if problems else "no problems found"
+        return told + (f", {warnings} warning{'s' * (warnings > 1)}" if warnings else "")
 
 
 def preflight(config: Config, stage: Literal["cache-vis", "train"]) -> None:
@@ -67,16 +81,33 @@ def refuse(problems: list[SimError]) -> None:
         raise kind("\n".join(map(str, problems)))
 
 
-def check(config: Config, *, probe: bool = False) -> Report:
+def check(
+    config: Config,
+    *,
+    probe: bool = False,
+    full: bool = False,
+    watch: Watch = unwatched,
+) -> Report:
     """Check all that stands between this config and a trained model, without loading weights.
 
     Args:
         config: the whole config.
         probe: load the networks after all and time a few batches; left out where something is wrong.
+        full: read every window, not some.
+        watch: goes through the windows of a split that are read; its second argument is the split's name.
     """
+    with heard() as warnings:
+        facts, problems = _check(config, probe, full, watch)
+    return Report(facts, problems, warnings)
+
+
+def _check(config: Config, probe: bool, full: bool, watch: Watch) -> tuple[dict[str, Facts], list[SimError]]:
     problems: list[SimError] = []
     facts = {"machine": check_machine(config, problems)}
-    train, val = (check_split(config, name, problems) for name in ("train", "val"))
+    train, val = (check_split(config, name, problems, full=full, watch=watch) for name in ("train", "val"))
+    for split in (train, val):
+        for warning in warnings_of_split(config, split) if split is not None else ():
+            log.warning(warning)
     facts |= {f"data: {split.name}": split.facts() for split in (train, val) if split is not None}
     if train is not None and val is not None:
         facts["data: both"] = check_both(config, train, val, problems)
@@ -100,7 +131,7 @@ def check(config: Config, *, probe: bool = False) -> Report:
             from simv0.probe import measure
 
             facts["probe"] = measure(config, train, val, dv)
-    return Report({area: found for area, found in facts.items() if found}, problems)
+    return {area: found for area, found in facts.items() if found}, problems
 
 
 def check_machine(config: Config, problems: list[SimError]) -> Facts:
@@ -123,6 +154,7 @@ def check_machine(config: Config, problems: list[SimError]) -> Facts:
 def check_llm(config: Config, problems: list[SimError]) -> LLMOutline | None:
     """The LLM's config, and the width that ours names."""
     with Noting(problems):
+        check_llm_at_hand(config.model)
         outline = outline_llm(config, processes())
         with Noting(problems):
             check_d(config.model, outline.d)
@@ -141,6 +173,8 @@ def check_llm_files(config: Config, problems: list[SimError]) -> None:
 def check_encoder(config: Config, problems: list[SimError]) -> EncoderOutline | None:
     """The vision encoder's config, and the width that ours names."""
     with Noting(problems):
+        check_names(config.model.vision_encoder_name, config.model.vision_pretrained)
+        check_encoder_at_hand(config.model)
         outline = outline_encoder(config.model)
         with Noting(problems):
             check_dv(config.model, outline.dv)
@@ -166,7 +200,10 @@ def check_both(config: Config, train: SplitOutline, val: SplitOutline, problems:
             check_pair(config, (train.identity, val.identity), (train.dv, val.dv))
     groups = (split.labels.group if split.labels is not None else None for split in (train, val))
     leaks = warn_of_leakage(train.dataset, val.dataset, *groups)
-    return {"leakage": leaks[0] if leaks else "none seen"}
+    for warning in warnings_of_both(train, val, bool(leaks)):
+        log.warning(warning)
+    unknown = not (train.grouped and val.grouped)
+    return {"leakage": leaks[0] if leaks else "not known: no groups" if unknown else "none seen"}
 
 
 def check_output(config: Config, problems: list[SimError]) -> Facts:

@@ -1,25 +1,29 @@
 """What `simv0 check` finds out about a split: where its features come from, whether a batch keeps the contract."""
 
+import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 
 from simv0.build import check_class_weights_mode
 from simv0.cached import CachedDataset
 from simv0.config import Config
 from simv0.datasets import ManifestDataset, class_weights_of
-from simv0.errors import CacheError, DataError, SimError
+from simv0.errors import CacheError, SimError
 from simv0.identity import compare_identity, wanted_identity
 from simv0.labels import HEADS
-from simv0.own_class import file_of, load_dataset
+from simv0.own_class import file_of, load_dataset, of_user, windows_in
 from simv0.parts import Parts, parts_of, shard_windows_of
-from simv0.samples import CheckedDataset, SharesFrames, collate
-from simv0.split_labels import Labels, read_labels
+from simv0.samples import CheckedDataset, SharesFrames
+from simv0.split_labels import Labels, frames_of, read_labels
 from simv0.splits import brings_features, check_own_dv
 from simv0.store import file_bytes
+from simv0.walk import Reader, Watch, content_of, fault_of, walk
 
 Facts = dict[str, Any]
 
@@ -34,6 +38,12 @@ class SplitOutline:
         frames: frames that must be encoded once: those of overlapping windows count once.
         labels: None where they cannot be had without reading every window.
         text_bytes: the longest sample_id and group together, of what was read.
+        telemetry: of the windows that were read.
+        grouped: whether they name their recordings.
+        content_of: window -> a digest of its frames or features and telemetry.
+        read: windows whose frames or features were read.
+        contents: such digests of those -> the window.
+        differs: whether the first window was another when it was read again.
         identity: of the feature file.
     """
 
@@ -45,16 +55,24 @@ class SplitOutline:
     frames: int
     labels: Labels | None
     text_bytes: int
+    telemetry: Float[np.ndarray, "N 8"]
+    grouped: bool
+    content_of: Callable[[int], bytes]
+    read: int = 0
+    contents: dict[bytes, int] = field(default_factory=dict)
+    differs: bool = False
     identity: dict[str, Any] | None = None
 
     def facts(self) -> Facts:
         """For the report."""
         facts: Facts = {"source": self.source, "windows": self.windows}
+        if self.source != "feature file":
+            facts["windows read"] = "all" if self.read == self.windows else f"{self.read} (all with --full)"
         if self.dataset is not None and not isinstance(self.dataset, ManifestDataset):
             facts["class from"] = str(file_of(sys.modules[type(self.dataset).__module__]))
         for head, names in HEADS.items():
             if self.labels is None:
-                facts[head] = "not counted: that would read every window (give the class labels_of)"
+                facts[head] = "not counted: that would read every window (give the class labels_of, or --full)"
             else:
                 counts = np.bincount(self.labels.ids[head], minlength=len(names))
                 facts[head] = ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
@@ -68,7 +86,9 @@ class SplitOutline:
 
 
 class Noting:
-    """A `with` block whose SimError is taken down, every line once, instead of raised: the next check goes on."""
+    """A `with` block whose SimError is taken down, every line once, instead of raised: the next check goes on. So is an
+    exception of the user's class, once its traceback is logged.
+    """
 
     def __init__(self, problems: list[SimError]) -> None:
         self.problems = problems
@@ -77,25 +97,62 @@ class Noting:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, Exception) and not isinstance(error, SimError) and of_user(error):
+            error = fault_of(error)
         if not isinstance(error, SimError):
             return False
-        told = {line for problem in self.problems for line in str(problem).splitlines()}
-        # `Mistakes` adds a count to what a single sample has told already.
-        if new := [line for line in str(error).splitlines() if line.partition(" (and ")[0] not in told]:
+        told = {_kind(line) for problem in self.problems for line in str(problem).splitlines()}
+        if new := [line for line in str(error).splitlines() if _kind(line) not in told]:
             self.problems.append(type(error)("\n".join(new)))
         return True
 
 
-def check_split(config: Config, name: str, problems: list[SimError]) -> SplitOutline | None:
-    """Look at "train" or "val" as the commands would find it; None where that is not possible."""
+def _kind(line: str) -> tuple[str, str]:
+    """What a line of `Mistakes` says of which split, whatever the window and however often."""
+    place, _, said = line.partition(": ")
+    return re.sub(r"\[\d+\]$", "", place), re.sub(r" \(and \d+ more like it\)$", "", said)
+
+
+def check_split(
+    config: Config,
+    name: str,
+    problems: list[SimError],
+    *,
+    full: bool = False,
+    watch: Watch = lambda indices, _: indices,
+) -> SplitOutline | None:
+    """Look at "train" or "val" as the commands would find it; None where that is not possible.
+
+    Args:
+        config: the whole config.
+        name: of the split.
+        problems: what is wrong is added here.
+        full: read every window of a dataset.
+        watch: goes through the windows that are read.
+    """
+    cached = None
     with Noting(problems):
         cached = finished_features(config, name) if config.model.use_cached_vis_feats else None
+    with Noting(problems):
         if cached is None:
-            return _check_dataset(config, name, problems)
+            return _check_dataset(config, name, problems, full, watch)
         with Noting(problems):
             check_class_weights_mode(config.training.class_weights, cached.class_weights)
-        labels, N = cached.labels, len(cached)
-        return SplitOutline(name, "feature file", None, N, cached.dv, 0, labels, _text_bytes(labels), cached.identity)
+        labels = cached.labels
+        return SplitOutline(
+            name=name,
+            source="feature file",
+            dataset=None,
+            windows=len(cached),
+            dv=cached.dv,
+            frames=0,
+            labels=labels,
+            text_bytes=_text_bytes(labels),
+            telemetry=labels.telemetry,
+            grouped=labels.group is not None,
+            content_of=lambda i: content_of(cached[i]),
+            identity=cached.identity,
+        )
     return None
 
 
@@ -130,53 +187,65 @@ def _all_shards(config: Config, name: str, parts: Parts) -> bool:
     return False
 
 
-def _check_dataset(config: Config, name: str, problems: list[SimError]) -> SplitOutline | None:
-    """One batch of the user's dataset, and all labels where they come without frames.
+def _check_dataset(
+    config: Config, name: str, problems: list[SimError], full: bool, watch: Watch
+) -> SplitOutline | None:
+    """All labels of the user's dataset where they come without frames, and some of its windows, or all.
 
     Raises:
         DataError, ConfigError: what `load_dataset` refuses, an empty split.
     """
     F = config.model.F
     dataset = load_dataset(config.data, name)
-    N = len(dataset)
-    if N == 0:
-        raise DataError(f"{name}: the split is empty")
+    N = windows_in(dataset, name)
     with Noting(problems):
         own = class_weights_of(dataset, HEADS)
         check_class_weights_mode(config.training.class_weights, own)
-    samples: list[dict[str, Any]] = []
-    with Noting(problems):
-        samples = _one_batch(config, CheckedDataset(dataset, name, F=F))
     labels = None
     if hasattr(dataset, "labels_of"):
         with Noting(problems):
             labels = read_labels(dataset, name, F)
-    if not samples:
+    reader = Reader(CheckedDataset(dataset, name, F=F), by_frame=config.model.use_cached_vis_feats)
+    found, mistakes = walk(reader, N, full, config.batch_size, watch)
+    with Noting(problems):
+        mistakes.tell()
+        labels = labels or found.labels(name)
+    if not found.rows:
         return None
-    dv = samples[0]["vis_feats"].shape[-1] if "vis_feats" in samples[0] else None
-    text = _text_bytes(labels) if labels else max(_bytes(s["sample_id"]) + _bytes(s.get("group", "")) for s in samples)
-    if dv is not None:
+    rows = found.rows.values()
+    if labels is not None:
+        text, telemetry, grouped = _text_bytes(labels), labels.telemetry, labels.group is not None
+    else:
+        text = max(_bytes(row["sample_id"]) + _bytes(row.get("group", "")) for row in rows)
+        telemetry, grouped = np.stack([row["telemetry"].numpy() for row in rows]), all("group" in row for row in rows)
+    frames = 0
+    if found.dv is not None:
         with Noting(problems):
-            check_own_dv(config, name, dv)
-        return SplitOutline(name, "vis_feats", dataset, N, dv, 0, labels, text)
-    frames = N * F
-    if isinstance(dataset, SharesFrames):
-        frames = len({frame for i in range(N) for frame in dataset.frame_ids(i)})
-    return SplitOutline(name, "frames", dataset, N, None, frames, labels, text)
+            check_own_dv(config, name, found.dv)
+    else:
+        frames = len(set(frames_of(dataset, name))) if isinstance(dataset, SharesFrames) else N * F
+    return SplitOutline(
+        name=name,
+        source="frames" if found.dv is None else "vis_feats",
+        dataset=dataset,
+        windows=N,
+        dv=found.dv,
+        frames=frames,
+        labels=labels,
+        text_bytes=text,
+        telemetry=telemetry,
+        grouped=grouped,
+        content_of=lambda i: reader.read(i)[1],
+        read=len(found.rows),
+        contents=found.contents,
+        differs=0 in found.rows and _reread(config, dataset, name) not in found.contents,
+    )
 
 
-def _one_batch(config: Config, checked: CheckedDataset) -> list[dict[str, Any]]:
-    """The windows of a training batch of features, or of one encoder call.
-
-    Raises:
-        DataError: a window that breaks the contract.
-    """
-    first = checked[0]
-    windows = config.batch_size if "vis_feats" in first else max(1, config.cache.batch_size // config.model.F)
-    samples = [first, *(checked[i] for i in range(1, min(windows, len(checked))))]
-    if "vis_feats" in first:
-        collate(samples)
-    return samples
+def _reread(config: Config, dataset: Any, name: str) -> bytes:
+    """The content of the first window, read once more."""
+    checked = CheckedDataset(dataset, name, F=config.model.F)
+    return Reader(checked, by_frame=config.model.use_cached_vis_feats).read(0)[1]
 
 
 def _text_bytes(labels: Labels) -> int:

@@ -137,6 +137,11 @@ def naming(where: str) -> Iterator[None]:
         raise
 
 
+def of_user(error: Exception) -> bool:
+    """Whether an exception comes from the user's class: `naming` has noted where."""
+    return any(note.startswith("in ") for note in getattr(error, "__notes__", []))
+
+
 @contextmanager
 def draws_kept() -> Iterator[None]:
     """Put the global generators of torch (CPU), numpy and random back as they were: a step's draws go on as before."""

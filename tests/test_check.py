@@ -54,6 +54,7 @@ def test_a_good_config_has_no_problem_and_says_what_it_would_do(make_config: Mak
     assert report.problems == []
     assert report.facts["data: train"] == {
         "source": "frames",
+        "windows read": "all",
         "windows": 40,
         "risk": "none 10, low 10, med 10, high 10",
         "reason": report.facts["data: train"]["reason"],
@@ -84,7 +85,8 @@ def test_all_problems_come_at_once(make_config: MakeConfig, tmp_path: Path) -> N
         "training.amp_dtype: fp16 needs CUDA; write bf16 here, or training.amp: false",
         "training.class_weights: `dataset`, but the dataset has no class_weights; write none, balanced or "
         "sqrt_balanced",
-        "train[0]: telemetry: expected float [8] (ax, ay, az, gx, gy, gz, v, w), found float64 [1]",
+        "train[0]: telemetry: expected float [8] (ax, ay, az, gx, gy, gz, v, w), found float64 [1] (and 5 "
+        "more like it)",
         f"{tmp_path}/none.jsonl: there is no such manifest",
         f"model.d: the config says 63, but {models}/llm has width 64",
         f"model.dv: the config says 31, but local-dir:{models}/vision gives features of width 32",
@@ -110,16 +112,22 @@ def test_the_command_lists_all_of_them_and_exits_non_zero(make_config: MakeConfi
     good.write_text(dump_config(make_config()))
     args = ["check", "--config", str(good)]
     done = runner.invoke(app, args, catch_exceptions=False)
-    assert (done.exit_code, done.stderr) == (0, "")
-    assert done.stdout.endswith("no problems found\n")
+    few = 'val has 4 windows of risk "high"; at least 20 are needed to choose the alarm\'s threshold: best.pt will have'
+    assert (done.exit_code, done.stderr) == (0, f"warning: {few} none\n")
+    assert done.stdout.endswith("\nno problems found, 1 warning\n")
     one = runner.invoke(app, [*args, "--set", "model.F=5"], catch_exceptions=False)
     assert one.exit_code == 1
-    assert one.stderr == "".join(f"error: {s}[0]: frames: expected 5 (model.F), found 4\n" for s in ("train", "val"))
+    assert one.stderr == "".join(
+        f"error: {split}[0]: frames: expected 5 (model.F), found 4 (and {n} more like it)\n"
+        for split, n in (("train", 39), ("val", 19))
+    )
+    assert one.stdout.endswith("\n2 problems\n")
     both = runner.invoke(
         app, [*args, "--set", "model.llm_name_or_path=/nowhere", "--set", "model.d=3", "--set", "model.dv=3"]
     )
     assert both.exit_code == 1
-    assert [line.split(":")[1].strip() for line in both.stderr.splitlines()] == ["/nowhere", "model.dv"]
+    told = [line for line in both.stderr.splitlines() if line.startswith("error: ")]
+    assert [line.split(":")[1].strip() for line in told] == ["/nowhere", "model.dv"]
     assert runner.invoke(app, [*args, "--set", "model.d=3"]).exit_code == 2  # as train: the config is wrong
 
 
@@ -171,7 +179,7 @@ def test_a_dataset_with_features_needs_no_encoder(make_config: MakeConfig) -> No
     report = check(make_config(data=own(), model={"vision_encoder_name": "local-dir:/nowhere"}))
     assert report.problems == []
     assert report.facts["data: val"]["source"] == "vis_feats"
-    assert report.facts["data: val"]["risk"].startswith("not counted")
+    assert report.facts["data: val"]["risk"] == "none 3, low 3, med 3, high 3"  # all 12 windows were read
     assert "cache-vis" not in report.facts
     wrong = problems_of(make_config(data=own(), model={"dv": 7}))
     assert wrong == [
