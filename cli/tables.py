@@ -37,6 +37,7 @@ COMPARED = {
     "risk_macro_f1": "risk F1",
     "reason_macro_f1": "reason F1",
     "action_macro_f1": "action F1",
+    "composite": "composite",
 }
 
 

@@ -71,6 +71,11 @@ class Evaluated:
         return {**intervals(self.logits, self.labels, self.unit), **rates}
 
     @cached_property
+    def classes(self) -> dict[str, dict[str, dict[str, float | None]]]:
+        """Head -> class -> precision, recall, F1 (None where nothing was counted) and support."""
+        return {head: dict(_classes(self, head)) for head in HEADS}
+
+    @cached_property
     def cautions(self) -> list[str]:
         """What to know before believing the figures, one line each, the worst first."""
         return [*self.leakage, *_too_few(self), *_absent(self), *_perfect(self), *_as_good(self)]
@@ -86,6 +91,16 @@ class Evaluated:
                 yield "alarm_recall", rate_of(raised, self.is_high, self.unit)
             if not self.is_high.all():
                 yield "alarm_false_alarm_rate", rate_of(raised, ~self.is_high, self.unit)
+
+
+def _classes(evaluated: Evaluated, head: str) -> Iterator[tuple[str, dict[str, float | None]]]:
+    names = HEADS[head]
+    counts = confusion(evaluated.logits[head].argmax(1), evaluated.labels.ids[head], len(names)).numpy()
+    for i, name in enumerate(names):
+        right, support, said = int(counts[i, i]), int(counts[i].sum()), int(counts[:, i].sum())
+        rates = {"precision": (right, said), "recall": (right, support), "f1": (2 * right, said + support)}
+        shares = {key: part / whole if whole else None for key, (part, whole) in rates.items()}
+        yield name, {**shares, "support": support}
 
 
 def _too_few(evaluated: Evaluated) -> Iterator[str]:

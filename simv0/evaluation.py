@@ -100,7 +100,7 @@ def _evaluate(
     metrics |= alarm_rates(rows, is_high)
     p_high = torch.tensor([row["probs"]["risk"]["high"] for row in rows])
     metrics["risk_high_recall_at_5"] = recall_at_false_alarms(p_high, torch.from_numpy(is_high))
-    leakage, notes = leakage_of(config, source, data) if rank() == 0 else ([], [])
+    leakage, notes = leakage_of(checkpoint.meta, config, source, data) if rank() == 0 else ([], [])
     about = {"checkpoint": ckpt.name, "epoch": checkpoint.meta.epoch, "data": data or split, "windows": len(rows)}
     compared = _baselines(config, source, data) if baselines and rank() == 0 else "left out by --no-baselines"
     evaluated = Evaluated(
@@ -133,6 +133,7 @@ def _write(evaluated: Evaluated, rows: list[dict[str, Any]], folder: Path) -> No
         **evaluated.metrics,
         "baselines": evaluated.baselines,
         "alarm_chosen_on_val": alarm,
+        "classes": evaluated.classes,
         "cautions": evaluated.cautions,
         "facts": evaluated.facts,
     }
@@ -182,8 +183,8 @@ def _frames(config: Config, source: Split, data: str | None) -> Callable[[int], 
     else:
         try:
             dataset = load_dataset(config.data, source.name)
-        except SimError as error:
-            return str(error)
+        except Exception as error:  # also of the user's own class: the figures need no pictures
+            return str(error) or type(error).__name__
     if len(dataset) != len(source.labels):
         return "the dataset has changed since its features were made"
 

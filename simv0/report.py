@@ -137,16 +137,10 @@ def _scores(evaluated: Evaluated) -> dict[str, Any]:
 
 
 def _head(evaluated: Evaluated, head: str) -> dict[str, Any]:
-    """One head's confusions, and precision, recall, F1 and support of each class; None where nothing was counted."""
-    names, ids = HEADS[head], evaluated.labels.ids[head]
-    counts = confusion(evaluated.logits[head].argmax(1), ids, len(names)).numpy()
-    classes = []
-    for i, name in enumerate(names):
-        right, support, said = int(counts[i, i]), int(counts[i].sum()), int(counts[:, i].sum())
-        rates = {"precision": (right, said), "recall": (right, support), "f1": (2 * right, said + support)}
-        shares = {key: part / whole if whole else None for key, (part, whole) in rates.items()}
-        classes.append({"name": name, "support": support, **shares})
-    return {"name": head, "names": names, "counts": counts.tolist(), "classes": classes}
+    """One head's confusions and classes."""
+    names = HEADS[head]
+    counts = confusion(evaluated.logits[head].argmax(1), evaluated.labels.ids[head], len(names))
+    return {"name": head, "names": names, "counts": counts.tolist(), "classes": evaluated.classes[head]}
 
 
 def _figures(evaluated: Evaluated, alarm: Alarm, markup: Callable[[str], str]) -> dict[str, Any]:

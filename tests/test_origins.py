@@ -4,8 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from conftest import MakeConfig
 
+from cache.pipeline import cache_vis
+from simv0.datasets import ManifestDataset
 from simv0.evaluation import evaluate_checkpoint
 from simv0.fit import fit
 from simv0.metrics import chosen_by
@@ -50,3 +53,28 @@ def test_what_chose_the_best_epoch_is_told() -> None:
         chosen_by(epochs[1], [*epochs, epochs[1]], "composite") == "macro_f1: several epochs have a composite of 0.700"
     )
     assert chosen_by(epochs[2], epochs, "composite") == "macro_f1: composite has no value on val"
+
+
+class Mounted(ManifestDataset):
+    """A user's class whose data lie on a disk that is not always there."""
+
+    there = True
+
+    def __init__(self, split_path: str) -> None:
+        if not self.there:
+            raise FileNotFoundError("/mnt/nas is not mounted")
+        super().__init__(split_path)
+
+
+def test_an_evaluation_on_features_does_without_the_dataset(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(data={"dataset_class_path": "test_origins.Mounted"})
+    cache_vis(config)
+    run = fit(config)
+    monkeypatch.setattr(Mounted, "there", False)
+    found, folder = evaluate_checkpoint(run.best)
+    assert found.notes == ["Best epoch and alarm threshold were chosen on this split: expect less of new recordings."]
+    assert "Their frames are not shown: /mnt/nas is not mounted" in (folder / "report.html").read_text()
+    outside, _ = evaluate_checkpoint(run.best, make_config(), data=str(run.root.parent / "cache" / "val.h5"))
+    assert outside.notes == []  # the recordings are compared from the feature files alone

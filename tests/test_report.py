@@ -231,12 +231,15 @@ def test_evaluate_writes_it_with_frames_and_baselines_and_lives_without(
     text = words((folder / "report.html").read_text())
     assert found.facts["run"] == str(run.root)
     assert found.facts["evaluated on"].endswith("data0/val.jsonl")
-    assert found.facts["windows"] == "20, 1 recordings"
+    assert found.facts["windows"] == "20, 4 of them high; 1 recordings"
+    assert found.facts["features"] == str(features / "val.h5")
     assert found.facts["vision encoder"].endswith("vision, fp32")
     assert found.facts["LLM"] == "llm"
     assert all(value in text for value in found.facts.values())
     assert not any("LEAKAGE" in line for line in found.cautions)
-    assert json.loads((folder / "metrics.json").read_text())["cautions"] == found.cautions
+    written = json.loads((folder / "metrics.json").read_text())
+    assert written["cautions"] == found.cautions
+    assert written["classes"]["risk"]["high"]["support"] == 4
     assert "linear, features + telemetry" in text
     assert "alarm: no threshold: val has 4 windows" in text or 'of risk "high"; at least 20 are needed' in text
     assert "Training" in text
