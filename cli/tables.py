@@ -32,11 +32,11 @@ ROWS = {
 
 
 COMPARED = {
-    "risk_high_recall": "high recall",
-    "risk_high_recall_at_5": "at 5 % false alarms",
-    "risk_macro_f1": "risk F1",
-    "reason_macro_f1": "reason F1",
-    "action_macro_f1": "action F1",
+    "risk_high_recall": "high\nrecall",
+    "risk_high_recall_at_5": "at 5 %\nfalse\nalarms",
+    "risk_macro_f1": "risk\nF1",
+    "reason_macro_f1": "reason\nF1",
+    "action_macro_f1": "action\nF1",
     "composite": "composite",
 }
 

@@ -133,7 +133,7 @@ def test_a_perfect_score_on_few_or_leaked_windows_is_no_triumph() -> None:
     assert "recall, 1.000, may be anything from 0.292 to 1.000 (95 %)." in box  # 0.025 ** (1 / 3)
     assert "ABSENT: no window has risk none, low, med; reason" in box
     assert "PERFECT: every risk and action is right." in box
-    assert "A LINEAR MODEL is as good: 'linear, telemetry' has a composite of 1.000, this checkpoint 1.000 (95 %" in box
+    assert "A LINEAR MODEL is as good in composite: 'linear, telemetry' has 1.000, this checkpoint 1.000 (95 %" in box
     assert text.index("Before you believe") < text.index("How good (on leaked windows)")
     assert "high, called high (argmax) 1.000 3 high 0.292 to 1.000" in text
     assert "composite 1.000 3 0.292 to 1.000" in text
@@ -155,8 +155,13 @@ def test_a_simple_model_is_compared_within_the_interval(score: float, told_so: s
     )
     low, high = this.spread["composite"]
     assert 0.6 < low < 0.74 < 0.75 < high < 0.9
-    expected = f"{told_so}: 'linear, telemetry' has a composite of {score:.3f}, this checkpoint 0.750 (95 % interval"
+    expected = f"{told_so} in composite: 'linear, telemetry' has {score:.3f}, this checkpoint 0.750 (95 % interval"
     assert [line[: len(expected)] for line in this.cautions] == ([expected] if told_so else [])
+    heads = {"composite": 0.75, "risk_macro_f1": 0.9, "action_macro_f1": 0.7}
+    near = this.spread["risk_macro_f1"][0] + 0.001
+    simple = {"linear, telemetry": {"composite": 0.3, "risk_macro_f1": near, "action_macro_f1": 0.3}}
+    (line,) = evaluated(metrics=heads, baselines=simple).cautions
+    assert line.startswith("A LINEAR MODEL is as good in risk_macro_f1: 'linear, telemetry' has ")
 
 
 def test_the_page_names_its_origin_and_each_class(page: str) -> None:
