@@ -26,6 +26,7 @@ from simv0.identity import compare_identity, full_identity
 from simv0.labels import HEADS
 from simv0.own_class import calling, load_dataset, windows_in
 from simv0.parts import Parts, Plan, parts_of, shard_windows_of
+from simv0.spacing import split_spacing
 from simv0.split_labels import Labels, read_labels, warn_of_leakage
 from simv0.splits import yields_features
 
@@ -75,6 +76,7 @@ class Split:
     dataset: Any
     labels: Labels
     class_weights: dict[str, list[float]] | None
+    frame_spacing: float | None
 
     @property
     def parts(self) -> Parts:
@@ -137,7 +139,9 @@ def open_split(config: Config, name: str) -> Split:
     source = FrameSource(dataset, name, config.model.F, _unchanged)
     for window in range(len(labels)):
         source.frames_of(window)
-    return Split(name, Path(config.cache.dir) / f"{name}.h5", dataset, labels, class_weights_of(dataset, HEADS))
+    spacing = split_spacing(config.data, getattr(dataset, "frame_spacing", None), name)
+    final = Path(config.cache.dir) / f"{name}.h5"
+    return Split(name, final, dataset, labels, class_weights_of(dataset, HEADS), spacing)
 
 
 def _unchanged(frames: torch.Tensor) -> torch.Tensor:
@@ -161,7 +165,16 @@ def cache_split(config: Config, split: Split, encoder: Encoder) -> CacheReport:
     except OSError as error:
         raise CacheError(f"cache.dir: {split.final.parent} cannot be made: {error.strerror}") from None
 
-    work = ShardWork(split.parts, plan, source, split.labels, split.class_weights, encoder, config.data.num_workers)
+    work = ShardWork(
+        split.parts,
+        plan,
+        source,
+        split.labels,
+        split.class_weights,
+        encoder,
+        config.data.num_workers,
+        frame_spacing=split.frame_spacing,
+    )
     outcome: Outcome | None = None
     if split.final.exists() and not (split.parts.folder.exists() or split.gate.path.exists()):
         _check_complete(split, work)  # nobody works on it: no lock, so that the folder may be read-only
@@ -190,7 +203,8 @@ def _finish(split: Split, plan: Plan, publish_as: Literal["file", "shards"]) -> 
     """Make the final file if it is wanted and has room; None if damaged shards must be encoded again."""
     if publish_as == "shards" or not room_for_both(split.parts, plan):
         return "shards"
-    return "written" if publish(split.final, split.parts, plan, split.labels, split.class_weights) else None
+    done = publish(split.final, split.parts, plan, split.labels, split.class_weights, split.frame_spacing)
+    return "written" if done else None
 
 
 def start_over(splits: list[Split]) -> None:

@@ -53,7 +53,12 @@ class _DamagedShard(Exception):
 
 
 def publish(
-    final: Path, parts: Parts, plan: Plan, labels: Labels, class_weights: dict[str, list[float]] | None
+    final: Path,
+    parts: Parts,
+    plan: Plan,
+    labels: Labels,
+    class_weights: dict[str, list[float]] | None,
+    frame_spacing: float | None,
 ) -> bool:
     """Copy the finished shards into the final file; False if some were damaged: they must be encoded again.
 
@@ -64,7 +69,7 @@ def publish(
     digests = [record.sha256 for record in records if record is not None]
     if len(digests) < len(plan):
         return False
-    info = FeatureInfo(plan.identity, labels, class_weights, plan.shard_windows, digests)
+    info = FeatureInfo(plan.identity, labels, class_weights, plan.shard_windows, digests, 0, frame_spacing)
     try:
         with mendable_write(final):
             write_features(final, info, _checked_blocks(parts, plan), parts.folder / "final.tmp")

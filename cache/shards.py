@@ -67,6 +67,7 @@ class ShardWork:
         encoder: frames to features.
         workers: processes that read frames.
         on_progress: called with the counts after each encoder call.
+        frame_spacing: seconds between the frames of a window, where known.
     """
 
     def __init__(
@@ -79,12 +80,13 @@ class ShardWork:
         encoder: Encoder,
         workers: int,
         on_progress: Callable[[Counts], None] = lambda _: None,
+        frame_spacing: float | None = None,
     ) -> None:
         self.parts, self.plan, self.source, self.labels = parts, plan, source, labels
         self.class_weights, self.encoder, self.workers, self.on_progress = class_weights, encoder, workers, on_progress
         self.device = next(encoder.buffers()).device
         self.dtype = getattr(torch, plan.identity["dtype"])
-        self.counts = Counts()
+        self.frame_spacing, self.counts = frame_spacing, Counts()
         self.tasks: dict[int, _Task] = {}
 
     def run(self) -> None:
@@ -224,6 +226,7 @@ class ShardWork:
             self.plan.shard_windows,
             [sha256(block)],
             windows.start,
+            self.frame_spacing,
         )
         path = self.parts.shard_path(shard)
         with mendable_write(path):

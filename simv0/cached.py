@@ -37,6 +37,7 @@ class CachedDataset(Dataset[dict[str, Any]]):
         dv: feature width.
         labels: of all windows.
         class_weights: the dataset's own, or None.
+        frame_spacing: seconds between the frames of a window; None: unknown.
         split_name: `train` for `train.h5`.
         exceeds_ram: whether the page cache cannot hold the features: then only what a batch needs is read, all at once.
 
@@ -50,6 +51,7 @@ class CachedDataset(Dataset[dict[str, Any]]):
         self._files = open_features(self.path)
         first = self._files[0].info
         self.identity, self.class_weights = first.identity, first.class_weights
+        self.frame_spacing = first.frame_spacing
         self.split_name = self.path.name.split(".")[0]
         self.F: int = first.identity["F"]
         self.dv: int = first.identity["dv"]

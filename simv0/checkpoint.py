@@ -44,6 +44,8 @@ class Meta(BaseModel):
     d: Size
     F: Frames
     K: Frames
+    frame_spacing: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Seconds between the frames of a training window; None: unknown."""
     confidence_head: bool
     labels: dict[str, list[str]]
     llm: dict[str, JsonValue]

@@ -39,6 +39,9 @@ class DataConfig(Section):
     """Windows per training step; unset: 64 on cached features, 8 on raw frames."""
     num_workers: int = Field(default=0, ge=0)
     """Processes that read and decode frames; 0 reads in the main process. Cached features do not need any."""
+    frame_spacing: float | None = Field(default=None, gt=0, le=3600)
+    """Seconds between the frames of a window. The checkpoint keeps it, so that a robot's windows can be like those of
+    training; unset: what the dataset says (`timestamps` of a manifest's videos, or its `frame_spacing`), or unknown."""
     telemetry_norm: Literal["train", "none"] = "train"
     """`train` standardises each telemetry channel with the train split's mean and std; `none` for a dataset that does
     so already."""

@@ -4,8 +4,10 @@ import hashlib
 import json
 import math
 import os
+import statistics
 import warnings
 from collections.abc import Hashable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,13 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         if row.get("video") is None:
             return [self._paths[name] for name in row["frames"]]
         return [(self._paths[row["video"]], float(t)) for t in row["timestamps"]]
+
+    @property
+    def frame_spacing(self) -> float | None:
+        """Seconds between the frames of a window: the median over the videos' `timestamps`; None for images."""
+        gaps = [b - a for row in self.rows if row.get("video") for a, b in pairwise(map(float, row["timestamps"]))]
+        spacing = statistics.median(gaps) if gaps else 0.0
+        return round(spacing, 6) if spacing > 0 else None
 
     def load_frame(self, frame_id: Hashable) -> UInt8[Tensor, "3 H W"]:
         """One frame, RGB. A video is read forwards, each of its frames decoded once; far back or ahead it seeks."""

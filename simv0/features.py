@@ -48,6 +48,7 @@ class FeatureInfo:
         block_windows: windows per block; the last one may be shorter.
         block_sha256: digest of each block's bytes.
         first_window: index in the split of the file's first window: 0 but for shards.
+        frame_spacing: seconds between the frames of a window; None: unknown, as in files of older versions.
     """
 
     identity: dict[str, Any]
@@ -56,6 +57,7 @@ class FeatureInfo:
     block_windows: int
     block_sha256: list[str]
     first_window: int = 0
+    frame_spacing: float | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -240,7 +242,14 @@ class _Reader:
             block_windows,
             [row.tobytes().hex() for row in digests],
             first,
+            self.frame_spacing(),
         )
+
+    def frame_spacing(self) -> float | None:
+        value = self.h5.attrs.get("frame_spacing")
+        if value is not None and not (isinstance(value, np.floating) and 0 < value < np.inf):
+            self.refuse(f"frame_spacing: expected seconds > 0, found {value!r:.60}")
+        return None if value is None else float(value)
 
     def class_weights(self) -> dict[str, list[float]] | None:
         try:

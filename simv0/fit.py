@@ -33,6 +33,7 @@ from simv0.model import SimV0Model
 from simv0.resume import Position, find_checkpoint, numerics, restore
 from simv0.rundir import RunDir, append_line, provenance
 from simv0.samples import Batch
+from simv0.spacing import warn_of_spacing
 from simv0.split_labels import warn_of_leakage
 from simv0.splits import (
     Batches,
@@ -98,6 +99,7 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: 
     encoder = None if config.model.use_cached_vis_feats else load_encoder(config.model, config.cache.precision, device)
     train, val = (open_split(config, name, encoder) for name in ("train", "val"))
     check_pair(config, (train.identity, val.identity), (train.dv, val.dv))
+    warn_of_spacing(train.frame_spacing, val.frame_spacing)
     model = build_model(config, train.dv, encoder, device)
     model.visual_dropout = visual_dropout(config.training, train)
     digests = {"train": split_digest(train), "val": split_digest(val)}
@@ -271,6 +273,7 @@ def describe(config: Config, model: SimV0Model, train: Split) -> dict[str, Any]:
         "d": model.llm.d,
         "F": model.F,
         "K": model.K,
+        "frame_spacing": train.frame_spacing,
         "confidence_head": "confidence" in model.heads,
         "labels": {head: list(names) for head, names in HEADS.items()},
         "llm": model.llm.identity,

@@ -59,7 +59,9 @@ def _inspect_checkpoint(path: Path) -> dict[str, Any]:
         "complete": True,
         "epoch": meta.epoch,
         "weights": {name: list(tensor.shape) for name, tensor in checkpoint.state.items()},
-        **meta.model_dump(include={"dv", "d", "F", "K", "confidence_head", "metrics", "llm", "encoder", "alarm"}),
+        **meta.model_dump(
+            include={"dv", "d", "F", "K", "frame_spacing", "confidence_head", "metrics", "llm", "encoder", "alarm"}
+        ),
         "provenance": meta.provenance,
         "config": meta.config,
         "damaged": [],
@@ -100,6 +102,7 @@ def _contents(files: list[FeatureFile]) -> dict[str, Any]:
         "vis_feats": f"{first.identity['dtype']} [{len(labels)},{first.identity['F']},{first.identity['dv']}]",
         "bytes": sum(file.path.stat().st_size for file in files),
         "identity": first.identity,
+        "frame_spacing": first.frame_spacing,
         "class_weights": first.class_weights,
         **describe_labels(labels),
     }

@@ -21,6 +21,7 @@ log = logging.getLogger("simv0")
 
 OPERATIONAL = (
     "data.num_workers",
+    "data.frame_spacing",
     "cache.",
     "evaluation.batch_size",
     "output.",

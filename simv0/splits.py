@@ -28,6 +28,7 @@ from simv0.loading import make_loader, started
 from simv0.own_class import calling, load_dataset, windows_in
 from simv0.parts import parts_of
 from simv0.samples import Batch, CheckedDataset, collate
+from simv0.spacing import split_spacing
 from simv0.split_labels import Labels, read_labels
 
 log = logging.getLogger("simv0")
@@ -51,6 +52,8 @@ class Split:
     dv: int
     identity: dict[str, Any] | None
     """Of the feature file; None where the dataset itself yields features or frames."""
+    frame_spacing: float | None = None
+    """Seconds between the frames of a window; None: unknown."""
 
 
 def open_split(config: Config, name: str, encoder: Encoder | None = None) -> Split:
@@ -71,7 +74,8 @@ def open_split(config: Config, name: str, encoder: Encoder | None = None) -> Spl
             if not brings_features(config, name):  # what lies there is not of this dataset, which needs no file
                 raise
             return _open_dataset(config, name, None, path)
-        return Split(name, cached, cached.labels, cached.class_weights, cached.dv, cached.identity)
+        spacing = split_spacing(config.data, cached.frame_spacing, name)
+        return Split(name, cached, cached.labels, cached.class_weights, cached.dv, cached.identity, spacing)
     return _open_dataset(config, name, encoder, path)
 
 
@@ -112,7 +116,8 @@ def _open_dataset(config: Config, name: str, encoder: Encoder | None, path: Path
         dv = checked[0]["vis_feats"].shape[-1]
         check_own_dv(config, name, dv)
     labels = read_labels(dataset, name, F)
-    return Split(name, checked, labels, class_weights_of(dataset, HEADS), dv, None)
+    spacing = split_spacing(config.data, getattr(dataset, "frame_spacing", None), name)
+    return Split(name, checked, labels, class_weights_of(dataset, HEADS), dv, None, spacing)
 
 
 def check_own_dv(config: Config, name: str, dv: int) -> None:

@@ -79,6 +79,8 @@ def _lay_out(info: FeatureInfo) -> tuple["_Image", int]:
         file.attrs["class_weights"] = json.dumps(info.class_weights)
         file.attrs["block_windows"] = info.block_windows
         file.attrs["first_window"] = info.first_window
+        if info.frame_spacing is not None:
+            file.attrs["frame_spacing"] = info.frame_spacing
         file.attrs["complete"] = True
         for name, array in _tables(info).items():
             file.create_dataset(name, data=array)

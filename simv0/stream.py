@@ -11,15 +11,19 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from simv0.errors import ConfigError, DataError
+from simv0.arguments import is_number, require
+from simv0.confirmation import Confirmation
+from simv0.errors import DataError
 from simv0.labels import HIGH, RISKS
 from simv0.predict import Predictor
 from simv0.samples import check_frames, check_sample
+from simv0.spacing import choose_spacing, unit_of_clock, unit_of_gap
 
 Outcome = Literal["judged", "waiting", "dropped", "bad"]
 
@@ -33,6 +37,9 @@ ROUNDING = 1e-6
 @dataclass(frozen=True)
 class State:
     """What the stream knows at one moment.
+
+    Two alarms: `prediction["alarm"]` is one window's, P(high) >= the stream's threshold; `alarm` is the confirmed one,
+    which a robot acts on.
 
     Attributes:
         outcome: what became of the frame pushed last: `judged`; `waiting` (encoded, but no whole window ends with it);
@@ -55,64 +62,49 @@ class State:
     age: float | None
 
 
-class Confirmation:
-    """N-of-M with hysteresis: the alarm is raised when N of the last M scores reach the threshold, and taken back when
-    too few of them to raise it reach `release` x threshold.
+@dataclass(frozen=True)
+class _Known:
+    """All that one push leaves for `state` and `stats`: published as a whole, so that other threads may read it."""
 
-    Raises:
-        ConfigError: a setting out of range.
-    """
-
-    def __init__(self, threshold: float, confirm: tuple[int, int] = (2, 3), release: float = 0.8) -> None:
-        _require(0 <= threshold <= 1, "alarm_threshold", "a probability", threshold)
-        _require(1 <= confirm[0] <= confirm[1], "confirm", "(N, M) with 1 <= N <= M", confirm)
-        _require(0 < release <= 1, "release", "a share in 0..1", release)
-        self.threshold, self.n, self.release = threshold, confirm[0], release
-        self.raised = False
-        self._scores: deque[float] = deque(maxlen=confirm[1])
-
-    def update(self, p_high: float) -> bool:
-        """Take the next window's P(high); returns whether the alarm is raised now."""
-        self._scores.append(p_high)
-        calm = sum(score < self.release * self.threshold for score in self._scores)
-        if sum(score >= self.threshold for score in self._scores) >= self.n:
-            self.raised = True
-        elif calm > (self._scores.maxlen or 0) - self.n:
-            self.raised = False
-        return self.raised
-
-    def forget(self) -> None:
-        """Drop the scores; a raised alarm stays until new ones take it back."""
-        self._scores.clear()
+    outcome: Outcome
+    problem: str | None
+    gap: str | None
+    good: tuple[float, dict[str, Any]] | None
+    raised: bool | None
+    now: float
+    counts: dict[str, int]
+    latencies: tuple[float, ...]
+    ages: tuple[float, ...]
 
 
 class Stream:
-    """A predictor that is fed frame by frame.
+    """A predictor that is fed frame by frame, by one thread; `state` and `stats` may be asked from any.
 
     >>> stream = Stream(Predictor.load("runs/sim_v0/checkpoints/best.pt"), spacing=0.2)
     >>> state = stream.push(frame, telemetry, t=camera_seconds)
-    >>> stop = state.risk == "unknown" or state.alarm
+    >>> stop = state.risk == "unknown" or state.alarm is not False  # no threshold, no all-clear
 
     Args:
         predictor: the loaded checkpoint.
-        spacing: seconds between the frames of a training window. Frames may come more often: a window takes those that
-            lie `spacing` apart.
+        spacing: seconds between the frames of a training window; by default what the checkpoint says. Frames may come
+            more often: a window takes those that lie `spacing` apart.
         stale_after: seconds after which the newest good prediction no longer counts; 3 x spacing by default.
         confirm: (N, M) of `Confirmation`.
         release: of `Confirmation`.
-        alarm_threshold: on P(high); by default the one that the checkpoint brings.
+        alarm_threshold: on P(high); by default the one that the checkpoint brings. It decides `prediction["alarm"]`
+            too.
         camera_delay: seconds from a frame's stamp to its push when nothing lags.
         live: False for recordings: then no frame is dropped for its age.
         clock: seconds, the clock that stamps the frames (`time.time` for ROS).
 
     Raises:
-        ConfigError: a setting out of range.
+        ConfigError: a setting of a wrong type or out of range; no spacing, and the checkpoint does not know it.
     """
 
     def __init__(
         self,
         predictor: Predictor,
-        spacing: float,
+        spacing: float | None = None,
         *,
         stale_after: float | None = None,
         confirm: tuple[int, int] = (2, 3),
@@ -122,14 +114,20 @@ class Stream:
         live: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        _require(0 < spacing < math.inf, "spacing", "seconds > 0", spacing)
-        _require(stale_after is None or stale_after > 0, "stale_after", "seconds > 0", stale_after)
-        _require(0 <= camera_delay < math.inf, "camera_delay", "seconds >= 0", camera_delay)
+        loads = f"; load it with Predictor.load({str(predictor)!r})" if isinstance(predictor, (str, Path)) else ""
+        require(isinstance(predictor, Predictor), "predictor", "a Predictor", predictor, loads)
+        spacing = choose_spacing(spacing, predictor.meta.frame_spacing)
+        stale_after = 3 * spacing if stale_after is None else stale_after
+        require(is_number(stale_after) and stale_after > 0, "stale_after", "seconds > 0", stale_after)
+        require(is_number(camera_delay) and 0 <= camera_delay < math.inf, "camera_delay", "seconds >= 0", camera_delay)
+        require(isinstance(live, bool), "live", "True or False", live)
+        require(callable(clock), "clock", "a function that returns seconds", clock)
         self.predictor, self.spacing, self.live, self.clock = predictor, spacing, live, clock
-        self.stale_after = 3 * spacing if stale_after is None else stale_after
+        self.stale_after = float(stale_after)
         stored = predictor.meta.alarm
         threshold = alarm_threshold if alarm_threshold is not None else (stored.threshold if stored else None)
-        self.alarm = None if threshold is None else Confirmation(threshold, confirm, release)
+        unused = Confirmation(0.5 if threshold is None else threshold, confirm, release)  # checks them in any case
+        self.alarm = None if threshold is None else unused
         self.camera_delay = camera_delay
         self.counts: Counter[str] = Counter()
         """Frames pushed, encoded, judged, waiting, dropped, bad."""
@@ -137,6 +135,7 @@ class Stream:
         self._ages: deque[float] = deque(maxlen=KEPT_LATENCIES)
         self._ring: deque[tuple[float, Tensor]] = deque(maxlen=2 * OVERSAMPLING * predictor.meta.F)
         self._begin()
+        self._publish("waiting", "no frame yet")
 
     def _begin(self) -> None:
         """Know nothing."""
@@ -144,21 +143,29 @@ class Stream:
         self._now = -math.inf
         self._good: tuple[float, dict[str, Any]] | None = None
         self._gap: str | None = "no frame yet"
-        self._last: tuple[Outcome, str | None] = ("waiting", "no frame yet")
+
+    def _publish(self, outcome: Outcome, problem: str | None) -> None:
+        """Let other threads see what is known now: by one assignment, of what never changes."""
+        self._known = _Known(
+            outcome, problem, self._gap, self._good, None if self.alarm is None else self.alarm.raised, self._now,
+            dict(self.counts), tuple(self._latencies), tuple(self._ages),
+        )  # fmt: skip
 
     def push(self, frame: Any, telemetry: Any, t: Any) -> State:
-        """Take one frame [3,H,W] (uint8, or float 0..1) with the raw telemetry [8] of its moment, `t` in seconds.
+        """Take one frame [3,H,W] (RGB; uint8, or float 0..1) with the raw telemetry [8] of its moment, `t` in seconds.
 
+        `t` and `telemetry` are this frame's: a window is judged with the telemetry of its last frame, as in training.
         Never raises for what a camera or a sensor does: a bad frame is told in the state and counted.
         """
         started = self.clock()
         self.counts["pushed"] += 1
-        self._last = self._take(frame, telemetry, t, started)
-        self.counts[self._last[0]] += 1
-        if self._last[0] == "judged":
+        outcome, problem = self._take(frame, telemetry, t, started)
+        self.counts[outcome] += 1
+        if outcome == "judged":
             done = self.clock()
             self._latencies.append(done - started)
             self._ages.append(done - (self._now if self.live else started))
+        self._publish(outcome, problem)
         return self.state()
 
     def _take(self, frame: Any, telemetry: Any, t: Any, started: float) -> tuple[Outcome, str | None]:
@@ -171,7 +178,10 @@ class Stream:
         if not math.isfinite(t):
             return "bad", f"{where}: t: expected finite seconds"
         if self.live and t > started + self.spacing:
-            return "bad", f"{where}: t is {t - started:.3f} s in the future of the stream's clock"
+            return (
+                "bad",
+                f"{where}: t is {t - started:.3f} s in the future of the stream's clock{unit_of_clock(t, started)}",
+            )
         anew = ""
         if t <= self._now:
             if self._now - t <= self.predictor.meta.F * self.spacing:
@@ -220,8 +230,15 @@ class Stream:
             if abs(t - self._ring[at][0] - self.spacing) > self.spacing / 2 + ROUNDING:
                 return None, (
                     f"frames {t - self._ring[at][0]:.3f} s apart, {newest - t:.3f} s before the newest one; "
-                    f"expected {self.spacing:g} s, within half of it"
+                    f"expected {self.spacing:g} s, within half of it{self._unit_of_gaps()}"
                 )
+
+    def _unit_of_gaps(self) -> str:
+        """What `t` seems to count, where no two of the last three frames are near enough for seconds."""
+        if len(self._ring) < 3:
+            return ""
+        first, second, third = (self._ring[i][0] for i in (-3, -2, -1))
+        return unit_of_gap(min(second - first, third - second), self.spacing)
 
     def _judge(self, window: Tensor, telemetry: Tensor, t: float, where: str) -> tuple[Outcome, str | None]:
         """Predict, and bring the alarm up to date."""
@@ -234,6 +251,7 @@ class Stream:
             if self._stale(t):
                 self.alarm.forget()  # windows from before the gap confirm nothing
             self.alarm.update(p_high)
+            prediction["alarm"] = p_high >= self.alarm.threshold
         self._good = (t, prediction)
         return "judged", None
 
@@ -245,24 +263,22 @@ class Stream:
 
         Let a watchdog ask: where no frames come, no push can say that the state has become unknown.
         """
+        known = self._known
         if now is None:
-            now = self.clock() if self.live else self._now
-        outcome, problem = self._last
-        unknown = self._gap
-        if unknown is None and self._stale(now):
-            since = "yet" if self._good is None else f"for {now - self._good[0]:.3f} s"
-            unknown = f"no good prediction {since}" + (f"; last: {problem}" if problem else "")
-        known = unknown is None and self._good is not None
-        prediction = self._good[1] if known and self._good else None
-        raised = None if self.alarm is None else (self.alarm.raised or (False if known else None))
+            now = self.clock() if self.live else known.now
+        unknown, good = known.gap, known.good
+        if unknown is None and (good is None or now - good[0] > self.stale_after):
+            since = "yet" if good is None else f"for {now - good[0]:.3f} s"
+            unknown = f"no good prediction {since}" + (f"; last: {known.problem}" if known.problem else "")
+        prediction = good[1] if unknown is None and good is not None else None
         return State(
-            outcome=outcome,
-            problem=problem,
+            outcome=known.outcome,
+            problem=known.problem,
             risk=prediction["risk"] if prediction else "unknown",
             unknown=unknown,
             prediction=prediction,
-            alarm=raised,
-            age=None if self._good is None else now - self._good[0],
+            alarm=None if known.raised is None else (known.raised or (False if prediction else None)),
+            age=None if good is None else now - good[0],
         )
 
     def stats(self) -> dict[str, float | int | None]:
@@ -270,16 +286,12 @@ class Stream:
 
         Percentiles over the last 1000 predictions; None before two.
         """
+        known = self._known
         result: dict[str, float | int | None] = {
-            key: self.counts[key] for key in ("pushed", "encoded", "judged", "waiting", "dropped", "bad")
+            key: known.counts.get(key, 0) for key in ("pushed", "encoded", "judged", "waiting", "dropped", "bad")
         }
-        for name, seconds in (("latency", self._latencies), ("age", self._ages)):
+        for name, seconds in (("latency", known.latencies), ("age", known.ages)):
             cuts = statistics.quantiles(seconds, n=100, method="inclusive") if len(seconds) > 1 else None
             result |= {f"{name}_p50_ms": 1e3 * cuts[49] if cuts else None}
             result |= {f"{name}_p99_ms": 1e3 * cuts[98] if cuts else None}
         return result
-
-
-def _require(holds: bool, name: str, expected: str, found: Any) -> None:
-    if not holds:
-        raise ConfigError(f"{name}: expected {expected}, found {found}")

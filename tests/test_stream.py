@@ -2,18 +2,22 @@
 
 import itertools
 import random
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from stream_world import GOOD, SPACING, Clock, F, best, full, image, recording, trained
 
 from simv0.config import Config
+from simv0.confirmation import Confirmation
 from simv0.errors import ConfigError
 from simv0.predict import Predictor
-from simv0.stream import OVERSAMPLING, Confirmation, State, Stream
+from simv0.stream import OVERSAMPLING, State, Stream
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +117,62 @@ def test_clocks_that_differ_are_told_and_never_known(predictor: Predictor) -> No
     state = stream.push(image(), GOOD, 3.0)
     assert state.outcome == "dropped"
     assert state.problem == "push[0]: 997.000 s late, so a newer frame is there (or the clocks differ)"
-    state = stream.push(image(), GOOD, 1e9)
-    assert (state.outcome, state.risk) == ("bad", "unknown")
-    assert state.problem == "push[1]: t is 999999000.000 s in the future of the stream's clock"
+    assert (state.outcome, state.risk) == ("dropped", "unknown")
+    for t, seems in (
+        (1e6 + 5, "t looks like milliseconds"),
+        (1e12, "t looks like nanoseconds"),
+        (1.7e12, "t looks like milliseconds"),  # since 1970
+        (1.7e9, "t looks like seconds since 1970, which are of clock=time.time"),
+    ):
+        state = stream.push(image(), GOOD, t)
+        assert (state.outcome, state.risk) == ("bad", "unknown")
+        assert state.problem == (
+            f"push[{stream.counts['pushed'] - 1}]: t is {t - 1000:.3f} s in the future of the stream's clock; {seems}"
+        )
     assert Stream(predictor, SPACING, clock=clock, camera_delay=0.5).push(image(), GOOD, 999.5).outcome == "waiting"
+
+
+def test_milliseconds_of_a_recording_are_told_as_such(predictor: Predictor) -> None:
+    stream = recording(predictor)
+    states = [stream.push(image(), GOOD, 33.3 * i) for i in range(4)]
+    apart = "frames 33.300 s apart, 0.000 s before the newest one; expected 0.2 s, within half of it"
+    assert [state.unknown for state in states[1:]] == [apart, *2 * [f"{apart}; t looks like milliseconds"]]
+
+
+def test_a_watchdog_beside_push_sees_one_push_as_a_whole(predictor: Predictor) -> None:
+    """The camera's clock is set back again and again, while two threads ask."""
+    stream = recording(predictor, alarm_threshold=0.0, confirm=(1, 1))
+    faults: list[BaseException] = []
+    asked, done = [0, 0], threading.Event()
+
+    def watch(watcher: int) -> None:
+        try:
+            while not done.is_set():
+                state, stats = stream.state(), stream.stats()
+                assert (state.prediction is None) == (state.unknown is not None)
+                if state.outcome == "judged":
+                    assert state.age == 0
+                    assert state.prediction is not None
+                asked[watcher] += 1
+                assert stats["pushed"] == sum(stats[outcome] or 0 for outcome in ("judged", "waiting", "bad"))
+        except BaseException as fault:
+            faults.append(fault)
+
+    watchers = [threading.Thread(target=watch, args=(i,)) for i in range(2)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for watcher in watchers:
+            watcher.start()
+        for i in range(120):
+            stream.push(image(), GOOD, 1000 * (i // 6 % 2) + i * SPACING)
+    finally:
+        done.set()
+        for watcher in watchers:
+            watcher.join()
+        sys.setswitchinterval(before)
+    assert faults == []
+    assert min(asked) > 100
 
 
 def test_a_watchdog_sees_a_dead_camera(predictor: Predictor) -> None:
@@ -188,6 +244,16 @@ def test_confirmation_and_hysteresis_by_hand() -> None:
     assert [int(alarm.update(score)) for score in scores] == raised
 
 
+def test_one_threshold_is_in_force(predictor: Predictor) -> None:
+    """The prediction's alarm is of the stream's threshold, the state's is confirmed: 2 of 3 by default."""
+    stream = recording(predictor, alarm_threshold=0.0)
+    states = [stream.push(image(i), GOOD, i * SPACING) for i in range(F + 1)]
+    alarms = [(state.alarm, state.prediction and state.prediction["alarm"]) for state in states]
+    assert alarms == [*3 * [(None, None)], (False, True), (True, True)]
+    predictions = [full(predictor, alarm_threshold=threshold).state().prediction for threshold in (1.0, None)]
+    assert [prediction and prediction["alarm"] for prediction in predictions] == [False, None]
+
+
 def test_an_alarm_outlives_a_blind_camera(predictor: Predictor) -> None:
     stream = full(predictor, alarm_threshold=0.0, confirm=(1, 1))
     assert stream.state().alarm is True
@@ -201,14 +267,37 @@ def test_an_alarm_outlives_a_blind_camera(predictor: Predictor) -> None:
     ("settings", "message"),
     [
         ({"spacing": 0.0}, "spacing: expected seconds > 0, found 0.0"),
+        ({"spacing": "0.2"}, "spacing: expected seconds > 0, found '0.2'"),
+        ({"spacing": True}, "spacing: expected seconds > 0, found True"),
+        (
+            {"spacing": None},
+            "spacing: the checkpoint does not say how far apart the frames of its training windows are; give it in "
+            "seconds (and train with data.frame_spacing)",
+        ),
+        (
+            {"predictor": "best.pt"},
+            "predictor: expected a Predictor, found 'best.pt'; load it with Predictor.load('best.pt')",
+        ),
+        ({"predictor": None}, "predictor: expected a Predictor, found None"),
+        ({"confirm": 3}, "confirm: expected (N, M) with 1 <= N <= M, found 3"),
+        ({"confirm": (2.0, 3)}, "confirm: expected (N, M) with 1 <= N <= M, found (2.0, 3)"),
+        ({"release": "0.8"}, "release: expected a share in 0..1, found '0.8'"),
+        ({"stale_after": [1]}, "stale_after: expected seconds > 0, found [1]"),
+        ({"camera_delay": None}, "camera_delay: expected seconds >= 0, found None"),
+        ({"live": "no"}, "live: expected True or False, found 'no'"),
+        ({"clock": 0.5}, "clock: expected a function that returns seconds, found 0.5"),
         ({"stale_after": -1.0}, "stale_after: expected seconds > 0, found -1.0"),
         ({"confirm": (3, 2), "alarm_threshold": 0.5}, "confirm: expected (N, M) with 1 <= N <= M, found (3, 2)"),
         ({"alarm_threshold": 50.0}, "alarm_threshold: expected a probability, found 50.0"),
+        ({"alarm_threshold": "0.5"}, "alarm_threshold: expected a probability, found '0.5'"),
     ],
 )
-def test_wrong_settings(predictor: Predictor, settings: dict[str, Any], message: str) -> None:
+def test_wrong_settings(
+    predictor: Predictor, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
     with pytest.raises(ConfigError) as error:
-        Stream(predictor, **{"spacing": SPACING, **settings})
+        Stream(**{"predictor": predictor, "spacing": SPACING, **settings})
     assert str(error.value) == message
 
 
