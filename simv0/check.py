@@ -25,6 +25,7 @@ from simv0.hub import check_encoder_at_hand, check_llm_at_hand
 from simv0.llm import weight_files
 from simv0.outline import EncoderOutline, LLMOutline, outline_encoder, outline_llm
 from simv0.rundir import RunDir
+from simv0.spacing import warn_of_spacing
 from simv0.split_labels import warn_of_leakage
 from simv0.splits import check_pair
 from simv0.walk import Watch, unwatched
@@ -199,6 +200,7 @@ def check_both(config: Config, train: SplitOutline, val: SplitOutline, problems:
         if train.dv is not None and val.dv is not None:
             check_pair(config, (train.identity, val.identity), (train.dv, val.dv))
     groups = (split.labels.group if split.labels is not None else None for split in (train, val))
+    warn_of_spacing(train.frame_spacing, val.frame_spacing)
     leaks = warn_of_leakage(train.dataset, val.dataset, *groups)
     for warning in warnings_of_both(train, val, bool(leaks)):
         log.warning(warning)

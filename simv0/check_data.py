@@ -20,6 +20,7 @@ from simv0.labels import HEADS
 from simv0.own_class import file_of, load_dataset, of_user, windows_in
 from simv0.parts import Parts, parts_of, shard_windows_of
 from simv0.samples import CheckedDataset, SharesFrames
+from simv0.spacing import split_spacing
 from simv0.split_labels import Labels, frames_of, read_labels
 from simv0.splits import brings_features, check_own_dv
 from simv0.store import file_bytes
@@ -45,6 +46,7 @@ class SplitOutline:
         contents: such digests of those -> the window.
         differs: whether the first window was another when it was read again.
         identity: of the feature file.
+        frame_spacing: seconds between the frames of a window, where known.
     """
 
     name: str
@@ -62,6 +64,7 @@ class SplitOutline:
     contents: dict[bytes, int] = field(default_factory=dict)
     differs: bool = False
     identity: dict[str, Any] | None = None
+    frame_spacing: float | None = None
 
     def facts(self) -> Facts:
         """For the report."""
@@ -70,6 +73,8 @@ class SplitOutline:
             facts["windows read"] = "all" if self.read == self.windows else f"{self.read} (all with --full)"
         if self.dataset is not None and not isinstance(self.dataset, ManifestDataset):
             facts["class from"] = str(file_of(sys.modules[type(self.dataset).__module__]))
+        known = f"{self.frame_spacing:g} s" if self.frame_spacing else "unknown: data.frame_spacing tells the robot"
+        facts["frame spacing"] = known
         for head, names in HEADS.items():
             if self.labels is None:
                 facts[head] = "not counted: that would read every window (give the class labels_of, or --full)"
@@ -138,6 +143,9 @@ def check_split(
             return _check_dataset(config, name, problems, full, watch)
         with Noting(problems):
             check_class_weights_mode(config.training.class_weights, cached.class_weights)
+        spacing = None
+        with Noting(problems):
+            spacing = split_spacing(config.data, cached.frame_spacing, name)
         labels = cached.labels
         return SplitOutline(
             name=name,
@@ -152,6 +160,7 @@ def check_split(
             grouped=labels.group is not None,
             content_of=lambda i: content_of(cached[i]),
             identity=cached.identity,
+            frame_spacing=spacing,
         )
     return None
 
@@ -201,6 +210,9 @@ def _check_dataset(
     with Noting(problems):
         own = class_weights_of(dataset, HEADS)
         check_class_weights_mode(config.training.class_weights, own)
+    spacing = None
+    with Noting(problems):
+        spacing = split_spacing(config.data, getattr(dataset, "frame_spacing", None), name)
     labels = None
     if hasattr(dataset, "labels_of"):
         with Noting(problems):
@@ -239,6 +251,7 @@ def _check_dataset(
         read=len(found.rows),
         contents=found.contents,
         differs=0 in found.rows and _reread(config, dataset, name) not in found.contents,
+        frame_spacing=spacing,
     )
 
 

@@ -41,7 +41,7 @@ class DataConfig(Section):
     """Processes that read and decode frames; 0 reads in the main process. Cached features do not need any."""
     frame_spacing: float | None = Field(default=None, gt=0, le=3600)
     """Seconds between the frames of a window. The checkpoint keeps it, so that a robot's windows can be like those of
-    training; unset: what the dataset says (`timestamps` of a manifest's videos, or its `frame_spacing`), or unknown."""
+    training; unset: what the dataset says (`timestamps` of a manifest's videos, its `frame_spacing`), else unknown."""
     telemetry_norm: Literal["train", "none"] = "train"
     """`train` standardises each telemetry channel with the train split's mean and std; `none` for a dataset that does
     so already."""

@@ -56,6 +56,7 @@ def test_a_good_config_has_no_problem_and_says_what_it_would_do(make_config: Mak
         "source": "frames",
         "windows read": "all",
         "windows": 40,
+        "frame spacing": "unknown: data.frame_spacing tells the robot",
         "risk": "none 10, low 10, med 10, high 10",
         "reason": report.facts["data: train"]["reason"],
         "action": "continue 7, slow 7, stop 7, reverse 7, turn_left 6, turn_right 6",
