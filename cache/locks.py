@@ -1,13 +1,12 @@
 """Locks between processes that die with their holder: `flock` on a file of their own."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from simv0.errors import CacheError
-from simv0.locks import hold, let_go
+from simv0.locks import flock, hold, let_go
 
 
 class FileLock:
@@ -23,14 +22,13 @@ class FileLock:
         Raises:
             CacheError: the file system has no such locks, or the folder is not writable.
         """
-        kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
         while True:
             try:
                 descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
             except OSError as error:
                 raise CacheError(f"{self.path}: cannot be made: {error.strerror}") from None
             try:
-                fcntl.flock(descriptor, kind)
+                flock(descriptor, shared=shared, wait=wait)
                 if self._still_named(descriptor):
                     self._descriptor = descriptor
                     hold(descriptor)

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from simv0.errors import SimError, of_lost_worker
+from simv0.locks import check_platform
 
 app = typer.Typer(
     help="How risky is this window, why, and what to do: a small model around a frozen encoder and a frozen LLM.",
@@ -45,6 +46,7 @@ def user_errors(answers_on_stdout: bool = False) -> Iterator[None]:
     for handler in handlers:
         logger.addHandler(handler)
     try:
+        check_platform()
         yield
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)

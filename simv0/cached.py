@@ -1,7 +1,6 @@
 """The dataset that training reads: a feature file, or a folder of shards."""
 
 import os
-import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,8 @@ from simv0.samples import Batch
 
 CGROUP = Path("/sys/fs/cgroup")
 """Where a container (cgroup v2) says how much memory it may use."""
+
+MEMINFO = Path("/proc/meminfo")
 
 MAPS_AT_MOST = 16_384
 """Shards mapped at a time, however many files a process may open."""
@@ -60,7 +61,7 @@ class CachedDataset(Dataset[dict[str, Any]]):
         self._maps: dict[int, np.ndarray] = {}
         self._ram: np.ndarray | None = None
         free = available_memory()
-        self.exceeds_ram = self.nbytes > free  # mapped, the processes of a machine share one copy
+        self.exceeds_ram = 0 < free < self.nbytes  # mapped, the processes of a machine share one copy
         if in_memory == "always" or (in_memory == "auto" and self.nbytes < free / 2 / local_world()):
             self._ram = np.empty((len(self), self.F, self.dv), first.dtype)
             at = 0
@@ -132,25 +133,37 @@ class CachedDataset(Dataset[dict[str, Any]]):
 
 def maps_at_once() -> int:
     """How many shards may be mapped: each costs a file descriptor, and half of them are left to others."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return MAPS_AT_MOST
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return MAPS_AT_MOST if files == resource.RLIM_INFINITY else max(1, min(files // 2, MAPS_AT_MOST))
 
 
 def available_memory() -> int:
-    """Bytes of RAM that are free or can be freed, within the limit of a container; 0 where the system does not say."""
+    """Bytes of RAM that are free or can be freed, within the limit of a container; half of all where the system tells
+    only that (macOS), 0 where it tells nothing.
+    """
     free = _free_memory()
     try:
         limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return free if limit == "max" else max(0, min(free, int(limit) - int(used)))
+        return free if limit == "max" else max(1, min(free or int(limit), int(limit) - int(used)))
     except (OSError, ValueError):
         return free
 
 
 def _free_memory() -> int:
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        return 0
+        lines = MEMINFO.read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, IndexError, StopIteration):  # no Linux, or /proc is not mounted
+        pass
+    for pages, share in (("SC_AVPHYS_PAGES", 1), ("SC_PHYS_PAGES", 2)):  # macOS tells only how much there is in all
+        try:
+            found = os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError, AttributeError):  # AttributeError: Windows
+            continue
+        if found > 0:
+            return found // share
+    return 0

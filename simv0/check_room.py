@@ -1,5 +1,6 @@
 """What cache-vis and train would take of disk and memory, and whether there is room."""
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -16,6 +17,8 @@ from simv0.encoder import resolve_precision
 from simv0.errors import CacheError, ConfigError, SimError
 from simv0.outline import EncoderOutline, LLMOutline, outline_trained
 from simv0.parts import parts_of
+
+log = logging.getLogger("simv0")
 
 SAVED_STATES = 10
 """Trained weights kept on disk at once: last.pt, last.prev.pt and the one being written with AdamW's two moments each,
@@ -84,6 +87,7 @@ def check_training(
         "LLM compiled": compiled,
         "peak_memory_beyond_python_bytes": peak,
         "features_in_RAM_bytes": features,
+        "free_RAM_bytes": available_memory() or None,
         "checkpoints_on_disk_bytes": saved,
     }
 
@@ -109,6 +113,8 @@ def check_memory(peak: int, features: int) -> None:
     """
     local = local_world()
     room = available_memory()
+    if not room:
+        log.warning("machine: this system does not tell how much memory is free; whether training fits was not checked")
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         if peak > free:

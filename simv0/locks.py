@@ -2,7 +2,35 @@
 
 import os
 
+from simv0.errors import ConfigError
+
 _held: set[int] = set()
+
+
+def check_platform() -> None:
+    """Refuse a system without `flock`.
+
+    Raises:
+        ConfigError: it is Windows.
+    """
+    try:
+        import fcntl  # noqa: F401
+    except ImportError:
+        raise ConfigError("simv0 needs Linux or macOS (there is no fcntl here); on Windows, use WSL2") from None
+
+
+def flock(descriptor: int, *, shared: bool = False, wait: bool = True) -> None:
+    """Lock an open file.
+
+    Raises:
+        BlockingIOError: somebody else holds it, and `wait` is false.
+        OSError: the file system has no locks.
+        ConfigError: nor has the system.
+    """
+    check_platform()
+    import fcntl
+
+    fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
 
 
 def hold(descriptor: int) -> None:
@@ -22,4 +50,5 @@ def _forget() -> None:
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_forget)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget)

@@ -8,7 +8,6 @@ evaluation/  metrics.json predictions.jsonl
 export/      sim_v0_infer.py labels.json
 """
 
-import fcntl
 import importlib.metadata
 import json
 import logging
@@ -26,7 +25,7 @@ from simv0.config_file import dump_config
 from simv0.errors import TrainingError
 from simv0.files import sync_folder, told_plainly, write_atomically
 from simv0.labels import HEADS
-from simv0.locks import hold, let_go
+from simv0.locks import flock, hold, let_go
 
 PARTS = ("checkpoints", "metrics", "logs", "evaluation", "export")
 
@@ -63,7 +62,7 @@ class RunDir:
             self.root.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(descriptor, wait=False)
         except BlockingIOError:
             os.close(descriptor)
             raise TrainingError(

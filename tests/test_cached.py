@@ -114,13 +114,36 @@ def test_a_container_may_use_less_than_the_machine_has(tmp_path: Path, monkeypat
     monkeypatch.setattr("simv0.cached.CGROUP", tmp_path)
     alone = available_memory()
     assert alone > 1 << 20  # no such files: what the machine has
-    for limit, used, expected in (("5000\n", "2000\n", 3000), ("5000", "6000", 0)):
+    for limit, used, expected in (("5000\n", "2000\n", 3000), ("5000", "6000", 1)):  # 0: not known
         (tmp_path / "memory.max").write_text(limit)
         (tmp_path / "memory.current").write_text(used)
         assert available_memory() == expected
     for limit in ("max\n", str(1 << 60)):
         (tmp_path / "memory.max").write_text(limit)
         assert available_memory() > 1 << 20
+
+
+def test_memory_is_told_as_far_as_the_system_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS there is no /proc and no SC_AVPHYS_PAGES, elsewhere not even sysconf."""
+    known = {"SC_AVPHYS_PAGES": 1000, "SC_PHYS_PAGES": 6000, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr("simv0.cached.CGROUP", tmp_path)
+    monkeypatch.setattr("simv0.cached.MEMINFO", tmp_path / "meminfo")
+
+    def sysconf(name: str) -> int:
+        if name not in known:
+            raise ValueError("unrecognized configuration name")
+        return known[name]
+
+    monkeypatch.setattr("os.sysconf", sysconf)
+    assert available_memory() == 1000 * 4096
+    del known["SC_AVPHYS_PAGES"]
+    assert available_memory() == 3000 * 4096
+    known.clear()
+    assert available_memory() == 0
+    monkeypatch.delattr("os.sysconf")
+    assert available_memory() == 0
+    (tmp_path / "meminfo").write_text("MemTotal: 8 kB\nMemAvailable:    5 kB\n")
+    assert available_memory() == 5 * 1024
 
 
 def test_missing(tmp_path: Path) -> None:

@@ -170,3 +170,15 @@ def test_weights_that_are_neither_here_nor_to_be_had_are_one_line_each(make_conf
         "there is a network, or give a local folder",
     ]
     assert done.returncode == 1
+
+
+def test_memory_that_is_not_known_is_not_checked_and_told(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simv0.check_room.available_memory", lambda: 0)
+    report = check(make_config(cache={"in_memory": "always"}))
+    assert report.problems == []
+    assert report.facts["train"]["free_RAM_bytes"] is None
+    assert report.warnings[-1] == (
+        "machine: this system does not tell how much memory is free; whether training fits was not checked"
+    )

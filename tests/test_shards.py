@@ -81,7 +81,7 @@ def test_batches_of_shards_are_those_of_the_file(
 ) -> None:
     """Two epochs in their global shuffle, bit for bit; also when only one shard may be mapped at a time."""
     if exceeds_ram:
-        monkeypatch.setattr("simv0.cached.available_memory", lambda: 0)
+        monkeypatch.setattr("simv0.cached.available_memory", lambda: 1)
     monkeypatch.setattr("simv0.cached.maps_at_once", lambda: 1)
     both = []
     for cache in (shards, features):
@@ -182,7 +182,7 @@ def test_what_exceeds_ram_is_read_window_by_window(large: Path, monkeypatch: pyt
     """Else the system reads some hundred kB around each window of 8 kB."""
     read = {}
     for exceeds_ram in (False, True):
-        monkeypatch.setattr("simv0.cached.available_memory", lambda: 0 if exceeds_ram else 1 << 60)  # noqa: B023
+        monkeypatch.setattr("simv0.cached.available_memory", lambda: 1 if exceeds_ram else 1 << 60)  # noqa: B023
         dataset = CachedDataset(large, "never")
         for path in large.glob("*.h5"):
             with path.open("rb") as file:
