@@ -268,7 +268,11 @@ def overlay(
         from simv0.config_file import load_config
 
         loaded = load_config(config, set_) if config is not None else None
+        from cli.numbers import check_number
         from simv0.errors import ConfigError
+
+        check_number("--fps", fps, "frames a second", 1000)
+        check_number("--spacing", spacing, "seconds", 3600)
         from simv0.files import check_out
         from simv0.live import LivePage
         from simv0.overlay import render_overlay

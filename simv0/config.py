@@ -12,7 +12,9 @@ from pydantic_core import PydanticCustomError
 class Section(BaseModel):
     """What all sections share: unknown keys refused, no silent conversions, frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @field_validator("*")
     @classmethod
@@ -35,9 +37,9 @@ class DataConfig(Section):
     """The split that is trained on; handed to the dataset class."""
     val_split_path: str
     """The split that chooses the best epoch and the alarm threshold; handed to the dataset class."""
-    batch_size: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1, le=1_000_000)
     """Windows per training step; unset: 64 on cached features, 8 on raw frames."""
-    num_workers: int = Field(default=0, ge=0)
+    num_workers: int = Field(default=0, ge=0, le=256)
     """Processes that read and decode frames; 0 reads in the main process. Cached features do not need any."""
     frame_spacing: float | None = Field(default=None, gt=0, le=3600)
     """Seconds between the frames of a window. The checkpoint keeps it, so that a robot's windows can be like those of
@@ -52,13 +54,13 @@ class CacheConfig(Section):
 
     dir: str = "runs/cache"
     """Folder of `train.h5` and `val.h5`."""
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1, le=65_536)
     """Frames per encoder call. Part of the plan: batches are padded to it, so that resuming changes no bit."""
     dtype: Literal["float16", "float32"] = "float16"
     """Type of the stored features."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Weights of the encoder: `auto` takes bf16 where the machine has bf16 matrix units, fp32 elsewhere."""
-    shard_windows: int | None = Field(default=None, ge=1)
+    shard_windows: int | None = Field(default=None, ge=1, le=1_000_000)
     """Windows per shard: the unit of work that a stopped run keeps; unset: a 64th of the split, from 8 to 1024, or
     whatever an unfinished folder of shards was begun with."""
     publish: Literal["file", "shards"] = "file"
@@ -87,13 +89,13 @@ class ModelConfig(Section):
     keeps the whole view and pads, `shortest` keeps the ratio and cuts the sides off."""
     use_cached_vis_feats: bool = True
     """Train on feature files (fast), or encode the frames anew in every epoch."""
-    dv: int | None = Field(default=None, ge=1)
+    dv: int | None = Field(default=None, ge=1, le=1_000_000)
     """Feature width; read from the encoder or the files. If given, it is checked."""
-    d: int | None = Field(default=None, ge=1)
+    d: int | None = Field(default=None, ge=1, le=1_000_000)
     """Embedding width of the LLM; read from the LLM. If given, it is checked."""
-    F: int = Field(default=8, ge=1)
+    F: int = Field(default=8, ge=1, le=4096)
     """Frames per window."""
-    K: int = Field(default=4, ge=1)
+    K: int = Field(default=4, ge=1, le=4096)
     """Visual tokens: the F frame features are averaged over K segments."""
     confidence_head: bool = False
     """Also train a head that says how likely risk and action are both right."""
@@ -122,7 +124,7 @@ LR_SCALE: dict[Module, float] = {
 class TrainingConfig(Section):
     """How the projector, the telemetry MLP, the task token and the heads are trained."""
 
-    epochs: int = Field(default=10, ge=1)
+    epochs: int = Field(default=10, ge=1, le=1_000_000)
     """Passes over the train split."""
     lr: float = Field(default=1e-3, gt=0, le=10)
     """Learning rate of AdamW at its peak, after 30 % of the steps; it rises and falls by a cosine."""
@@ -137,7 +139,7 @@ class TrainingConfig(Section):
     """Weights of the classes in the loss: `dataset` takes the dataset's own, `balanced` gives every class the same
     total weight, `sqrt_balanced` goes half of the way; unset: the dataset's own where it has them, else
     `sqrt_balanced`."""
-    weight_decay: float = Field(default=0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0, le=100)
     """AdamW's decay of weight matrices; biases and the task token are not decayed."""
     grad_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient of all trained weights together."""
@@ -157,11 +159,11 @@ class TrainingConfig(Section):
     best_metric: Literal["composite", "risk_high_recall"] = "composite"
     """What `best.pt` follows: `composite` is the harmonic mean of risk_high_recall, risk_macro_f1 and action_macro_f1.
     Recall alone is won by a model that always says "high"; ties go to macro_f1."""
-    patience: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1, le=1_000_000)
     """Stop after so many epochs without a new best; unset: never."""
-    confidence_weight: float = Field(default=0.1, ge=0)
+    confidence_weight: float = Field(default=0.1, ge=0, le=1000)
     """Weight of the confidence head's loss."""
-    checkpoint_every_steps: int | None = Field(default=None, ge=1)
+    checkpoint_every_steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
     """Also write last.pt every so many steps within an epoch; unset: at the end of each epoch."""
     tensorboard: bool = False
     """Also write the metrics to `logs/tensorboard`; needs the extra `tensorboard`."""
@@ -181,7 +183,7 @@ class TrainingConfig(Section):
 class EvaluationConfig(Section):
     """What is read off the validation split."""
 
-    batch_size: int = Field(default=256, ge=1)
+    batch_size: int = Field(default=256, ge=1, le=1_000_000)
     """Windows per evaluation step."""
     target_recall: float = Field(default=0.95, gt=0, lt=1)
     """Share of the "high" windows that the alarm must find on val; its threshold is chosen for it."""

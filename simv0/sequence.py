@@ -66,9 +66,11 @@ def open_sequence(frames: Path, telemetry: Path | None, fps: float | None = None
         fps: frames a second of a folder; not needed where the telemetry has one row a frame.
 
     Raises:
-        ConfigError: telemetry or fps is missing.
+        ConfigError: telemetry or fps is missing, or fps is no rate.
         DataError: what cannot be read.
     """
+    if fps is not None and not 0 < fps < math.inf:
+        raise ConfigError(f"fps: expected frames a second > 0, found {fps}")
     if frames.suffix == ".jsonl":
         rows = [(_seconds(row, f"{frames}:{i}"), row) for i, row in enumerate(read_jsonl(frames), 1)]
         images = [(t, frames.parent / _image(row, f"{frames}:{i}")) for i, (t, row) in enumerate(rows, 1)]

@@ -1,5 +1,7 @@
 """The config: defaults, every kind of mistake with its text, environment, paths, YAML's traps."""
 
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simv0.config import Config
-from simv0.config_file import build_config, dump_config, load_config
+from simv0.config_file import all_keys, build_config, dump_config, load_config
 from simv0.errors import ConfigError
 from simv0.yaml_safe import dump_yaml, parse_yaml
 
@@ -188,6 +190,23 @@ def test_any_tree_is_a_config_or_one_line_a_mistake(tree: dict[str, Any]) -> Non
         build_config(tree, "c.yaml")
     except ConfigError as error:
         assert all(line.startswith("c.yaml: ") for line in str(error).splitlines())
+
+
+def test_every_number_has_its_bounds() -> None:
+    """No key takes NaN, inf, a negative number or one that no machine could serve."""
+    numeric = [key for key, info in all_keys().items() if re.search(r"\b(int|float)\b", str(info.annotation))]
+    assert len(numeric) >= 19
+    for key in numeric:
+        section, name = key.split(".")
+        for wrong in (-1, 1e300, 10**15, math.nan, math.inf):
+            if key == "training.grad_clip" and wrong in (1e300, 10**15):
+                continue  # a limit that is never reached is none
+            value = {"heads": wrong} if name == "lr_scale" else wrong
+            tree = {section: {**DATA.get(section, {}), name: value}}
+            assert refusal(tree).startswith(f"c.yaml: {key}"), (key, wrong)
+    many = {"data": {**DATA["data"], "num_workers": 1000}}
+    assert refusal(many) == "c.yaml: data.num_workers: input should be less than or equal to 256, found 1000"
+    assert refusal({"training": {"lr": math.nan}}) == "c.yaml: training.lr: input should be a finite number, found nan"
 
 
 def test_config_imports_no_torch() -> None:

@@ -106,7 +106,13 @@ def test_overlay_writes_as_many_frames_as_came_in(make_config: MakeConfig, featu
         "error: --out: nowhere/x.mp4: there is no folder nowhere; make it first\n",
     )
     assert video.read_bytes() == before
-    assert said_of("--out", out, "--spacing", 0) == (2, "error: spacing: expected seconds > 0, found 0.0\n")
+    for option, what, most in (("--spacing", "seconds", 3600), ("--fps", "frames a second", 1000)):
+        for number in ("0", "-1", "nan", "inf", "1e9"):
+            found = f"{float(number):g}"
+            assert said_of("--out", out, option, number) == (
+                2,
+                f"error: {option}: expected {what}, above 0 and at most {most}, found {found}\n",
+            )
     code, warning = said_of("--out", out, "--spacing", 5)
     assert code == 0
     assert warning.startswith("warning: no window was judged; the last frame: push[29]: more than 8 frames in one ")
