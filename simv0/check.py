@@ -15,7 +15,7 @@ import torch
 from simv0.board import check_tensorboard
 from simv0.build import check_d, compute_dtype, pick_device
 from simv0.check_data import Facts, Noting, SplitOutline, check_split
-from simv0.check_room import check_cache, check_training
+from simv0.check_room import check_cache, check_shared_memory, check_training
 from simv0.check_warnings import heard, warnings_of_both, warnings_of_split
 from simv0.config import Config
 from simv0.distributed import processes
@@ -121,6 +121,8 @@ def _check(config: Config, probe: bool, full: bool, watch: Watch) -> tuple[dict[
     facts["output"] = check_output(config, problems)
     dv = next((split.dv for split in (train, val) if split is not None and split.dv), encoder.dv if encoder else None)
     if encoder is not None:
+        with Noting(problems):
+            check_shared_memory(config, [train, val], encoder.image_size)
         facts["vision encoder"] = {"name": config.model.vision_encoder_name, **encoder.facts()}
         if config.model.use_cached_vis_feats:
             facts["cache-vis"] = check_cache(config, [train, val], encoder.dv, problems)

@@ -15,6 +15,7 @@ from simv0.config import Config
 from simv0.distributed import local_world, processes
 from simv0.encoder import resolve_precision
 from simv0.errors import CacheError, ConfigError, SimError
+from simv0.loading import SHARED_MEMORY
 from simv0.outline import EncoderOutline, LLMOutline, outline_trained
 from simv0.parts import parts_of
 
@@ -103,6 +104,31 @@ def features_in_ram(config: Config, splits: list[SplitOutline], dv: int) -> int:
     if cache.in_memory == "auto":
         sizes = [size for size in sizes if size < room]
     return sum(sizes) if cache.in_memory != "never" else 0
+
+
+def check_shared_memory(config: Config, splits: list[SplitOutline | None], picture: tuple[int, int]) -> None:
+    """Compare what workers hand over, two batches each ahead, with the room for it.
+
+    Args:
+        config: `data.num_workers` and the batch sizes.
+        splits: those from frames have workers.
+        picture: height and width at which frames are handed over.
+
+    Raises:
+        ConfigError: too little, with the way out.
+    """
+    workers = config.data.num_workers
+    if not workers or not SHARED_MEMORY.is_dir() or all(split is None or split.source != "frames" for split in splits):
+        return
+    cached = config.model.use_cached_vis_feats
+    frames = config.cache.batch_size if cached else -(-config.batch_size // processes()) * config.model.F
+    need = 2 * workers * local_world() * frames * 3 * picture[0] * picture[1]
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if need > free:
+        raise ConfigError(
+            f"data.num_workers: {workers} processes hold up to {need / 1e6:.1f} MB of frames in {SHARED_MEMORY}, where "
+            f"{free / 1e6:.1f} MB are free; give it more room (docker run --shm-size=8g), or set data.num_workers=0"
+        )
 
 
 def check_memory(peak: int, features: int) -> None:

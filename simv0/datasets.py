@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from simv0.errors import DataError, Mistakes
+from simv0.own_class import naming
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused unread: a small file can declare an image that fills the memory."""
@@ -159,10 +160,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
 
     def labels_of(self, index: int) -> dict[str, Any]:
         """Everything but the frames."""
-        row = {k: value for k, value in self.rows[index].items() if k not in ("frames", "video", "timestamps")}
-        if isinstance(row.get("telemetry"), list) and all(type(x) in (int, float) for x in row["telemetry"]):
-            row["telemetry"] = [_as_float(x) for x in row["telemetry"]]  # 0 and 0.0 are the same number in JSON
-        return row
+        return labels_in(self.rows[index])
 
     def content_digest(self) -> str:
         """sha256 over the manifest's bytes and those of every frame, in order of first use."""
@@ -171,6 +169,15 @@ class ManifestDataset(Dataset[dict[str, Any]]):
             with (self.root / name).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
+
+
+def labels_in(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest's row without its frames."""
+    labels = {key: value for key, value in row.items() if key not in ("frames", "video", "timestamps")}
+    telemetry = labels.get("telemetry")
+    if isinstance(telemetry, list) and all(type(x) in (int, float) for x in telemetry):
+        labels["telemetry"] = [_as_float(x) for x in telemetry]  # 0 and 0.0 are the same number in JSON
+    return labels
 
 
 def _as_float(number: Any) -> float:
@@ -215,7 +222,9 @@ def class_weights_of(dataset: Any, heads: Mapping[str, tuple[str, ...]]) -> dict
     Raises:
         DataError: as `check_class_weights`.
     """
-    return check_class_weights(getattr(dataset, "class_weights", None), heads)
+    with naming("class_weights"):
+        given = getattr(dataset, "class_weights", None)
+    return check_class_weights(given, heads)
 
 
 def check_class_weights(given: Any, heads: Mapping[str, tuple[str, ...]]) -> dict[str, list[float]] | None:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from simv0.baselines import fit_baselines, recall_at_false_alarms
 from simv0.cached import CachedDataset
@@ -25,6 +24,7 @@ from simv0.errors import CheckpointError, ConfigError, DataError, SimError
 from simv0.evaluated import Evaluated
 from simv0.files import told_plainly, write_atomically
 from simv0.labels import HIGH
+from simv0.loading import make_loader, started
 from simv0.metrics import Metrics
 from simv0.model import predictions
 from simv0.origins import leakage_of, origin_facts
@@ -250,8 +250,9 @@ def predict_manifest(ckpt: str | Path, manifest: str | Path, config: Config | No
     encoder = load_trained_encoder(checkpoint, ckpt, config)
     predictor = Predictor(load_model(checkpoint, ckpt, config, encoder), checkpoint, amp=config.training.amp)
     checked = CheckedDataset(dataset, Path(manifest).name, F=predictor.meta.F, labels=False, resize=encoder.resize)
-    loader = DataLoader(checked, batch_size=8, collate_fn=collate, num_workers=config.data.num_workers)
-    for batch in Stopwatch().over(loader):
+    order = [range(at, min(at + 8, len(dataset))) for at in range(0, len(dataset), 8)]
+    batches = started(make_loader(checked, order, collate, config.data.num_workers))
+    for batch in Stopwatch().over(batches):
         yield from predictor.predict_batch(batch)
 
 

@@ -1,6 +1,8 @@
 """Data loaders whose workers say what goes wrong, and end."""
 
+import pickle
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,12 +56,19 @@ def started(loader: DataLoader[Any]) -> Iterator[Any]:
         DataError: they cannot be.
     """
     try:
-        return iter(loader)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Got pickle error")  # told below
+            return iter(loader)
     except OSError as error:
         raise DataError(
             f"data.num_workers: {loader.num_workers} processes cannot be started: {error.strerror or error}; "
             "lower it, or set data.num_workers=0"
         ) from None
+    except (pickle.PicklingError, TypeError, AttributeError) as error:  # where workers are not forked
+        raise DataError(
+            f"data.num_workers: the dataset cannot be sent to another process: {' '.join(str(error).split())[:200]}; "
+            "open files and make functions in __getitem__, or set data.num_workers=0"
+        ) from error
 
 
 class _Collated:

@@ -55,7 +55,8 @@ def import_class(dotted: str) -> Any:
     if module_name.partition(".")[0] != "simv0":
         _see_current_folder()
     try:
-        module = importlib.import_module(module_name)
+        with naming(f"data.dataset_class_path: import of {module_name}"):
+            module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             hidden = _hides_a_file_here(module_name)

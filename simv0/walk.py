@@ -152,6 +152,7 @@ def fault_of(error: Exception) -> DataError:
     """An exception of the user's class as one line; its traceback is logged."""
     log.error("".join(traceback.format_exception(error)).rstrip())
     places = [note.removeprefix("in ") for note in getattr(error, "__notes__", []) if note.startswith("in ")]
-    last = traceback.extract_tb(error.__traceback__)[-1]
+    files = [place for place in traceback.extract_tb(error.__traceback__) if Path(place.filename).is_file()]
+    at = f" ({Path(files[-1].filename).name}:{files[-1].lineno})" if files else ""
     said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
-    return DataError(f"{places[0] if places else 'dataset'}: {said} ({Path(last.filename).name}:{last.lineno})")
+    return DataError(f"{places[0] if places else 'dataset'}: {said}{at}")

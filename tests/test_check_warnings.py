@@ -125,6 +125,33 @@ def test_full_decodes_every_picture(make_config: MakeConfig, tmp_path: Path) -> 
     assert watched == [("train", 200), ("val", 20)]
 
 
+def test_a_missing_picture_hides_no_wrong_label(make_config: MakeConfig, tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "train.jsonl", 30, seed=3, risk_id=7)
+    (tmp_path / "train_images/0003.png").unlink()
+    said = problems_of(make_config(data={"train_split_path": str(manifest)}))
+    assert [line.partition(": ")[2] for line in said] == [
+        "frames: there is no file 'train_images/0003.png' beside the manifest",
+        "risk_id: expected 0..3 (none, low, med, high), found 7 (and 29 more like it)",
+    ]
+
+
+def test_what_workers_hand_over_is_compared_with_the_room(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        free = 10_000
+
+    monkeypatch.setattr("simv0.check_room.SHARED_MEMORY", Path("/"))
+    monkeypatch.setattr("simv0.check_room.shutil.disk_usage", lambda path: Full)
+    config = make_config(data={"num_workers": 2}, cache={"batch_size": 16})
+    size = check(config).facts["vision encoder"]["picture"].split(" x ")
+    need = 2 * 2 * 16 * 3 * int(size[0]) * int(size[1]) / 1e6
+    assert [line for line in problems_of(config) if line.startswith("data.")] == [
+        f"data.num_workers: 2 processes hold up to {need:.1f} MB of frames in /, where 0.0 MB are free; give it more "
+        "room (docker run --shm-size=8g), or set data.num_workers=0"
+    ]
+
+
 class OwnGenerator(Odd):
     def __getitem__(self, i: int) -> dict[str, Any]:
         return super().__getitem__(i) | {"vis_feats": self.own.normal(size=(4, 6)).astype(np.float32)}

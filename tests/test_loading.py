@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 from conftest import MakeConfig
+from fit_world import VisFeats
 
 from simv0.config_file import dump_config
+from simv0.errors import DataError
+from simv0.loading import make_loader, started
 
 SMALL_SHM = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', "sh"]
 
@@ -22,6 +25,25 @@ def small_shm() -> list[str]:
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"no mount namespaces here (unshare -m): {error}")
     return SMALL_SHM
+
+
+class WithFile(VisFeats):
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.file = Path(__file__).open()  # noqa: SIM115
+
+
+def test_a_dataset_that_cannot_be_sent_to_a_worker_is_one_line() -> None:
+    dataset = WithFile("x")
+    loader = make_loader(dataset, [[0]], list, 1)
+    loader.multiprocessing_context = "spawn"  # as on macOS, and on Linux from Python 3.14 on
+    with pytest.raises(DataError) as error:
+        started(loader)
+    assert str(error.value) == (
+        "data.num_workers: the dataset cannot be sent to another process: cannot pickle '_io.TextIOWrapper' object; "
+        "open files and make functions in __getitem__, or set data.num_workers=0"
+    )
+    dataset.file.close()
 
 
 @pytest.mark.parametrize("command", ["cache-vis", "train"])

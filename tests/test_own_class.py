@@ -83,6 +83,15 @@ def test_a_name_that_is_taken_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     import_class("simv0.datasets.ManifestDataset")
 
 
+def test_a_module_that_cannot_be_imported_names_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "broken_windows.py").write_text("class Windows:\n    size = 1 / 0\n")
+    with pytest.raises(ZeroDivisionError) as error:
+        import_class("broken_windows.Windows")
+    assert error.value.__notes__ == ["in data.dataset_class_path: import of broken_windows"]
+
+
 def test_our_own_class_does_not_open_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So neither does a checkpoint, whose dataset class is always ours."""
     monkeypatch.chdir(tmp_path)
