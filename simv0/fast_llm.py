@@ -68,13 +68,16 @@ def unknown_shape(model: Any) -> str | None:
 
 def _trial(model: Any, embed_rms: float) -> float:
     """Disagreement of the two paths on a copy of two layers."""
-    layers = model.layers
-    model.layers = nn.ModuleList([layers[0], layers[-1]][: len(layers)])
-    small = copy.deepcopy(model).float().cpu()  # on every machine the same trial
-    model.layers = layers
+    small = two_layers_of(model).float().cpu()  # on every machine the same trial
     x = torch.randn(2, 6, model.config.hidden_size, generator=torch.Generator().manual_seed(0)) * embed_rms
     wanted = outputs_of(lambda x: small(inputs_embeds=x, use_cache=False).last_hidden_state[:, -1], x)
     return disagreement(FastStack(small, torch.float32), wanted, x)
+
+
+def two_layers_of(model: Any) -> Any:
+    """A copy of a model with its first and its last layer only; the model itself is never touched."""
+    ends = nn.ModuleList([model.layers[0], model.layers[-1]][: len(model.layers)])
+    return copy.deepcopy(model, {id(model.layers): copy.deepcopy(ends)})  # stands in the copy for all layers
 
 
 class FastStack(nn.Module):

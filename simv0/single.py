@@ -3,7 +3,6 @@
 Called one by one, the 20 operations of a layer cost a small LLM as much as its products (docs/streams.md). Needs numba.
 """
 
-import copy
 import logging
 import threading
 import time
@@ -15,7 +14,7 @@ import torch
 from jaxtyping import Float, Float32, UInt16
 from torch import Tensor, nn
 
-from simv0.fast_llm import FastStack
+from simv0.fast_llm import FastStack, two_layers_of
 from simv0.loop import Board, Stack, layout, run
 from simv0.tiles import LANES, can_widen, pack
 
@@ -33,7 +32,8 @@ _PRODUCTS = ("qkv", "out", "gate_up", "down")
 class SingleStack(nn.Module):
     """A `FastStack` on the CPU for single prefixes of `tokens` vectors, its weights in fp16 and all else in fp32.
 
-    Forward only. Takes the weights out of `stack` layer by layer, so that no two copies of a model are held.
+    Forward only. Takes the weights out of `stack` layer by layer, so that no two copies of a model are held; all memory
+    is asked for before the first is taken, so a stack that does not fit stays whole.
     """
 
     def __init__(self, stack: FastStack, tokens: int) -> None:
@@ -42,10 +42,10 @@ class SingleStack(nn.Module):
         (cos, sin), masks = stack._for_length(tokens, torch.device("cpu"), torch.float32)
         layers: list[Any] = list(stack.layers)
         norms = [layer.head_norm.numpy() for layer in layers if layer.head_norm is not None]
-        packed = {name: _take(layers, name) for name in _PRODUCTS}
+        room = {name: _room(layers, name) for name in _PRODUCTS}
         self.whole = Stack(
-            **{name: weight for name, (weight, _) in packed.items()},
-            **{f"{name}_bias": bias for name, (_, bias) in packed.items()},
+            **{name: weights for name, (weights, _) in room.items()},
+            **{f"{name}_bias": biases for name, (_, biases) in room.items()},
             head_norm=np.stack(norms) if norms else np.zeros((0, 0, 0), np.float32),
             cos=cos.contiguous().numpy(),
             sin=sin.contiguous().numpy(),
@@ -64,6 +64,8 @@ class SingleStack(nn.Module):
         self.others = torch.get_num_threads() - 1
         self.pool = ThreadPoolExecutor(max(1, self.others), "simv0-step")
         self.lock = threading.Lock()
+        for name, (weights, biases) in room.items():
+            _take(layers, name, weights, biases)
 
     def forward(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B d"]:
         """Hidden state of the last position, after the final norm."""
@@ -105,7 +107,13 @@ def single_stack(stack: FastStack, tokens: int) -> SingleStack | None:
         return None
     if (seconds := time.perf_counter() - started) > LONG:
         log.info(f"compiled a robot's step for this CPU in {seconds:.0f} s; it is kept for the next start")
-    return SingleStack(stack, tokens)
+    try:
+        return SingleStack(stack, tokens)
+    except (MemoryError, RuntimeError):  # torch's own is a RuntimeError
+        if any(getattr(layer, name) is None for layer in stack.layers for name in _PRODUCTS):
+            raise  # the stack is no longer whole
+        log.warning(without, "there is no memory for it")
+        return None
 
 
 def _why_not(stack: FastStack) -> str | None:
@@ -126,10 +134,8 @@ def _why_not(stack: FastStack) -> str | None:
 @torch.no_grad()
 def _trial(stack: FastStack, tokens: int) -> float:
     """Disagreement of the two on a random prefix, with two layers in fp32."""
-    layers, windows = stack.layers, stack.windows
-    stack.layers, stack.windows = nn.ModuleList([layers[0], layers[-1]][: len(layers)]), windows[:1] + windows[1:][-1:]
-    small = copy.deepcopy(stack).float()
-    stack.layers, stack.windows = layers, windows
+    small = two_layers_of(stack).float()
+    small.windows = stack.windows[:1] + stack.windows[1:][-1:]
     for module in [small, *small.layers]:
         module.dtype = torch.float32
     x = torch.randn(1, tokens, len(stack.weight), generator=torch.Generator().manual_seed(0))
@@ -137,20 +143,24 @@ def _trial(stack: FastStack, tokens: int) -> float:
     return float((SingleStack(small, tokens)(x) - wanted).norm() / wanted.norm())
 
 
-@torch.no_grad()
-def _take(layers: list[Any], name: str) -> tuple[UInt16[np.ndarray, "L blocks k 16"], Float32[np.ndarray, "L n"]]:
-    """One product's weights and biases (0 where there are none) of all layers, which lose them."""
+def _room(layers: list[Any], name: str) -> tuple[UInt16[np.ndarray, "L blocks k 16"], Float32[np.ndarray, "L n"]]:
+    """Memory for one product's weights and biases (0 where there are none) of all layers."""
     n, k = getattr(layers[0], name).weight.shape
-    weights = np.empty((len(layers), n // LANES, k, LANES), np.uint16)
-    biases = np.zeros((len(layers), n), np.float32)
+    return np.empty((len(layers), n // LANES, k, LANES), np.uint16), np.zeros((len(layers), n), np.float32)
+
+
+@torch.no_grad()
+def _take(
+    layers: list[Any], name: str, weights: UInt16[np.ndarray, "L blocks k 16"], biases: Float32[np.ndarray, "L n"]
+) -> None:
+    """Move one product's weights and biases out of all layers, which cannot be run from then on."""
     for i, layer in enumerate(layers):
         linear = getattr(layer, name)
         weight, bias = linear.weight, linear.bias
         if name == "gate_up":  # a block of the gate, then the block of `up` that it is multiplied with
-            order = torch.arange(n).view(2, -1, LANES).transpose(0, 1).flatten()
+            order = torch.arange(len(weight)).view(2, -1, LANES).transpose(0, 1).flatten()
             weight, bias = weight[order], bias if bias is None else bias[order]
         weights[i] = pack(weight)
         if bias is not None:
             biases[i] = bias.float().numpy()
-        setattr(layer, name, nn.Identity())
-    return weights, biases
+        setattr(layer, name, None)  # not an Identity, which a half-emptied stack would run through

@@ -298,3 +298,17 @@ def test_bytes_held_are_the_layers_in_the_compute_dtype(tmp_path: Path) -> None:
     held = sum(tensor.nbytes for tensor in [*llm.parameters(), *llm.buffers()])
     rope = 2 * 4 * HD // 2  # inverse frequencies, twice in transformers' module
     assert held == 2 * DEPTH * PER_TOKEN + 4 * D + rope
+
+
+def test_a_failed_trial_leaves_the_model_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = reference(HANDLED["llama"]), vectors()
+    wanted = model(inputs_embeds=x).last_hidden_state
+
+    def failing(self: nn.Module) -> nn.Module:
+        raise MemoryError
+
+    monkeypatch.setattr(nn.Module, "float", failing)
+    with pytest.raises(MemoryError):
+        why_not(model, 1.0)
+    assert len(model.layers) == DEPTH
+    torch.testing.assert_close(model(inputs_embeds=x).last_hidden_state, wanted, rtol=0, atol=0)

@@ -3,7 +3,9 @@
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,3 +157,47 @@ def test_a_step_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch, caplog:
     with caplog.at_level(logging.INFO, "simv0"):
         assert single_stack(halves(HANDLED["llama"]), 6) is None
     assert "it differs from the fast path by" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_without_memory_the_stack_stays_whole(
+    dtype: type, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whichever allocation fails, in the trial or after it: the same predictions, of all layers, and a word."""
+    stack, x, empty, zeros = halves(HANDLED["llama"]), vectors(1, 6), np.empty, np.zeros
+    wanted = stack(x)
+    assert single_stack(halves(HANDLED["llama"]), 6) is not None  # everything is compiled
+    for fails_at in range(100):
+        calls = iter(range(100))
+
+        def failing(make: Any, shape: Any, kind: Any = float, calls: Any = calls, n: int = fails_at) -> Any:
+            if kind == dtype and next(calls) == n:
+                raise MemoryError
+            return make(shape, kind)
+
+        monkeypatch.setattr(np, "empty", partial(failing, empty))
+        monkeypatch.setattr(np, "zeros", partial(failing, zeros))
+        caplog.clear()
+        found = single_stack(stack, 6)
+        monkeypatch.undo()
+        if found is not None:
+            break
+        assert "the LLM runs without the compiled step" in caplog.text
+        torch.testing.assert_close(stack(x), wanted, rtol=0, atol=0)
+    assert fails_at >= 8
+    torch.testing.assert_close(found(x), wanted, rtol=2e-5, atol=2e-5)
+
+
+def test_a_stack_that_lost_weights_is_never_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack, calls = halves(HANDLED["llama"]), iter(range(100))
+
+    def failing(weight: torch.Tensor) -> Any:
+        if next(calls) == 10:  # the trial packs 8
+            raise MemoryError
+        return pack(weight)
+
+    monkeypatch.setattr(simv0.single, "pack", failing)
+    with pytest.raises(MemoryError):
+        single_stack(stack, 6)
+    with pytest.raises(TypeError):
+        stack(vectors(1, 6))
