@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ T = TypeVar("T")
 
 SHARED_MEMORY = Path("/dev/shm")
 """Where Linux keeps what processes share; a container's is 64 MB unless it is told otherwise."""
+LAST_SECONDS = 10
+"""How long a worker outlives a SIGTERM: long enough for its main process to stop in good order."""
 
 
 def make_loader(
@@ -26,7 +29,6 @@ def make_loader(
     workers: int,
     *,
     persistent: bool = False,
-    init: Callable[[int], None] | None = None,
 ) -> DataLoader[Any]:
     """A loader of whole batches; iterate over it by `started`.
 
@@ -36,7 +38,6 @@ def make_loader(
         collate: makes a batch of samples, in the worker.
         workers: processes; 0 reads in this one.
         persistent: whether they live on from epoch to epoch.
-        init: called in each worker with its number.
     """
     return DataLoader(
         dataset,
@@ -44,7 +45,7 @@ def make_loader(
         num_workers=workers,
         collate_fn=_Collated(collate),
         persistent_workers=persistent and workers > 0,
-        worker_init_fn=init,
+        worker_init_fn=_leave_signals_to_main,
         pin_memory=torch.cuda.is_available(),  # batches go to the device while it still computes
     )
 
@@ -69,6 +70,15 @@ def started(loader: DataLoader[Any]) -> Iterator[Any]:
             f"data.num_workers: the dataset cannot be sent to another process: {' '.join(str(error).split())[:200]}; "
             "open files and make functions in __getitem__, or set data.num_workers=0"
         ) from error
+
+
+def _leave_signals_to_main(worker: int) -> None:
+    """Ctrl-C and a cluster's SIGTERM reach every process of the group: a worker that died of it would end the run.
+
+    SIGTERM is also how Python ends workers that are left over at exit, so it still ends this one, later.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_SECONDS))
 
 
 class _Collated:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,8 +36,6 @@ STATS_WINDOWS = 65_536
 """Features of at most so many windows, evenly spaced, give the feature stats."""
 STATS_WINDOWS_RAW = 256
 """The same where every window must first be encoded."""
-LAST_SECONDS = 10
-"""How long a worker outlives a SIGTERM: long enough for the run to stop at a batch border."""
 
 
 @dataclass(frozen=True)
@@ -209,9 +206,7 @@ class Batches:
         if split.identity is not None:  # features are gathered from memory faster than a worker could send them
             self.loader: DataLoader[Batch] = make_loader(split.dataset, order, collate, 0)
         else:
-            self.loader = make_loader(
-                split.dataset, _InEpoch(order), collate, num_workers, persistent=True, init=_leave_signals_to_main
-            )
+            self.loader = make_loader(split.dataset, _InEpoch(order), collate, num_workers, persistent=True)
 
     def __iter__(self) -> Iterator[Batch]:
         if world() == 1:
@@ -231,15 +226,6 @@ def eval_batches(config: Config, split: Split) -> Batches:
     """The split in its own order; a process's share of a batch is `evaluation.batch_size`."""
     order = BatchOrder(len(split.labels), config.evaluation.batch_size * world())
     return Batches(split, order, config.data.num_workers)
-
-
-def _leave_signals_to_main(worker: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach every process of the group: a worker that died of it would end the run.
-
-    SIGTERM is also how Python ends workers that are left over at exit, so it still ends this one, later.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_SECONDS))
 
 
 @contextmanager

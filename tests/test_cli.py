@@ -133,19 +133,22 @@ class Interrupted(ManifestDataset):
 
     def __init__(self, split_path: str, by: str) -> None:
         super().__init__(split_path)
-        self.by = by
+        self.by, self.main = by, os.getpid()
 
     def load_frame(self, frame_id: str) -> torch.Tensor:
         if "0005" in frame_id:
-            os.kill(os.getpid(), getattr(signal, self.by))
+            for process in (os.getpid(), self.main):  # a worker too: `timeout` and schedulers tell the whole group
+                os.kill(process, getattr(signal, self.by))
         return super().load_frame(frame_id)
 
 
 @pytest.mark.parametrize("by", ["SIGINT", "SIGTERM"])
-def test_a_stopped_cache_says_how_to_go_on(config_file: Path, by: str) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stopped_cache_says_how_to_go_on(config_file: Path, by: str, workers: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
     dataset = "data.dataset_class_path=test_cli.Interrupted", f"data.dataset_kwargs={{by: {by}}}"
-    stopped = run("cache-vis", "--config", config_file, "--set", dataset[0], "--set", dataset[1])
+    dataset += (f"data.num_workers={workers}",)
+    stopped = run("cache-vis", "--config", config_file, *(word for key in dataset for word in ("--set", key)))
     assert stopped.exit_code == 130
     assert stopped.stderr.endswith(
         "stopped; finished shards are kept: cache-vis without --overwrite goes on from them\n"
