@@ -15,7 +15,7 @@ from simv0.cached import CachedDataset
 from simv0.config import Config, DataConfig
 from simv0.datasets import ManifestDataset, class_weights_of, labels_in, read_jsonl
 from simv0.errors import CacheError, SimError
-from simv0.identity import compare_identity, wanted_identity
+from simv0.identity import check_features
 from simv0.labels import HEADS
 from simv0.own_class import file_of, load_dataset, of_user, windows_in
 from simv0.parts import Parts, parts_of, shard_windows_of
@@ -180,7 +180,7 @@ def finished_features(config: Config, name: str) -> CachedDataset | None:
             return None
         features = path if path.exists() else parts.folder
         cached = CachedDataset(features, "never")
-        compare_identity(cached.identity, wanted_identity(config, name), features)
+        check_features(config, name, cached.identity, features)
     except CacheError:
         if not brings_features(config, name):  # what lies there is not of this dataset, which needs no file
             raise
@@ -193,7 +193,7 @@ def _all_shards(config: Config, name: str, parts: Parts) -> bool:
     plan = parts.read_plan() if parts.folder.is_dir() else None
     if plan is None or not parts.missing(plan):
         return plan is not None
-    compare_identity(plan.identity, wanted_identity(config, name), parts.folder)
+    check_features(config, name, plan.identity, parts.folder)
     plan.wanted_by(config.cache.shard_windows, config.cache.batch_size, parts.folder)
     return False
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor
 
 from simv0.alarm import Alarm
+from simv0.digests import settled
 from simv0.errors import CheckpointError
 from simv0.files import keep_previous, write_atomically
 from simv0.labels import HEADS
@@ -236,17 +237,18 @@ def check_fits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: 
 
 
 def check_frozen(kind: str, stored: dict[str, Any] | None, present: dict[str, Any], path: str | Path) -> None:
-    """Refuse a frozen network that is not the one trained with.
+    """Refuse a frozen network that is not the one trained with; names count only where no digest tells.
 
     Raises:
         CheckpointError: naming every field that differs.
     """
     if stored is None:
         raise CheckpointError(f"{path}: was trained on features of unknown origin; it cannot take frames")
+    known = settled(stored, present)
     differing = [
         f"{key}: trained with {shown(repr(stored.get(key)))}, found {present.get(key)!r}"
         for key in present
-        if stored.get(key) != present.get(key)
+        if key not in known and stored.get(key) != present.get(key)
     ]
     if differing:
         raise CheckpointError(f"{path}: belongs to another {kind}: {'; '.join(differing)}")

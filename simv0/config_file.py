@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -146,6 +147,17 @@ def all_keys() -> dict[str, Any]:
         for section, outer in Config.model_fields.items()
         for key, info in _section_class(outer).model_fields.items()
     }
+
+
+def known_keys(tree: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """What of a config, written by another version, this one knows; and the names of what it does not."""
+    known, names = all_keys(), [f"{section}.{key}" for section, values in tree.items() for key in values]
+    kept = {
+        section: {key: value for key, value in values.items() if f"{section}.{key}" in known}
+        for section, values in tree.items()
+        if section in Config.model_fields
+    }
+    return kept, [name for name in names if name not in known]
 
 
 def _section_class(info: Any) -> type[Section]:

@@ -1,7 +1,6 @@
 """The frozen vision encoder: an open_clip image tower, its preprocessing on tensors, and its identity."""
 
 import difflib
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 import simv0.torchvision_fix  # noqa: F401  before open_clip, which imports torchvision
 from simv0.config import ModelConfig
+from simv0.digests import weights_digest
 from simv0.errors import ModelError
 from simv0.packed import pack_tower
 
@@ -228,6 +228,11 @@ def check_names(name: str, tag: str | None) -> None:
         raise ModelError(f"model.vision_pretrained: {name} has no tag {tag!r}; write one of its tags ({known})")
 
 
+def is_local(model: ModelConfig) -> bool:
+    """Whether the encoder's weights are a folder or a file on this machine."""
+    return model.vision_encoder_name.startswith("local-dir:") or Path(model.vision_pretrained or "").is_file()
+
+
 def resolve_precision(precision: str, device: torch.device | str = "cpu") -> str:
     """What `auto` comes to: bf16 where the device has bf16 matrix units, else fp32."""
     if precision != "auto":
@@ -241,15 +246,6 @@ def has_bf16_units(device: torch.device | str) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("amx_bf16") or capabilities.get("amx_tile") or capabilities.get("avx512_bf16"))
-
-
-def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes of a state dict, in order of the names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def portable_name(name: str) -> str:

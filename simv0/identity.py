@@ -1,5 +1,6 @@
 """What a feature file was made of, and whether that is what is wanted."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -7,8 +8,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from simv0.config import Config
-from simv0.encoder import Encoder, portable_name
-from simv0.errors import CacheError
+from simv0.digests import TOLD_BY, settled
+from simv0.encoder import Encoder, is_local, load_encoder, portable_name
+from simv0.errors import CacheError, SimError
+from simv0.own_class import load_dataset
 from simv0.split_labels import Labels
 
 OF_THE_SPLIT = ("split", "split_file", "N", "content_digest", "labels_digest")
@@ -73,7 +76,7 @@ def full_identity(
 
 
 def compare_identity(stored: Mapping[str, Any], wanted: Mapping[str, Any], path: object) -> None:
-    """Refuse features that were made of something else.
+    """Refuse features that were made of something else; names count only where no digest tells.
 
     Args:
         stored: the identity in the file.
@@ -83,14 +86,60 @@ def compare_identity(stored: Mapping[str, Any], wanted: Mapping[str, Any], path:
     Raises:
         CacheError: naming each field that differs, with both values, and the two ways out.
     """
+    known = settled(stored, wanted)
+    same_content = "split_file" in known and stored.get("content_digest") is not None
     differing = [
-        line for field, value in wanted.items() for line in _differences(field, _look_up(stored, field), value)
+        line
+        for field, value in wanted.items()
+        if field not in known
+        for line in _differences(field, _look_up(stored, field), value, moved=same_content)
     ]
     if differing:
         raise CacheError(
             f"{path}: was made of something else: {'; '.join(differing)}. "
             "Make it anew with `simv0 cache-vis --overwrite`, or choose another cache.dir"
         )
+
+
+def check_features(config: Config, split: str, stored: Mapping[str, Any], path: object) -> None:
+    """Refuse features that are not those the config wants.
+
+    Where only names differ from those in the file, what they name is asked for its digest, if it is on this machine: a
+    renamed encoder and moved data are the same.
+
+    Args:
+        config: `data`, `cache` and `model`.
+        split: "train" or "val".
+        stored: the identity in the file.
+        path: of the file, for the message.
+
+    Raises:
+        CacheError: as `compare_identity`.
+    """
+    wanted = wanted_identity(config, split)
+    try:
+        compare_identity(stored, wanted, path)
+    except CacheError:
+        digests = _digests_here(config, split, stored, wanted)
+        if not digests:
+            raise
+        compare_identity(stored, {**wanted, **digests}, path)
+
+
+def _digests_here(config: Config, split: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The digests that tell whether other names mean the same, as far as they can be had without a network."""
+    found: dict[str, Any] = {}
+    if any(stored.get(key) != wanted[key] for key in TOLD_BY["vision_weights"]) and is_local(config.model):
+        with contextlib.suppress(SimError):
+            encoder = load_encoder(config.model, str(stored.get("vision_precision", "fp32")))
+            found |= encoder.identity
+    names = ("split", "split_file", "dataset_kwargs")
+    if stored.get("content_digest") and any(stored.get(key) != wanted.get(key) for key in names):
+        with contextlib.suppress(SimError, OSError):
+            dataset = load_dataset(config.data, split)
+            if hasattr(dataset, "content_digest"):
+                found["content_digest"] = dataset.content_digest()
+    return found
 
 
 def compare_splits(train: Mapping[str, Any], val: Mapping[str, Any], val_path: object) -> None:
@@ -110,15 +159,17 @@ def labels_digest(labels: Labels, class_weights: Mapping[str, list[float]] | Non
     return digest.hexdigest()
 
 
-def _differences(field: str, stored: Any, wanted: Any) -> list[str]:
-    """One text a differing field, mappings taken apart."""
+def _differences(field: str, stored: Any, wanted: Any, *, moved: bool = False) -> list[str]:
+    """One text a differing field, mappings taken apart; paths do not count where the content may have `moved`."""
     if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
         return [
             line
             for key in sorted({*stored, *wanted})
-            for line in _differences(f"{field}.{key}", stored.get(key, MISSING), wanted.get(key, MISSING))
+            for line in _differences(f"{field}.{key}", stored.get(key, MISSING), wanted.get(key, MISSING), moved=moved)
         ]
-    return [] if stored == wanted else [f"{field} is {_short(stored)}, wanted is {_short(wanted)}"]
+    if stored == wanted or (moved and isinstance(wanted, PathName) and isinstance(stored, str)):
+        return []
+    return [f"{field} is {_short(stored)}, wanted is {_short(wanted)}"]
 
 
 def _look_up(identity: Mapping[str, Any], field: str) -> Any:
@@ -141,4 +192,10 @@ def _without_folders(value: Any) -> Any:
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_folders(item) for item in value]
-    return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
+    if isinstance(value, str) and PurePath(value).is_absolute():
+        return PathName(PurePath(value).name)
+    return PathName(value) if isinstance(value, str) and "/" in value and Path(value).exists() else value
+
+
+class PathName(str):
+    """Where data lies, not what it is."""

@@ -6,11 +6,10 @@ positions see only what came before them, and that the two paths agree; and that
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 import simv0.torchvision_fix  # noqa: F401
 from simv0.captured import captured
+from simv0.digests import UNREAD, files_digest, tensors_digest
 from simv0.distributed import shard_blocks
 from simv0.errors import ModelError
 from simv0.fast_llm import FastStack, why_not
@@ -39,11 +39,19 @@ class FrozenLLM(nn.Module):
         compiled_for: (batch, tokens) that `compiled.compile_llm` compiled the blocks for.
         sharded: whether the weights are split over several processes.
         captured: (batch, tokens, with gradients) -> the stack as CUDA graphs.
-        identity: `llm_name`, `llm_revision` (None for a folder), `llm_weights` (sha256 over the weight files).
+        identity: `llm_name`, `llm_revision` (None for a folder), `llm_tensors` (`digests.tensors_digest`).
+        files: the files that the weights came from.
     """
 
     def __init__(
-        self, stack: nn.Module, *, d: int, hidden_size: int, embed_rms: float, identity: dict[str, str | None]
+        self,
+        stack: nn.Module,
+        *,
+        d: int,
+        hidden_size: int,
+        embed_rms: float,
+        identity: dict[str, str | None],
+        files: tuple[Path, ...] = (),
     ) -> None:
         super().__init__()
         self.stack = stack.requires_grad_(False)
@@ -51,7 +59,7 @@ class FrozenLLM(nn.Module):
         self.compiled_for: tuple[int, int] | None = None
         self.sharded = False
         self.captured: dict[tuple[int, int, bool], Callable[[Tensor], Tensor]] = {}
-        self.d, self.hidden_size, self.embed_rms, self.identity = d, hidden_size, embed_rms, identity
+        self.d, self.hidden_size, self.embed_rms, self.identity, self.files = d, hidden_size, embed_rms, identity, files
         self.train(False)
 
     @property
@@ -67,8 +75,16 @@ class FrozenLLM(nn.Module):
         return self
 
     def blocks(self) -> nn.ModuleList:
-        """The decoder layers: the longest list of modules."""
-        return max((module for module in self.modules() if isinstance(module, nn.ModuleList)), key=len)
+        """The decoder layers: the outermost list of modules, and the longest of those."""
+        lists = [(name, module) for name, module in self.named_modules() if isinstance(module, nn.ModuleList)]
+        return max(lists, key=lambda item: (-item[0].count("."), len(item[1])))[1]
+
+    def identity_like(self, stored: Mapping[str, Any]) -> dict[str, str | None]:
+        """`identity`, with the digest that `stored` has: older checkpoints hold that of the files' bytes."""
+        if "llm_tensors" in stored or "llm_weights" not in stored or not self.files:
+            return self.identity
+        names = {key: value for key, value in self.identity.items() if key != "llm_tensors"}
+        return {**names, "llm_weights": files_digest(self.files)}
 
     def shard(self, device: torch.device) -> None:
         """Split the weights of the blocks over the processes, on `device`; every process must run every step."""
@@ -164,7 +180,7 @@ def load_llm(
             code of its own without `trust_remote_code`.
     """
     with quiet_transformers(progress=not os.path.isdir(name)):  # a download is worth watching
-        model, identity = _load_model(name, revision, dtype, trust_remote_code)
+        model, identity, files = _load_model(name, revision, dtype, trust_remote_code)
     d, embed_rms = _drop_embedding(model, name)
     stack: nn.Module = LastHidden(model.to(device), dtype).requires_grad_(False).eval()
     hidden_size = _check_causal(model, name, d, dtype)
@@ -173,13 +189,13 @@ def load_llm(
             log.info("%s runs on transformers' own module: %s", name, reason)
         else:
             stack = FastStack(model, dtype)
-    return FrozenLLM(stack, d=d, hidden_size=hidden_size, embed_rms=embed_rms, identity=identity)
+    return FrozenLLM(stack, d=d, hidden_size=hidden_size, embed_rms=embed_rms, identity=identity, files=files)
 
 
 def _load_model(
     name: str, revision: str | None, dtype: torch.dtype, trust_remote_code: bool
-) -> tuple[Any, dict[str, str | None]]:
-    """The body of the LLM (no LM head) and its identity."""
+) -> tuple[Any, dict[str, str | None], tuple[Path, ...]]:
+    """The body of the LLM (no LM head, no vision tower), its identity and its files."""
     from transformers import AutoModel
 
     config, is_folder = read_llm_config(name, revision, trust_remote_code), os.path.isdir(name)
@@ -195,20 +211,31 @@ def _load_model(
         )
     except Exception as error:  # whatever a foreign checkpoint can make its loader raise
         raise _explain(name, is_folder, error) from error
+    prefix = model.base_model_prefix
+    model = text_of(model)
     _check_weights(model, name, report)
-    files = weight_files(name, revision)
-    return model, {
+    files = tuple(weight_files(name, revision))
+    identity = {
         "llm_name": Path(name).resolve().name if is_folder else name,
         "llm_revision": None if is_folder else files[0].parent.name,  # the hub's cache: snapshots/COMMIT/file
-        "llm_weights": _digest(files),
+        "llm_tensors": tensors_digest(files, prefix),
     }
+    return model, identity, files
+
+
+def text_of(model: Any) -> Any:
+    """The decoder of a model that also sees or hears: the rest would be held and never used."""
+    if model.config.get_text_config() is model.config:
+        return model
+    return getattr(model, "language_model", None) or model.get_decoder()
 
 
 def read_llm_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The LLM's config.json, as transformers reads it; no weights.
 
     Raises:
-        ModelError: not found, not readable, an encoder-decoder, code of its own without `trust_remote_code`.
+        ModelError: not found, not readable, an encoder-decoder, quantised, a LoRA adapter beside it, code of its own
+            without `trust_remote_code`.
     """
     from transformers import AutoConfig
 
@@ -221,6 +248,14 @@ def read_llm_config(name: str, revision: str | None = None, trust_remote_code: b
         raise _explain(name, is_folder, error) from error
     if config.is_encoder_decoder:
         raise ModelError(f"{name}: {config.model_type} is an encoder-decoder model; choose a decoder-only LLM")
+    if quantised := getattr(config, "quantization_config", None):
+        kind = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
+        raise ModelError(f"{name}: its weights are quantised ({kind}); give the LLM's unquantised weights")
+    if is_folder and os.path.exists(os.path.join(name, "adapter_config.json")):
+        raise ModelError(
+            f"{name}: holds an adapter (adapter_config.json), which would not be applied; merge it into the weights "
+            "(peft's merge_and_unload, then save_pretrained into another folder), or remove it"
+        )
     return config
 
 
@@ -244,12 +279,17 @@ def _explain(name: str, is_folder: bool, error: Exception) -> ModelError:
 
 
 def _check_weights(model: nn.Module, name: str, report: dict[str, Any]) -> None:
-    """Refuse what transformers would fill in at random, and NaN or inf."""
+    """Refuse what transformers would fill in at random or leave out, and NaN or inf."""
     missing = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
     if missing:
         raise ModelError(
             f"{name}: {len(missing)} weights are missing from the checkpoint (first: {missing[0]}); "
             "is it a whole checkpoint of a decoder-only LLM?"
+        )
+    if unused := sorted(key for key in report["unexpected_keys"] if not UNREAD.search(key)):
+        raise ModelError(
+            f"{name}: {len(unused)} weights are unused, first: {unused[0]}; config.json describes another model than "
+            "the one whose weights lie beside it"
         )
     for key, weight in model.named_parameters():
         if not all(extreme.isfinite() for extreme in weight.aminmax()):  # passes NaN on; needs no memory
@@ -296,7 +336,7 @@ def weight_files(name: str, revision: str | None = None) -> list[Path]:
     """The files on this machine that transformers reads the weights from: safetensors, else bin; one file, else shards.
 
     Raises:
-        ModelError: there are none.
+        ModelError: there are none, or not all.
     """
     from transformers.utils.hub import cached_file
 
@@ -317,18 +357,11 @@ def weight_files(name: str, revision: str | None = None) -> list[Path]:
             return [path]
         if index := find(f"{whole}.index.json"):
             shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            return [path for shard in shards if (path := find(shard))]
+            found = [(shard, find(shard)) for shard in shards]
+            if lost := [shard for shard, path in found if path is None]:
+                raise ModelError(f"{name}: {index.name} names {lost[0]}, which is missing: the copy is incomplete")
+            return [path for _, path in found if path is not None]
     raise ModelError(f"{name}: has neither model.safetensors nor pytorch_model.bin; save it with save_pretrained")
-
-
-def _digest(files: list[Path]) -> str:
-    """sha256 over the contents, one after the other."""
-    sha = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                sha.update(block)
-    return sha.hexdigest()
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from simv0.distributed import local_device
 from simv0.encoder import cannot_be_loaded, check_names
 from simv0.errors import ModelError
 from simv0.fast_llm import FastStack, unknown_shape
-from simv0.llm import FrozenLLM, LastHidden, quiet_transformers, read_llm_config
+from simv0.llm import FrozenLLM, LastHidden, quiet_transformers, read_llm_config, text_of
 from simv0.model import SimV0Model
 
 
@@ -118,9 +118,10 @@ def _llm_on_meta(found: Any, model: ModelConfig, dtype: torch.dtype) -> Any:
 
     try:
         with torch.device("meta"):
-            return AutoModel.from_config(  # type: ignore[no-untyped-call]
+            whole = AutoModel.from_config(  # type: ignore[no-untyped-call]
                 found, dtype=dtype, attn_implementation="eager", trust_remote_code=model.trust_remote_code
             )
+            return text_of(whole)
     except Exception as error:  # whatever a foreign config can make its builder raise
         raise ModelError(
             f"{model.llm_name_or_path}: cannot be loaded as an LLM: {type(error).__name__}: "

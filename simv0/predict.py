@@ -1,5 +1,6 @@
 """From a checkpoint to predictions: `Predictor` for frames in memory, `load_model` for everything that holds a .pt."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,16 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from simv0.build import build_model, pick_device
-from simv0.checkpoint import Checkpoint, check_frozen, load_checkpoint, load_state
+from simv0.checkpoint import Checkpoint, check_frozen, load_checkpoint, load_state, shown
 from simv0.config import Config
-from simv0.config_file import build_config
+from simv0.config_file import build_config, known_keys
 from simv0.encoder import Encoder, has_bf16_units, load_encoder
 from simv0.errors import CheckpointError
 from simv0.model import SimV0Model
 from simv0.samples import Batch, check_sample, collate
 from simv0.trainer import to_device
+
+log = logging.getLogger("simv0")
 
 
 class Predictor:
@@ -100,7 +103,7 @@ def load_model(checkpoint: Checkpoint, path: str | Path, config: Config, encoder
         update={"F": meta.F, "K": meta.K, "confidence_head": meta.confidence_head, "d": None, "dv": None}
     )
     model = build_model(config.model_copy(update={"model": wanted}), meta.dv, encoder, device)
-    check_frozen("LLM", meta.llm, model.llm.identity, path)
+    check_frozen("LLM", meta.llm, model.llm.identity_like(meta.llm), path)
     load_state(model, checkpoint.state, path)
     return model.eval()
 
@@ -131,12 +134,14 @@ def load_trained_encoder(checkpoint: Checkpoint, path: str | Path, config: Confi
 def config_of(checkpoint: Checkpoint, path: str | Path) -> Config:
     """The config inside a checkpoint, for its paths and names only: what it would import or run is reset.
 
-    So is the recipe: a checkpoint outlives the keys that it was trained with.
+    So is the recipe, and keys that this simv0 does not know are left out: a checkpoint outlives them.
 
     Raises:
         ConfigError: it is not a config that this simv0 reads.
     """
-    tree: dict[str, Any] = {section: dict(values) for section, values in checkpoint.meta.config.items()}
+    tree, unknown = known_keys(checkpoint.meta.config)
+    if unknown:
+        log.info(f"{path}: keys that this simv0 does not know are left out: {shown(', '.join(unknown))}")
     tree["model"] = {**tree.get("model", {}), "trust_remote_code": False}
     tree["data"] = {
         **tree.get("data", {}),

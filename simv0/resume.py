@@ -3,7 +3,7 @@
 import logging
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -31,6 +31,16 @@ OPERATIONAL = (
 )
 """Keys that may change on resume: they change no weight (what the cache holds is compared by its digests), and
 `evaluation.batch_size` at most the last digit of a metric."""
+
+PLACES = (
+    "data.train_split_path",
+    "data.val_split_path",
+    "model.llm_name_or_path",
+    "model.llm_revision",
+    "model.vision_encoder_name",
+    "model.vision_pretrained",
+)
+"""Keys that say where something lies: `restore` compares the digests of what lies there."""
 
 
 @dataclass
@@ -60,6 +70,11 @@ def find_checkpoint(run: RunDir, config: Config) -> Checkpoint | None:
     if checkpoint is None:
         return None
     differing = config_differences(checkpoint.meta.config, config.model_dump())
+    if any(difference.endswith("unknown to this simv0") for difference in differing):
+        raise ConfigError(
+            f"{run.root}: the run was begun by another version of simv0, which cannot be resumed by this one: "
+            f"{'; '.join(differing)}; its checkpoints still predict; train anew in another output.output_dir"
+        )
     if differing:
         raise ConfigError(
             f"{run.root}: the run was begun with another config: {'; '.join(differing)}; "
@@ -108,10 +123,22 @@ def config_differences(stored: dict[str, dict[str, Any]], wanted: dict[str, dict
         before, now = stored.get(section, {}), wanted.get(section, {})
         for key in sorted(before.keys() | now.keys()):
             name = f"{section}.{key}"
-            if before.get(key) != now.get(key) and not name.startswith(OPERATIONAL):
+            if name.startswith(OPERATIONAL) or name in PLACES:
+                continue
+            if _without_places(before.get(key)) != _without_places(now.get(key)):
+                begun = shown(repr(before[key])) if key in before else "an older simv0, which did not know it"
                 here = repr(now[key]) if key in now else "unknown to this simv0"
-                differing.append(f"{shown(name)}: begun with {shown(repr(before.get(key)))}, now {here}")
+                differing.append(f"{shown(name)}: begun with {begun}, now {here}")
     return differing
+
+
+def _without_places(value: Any) -> Any:
+    """A value whose absolute paths are all the same: data may move."""
+    if isinstance(value, dict):
+        return {key: _without_places(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_places(item) for item in value]
+    return "/" if isinstance(value, str) and PurePath(value).is_absolute() else value
 
 
 def restore(
@@ -130,7 +157,7 @@ def restore(
     """
     meta, state = checkpoint.meta, checkpoint.training
     assert state is not None
-    check_frozen("LLM", checkpoint.meta.llm, model.llm.identity, run.last)
+    check_frozen("LLM", meta.llm, model.llm.identity_like(meta.llm), run.last)
     if model.encoder is not None:
         check_frozen("vision encoder", checkpoint.meta.encoder, model.encoder.identity, run.last)
     for name, digest in digests.items():

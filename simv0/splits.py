@@ -21,7 +21,7 @@ from simv0.datasets import class_weights_of
 from simv0.distributed import share_of, world
 from simv0.encoder import Encoder
 from simv0.errors import CacheError, DataError, SimError
-from simv0.identity import compare_identity, compare_splits, labels_digest, wanted_identity
+from simv0.identity import check_features, compare_splits, labels_digest
 from simv0.labels import HEADS
 from simv0.loading import make_loader, started
 from simv0.own_class import calling, load_dataset, windows_in
@@ -66,7 +66,7 @@ def open_split(config: Config, name: str, encoder: Encoder | None = None) -> Spl
     if encoder is None and features.exists():
         cached = CachedDataset(features, config.cache.in_memory)
         try:
-            compare_identity(cached.identity, wanted_identity(config, name), features)
+            check_features(config, name, cached.identity, features)
         except CacheError:
             if not brings_features(config, name):  # what lies there is not of this dataset, which needs no file
                 raise

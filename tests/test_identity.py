@@ -12,6 +12,7 @@ from simv0.cached import CachedDataset
 from simv0.config import Config
 from simv0.errors import CacheError
 from simv0.identity import compare_identity, compare_splits, wanted_identity
+from simv0.splits import open_split
 
 WAYS_OUT = r"Make it anew with `simv0 cache-vis --overwrite`, or choose another cache.dir$"
 
@@ -42,11 +43,6 @@ def test_what_cache_vis_refuses(config: Config, tmp_path: Path, monkeypatch: pyt
     )
     other = write_encoder(tmp_path / "other" / "encoder", seed=1)  # same name, other weights
     refused(changed(config, "model", vision_encoder_name=other), r"vision_weights is \"\w+\", wanted is")
-    other = write_encoder(tmp_path / "renamed")
-    refused(
-        changed(config, "model", vision_encoder_name=other),
-        'vision_encoder_name is "local-dir:encoder", wanted is "local-dir:renamed"',
-    )
     manifest, rows = tmp_path / "train.jsonl", (tmp_path / "train.jsonl").read_text()
     first = json.loads(rows.splitlines()[0])
     manifest.write_text(json.dumps({**first, "risk_id": 3}) + rows[rows.index("\n") :])
@@ -67,6 +63,39 @@ def test_a_moved_world_is_the_same_world(config: Config, tmp_path: Path) -> None
     there = make_config(moved, f"local-dir:{moved / 'encoder'}")
     there = changed(there, "cache", dir=config.cache.dir)
     assert [report.outcome for report in cache_vis(there)] == ["skipped", "skipped"]
+
+
+def test_a_renamed_world_is_the_same_world(config: Config, tmp_path: Path) -> None:
+    """Names are compared where no digest tells; train, which knows none, asks for it where names differ."""
+    (tmp_path / "encoder").rename(tmp_path / "my_tower")
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.jsonl").rename(tmp_path / f"{split}2.jsonl")
+    there = changed(config, "model", vision_encoder_name=f"local-dir:{tmp_path / 'my_tower'}")
+    there = changed(
+        there, "data", **{f"{split}_split_path": str(tmp_path / f"{split}2.jsonl") for split in ("train", "val")}
+    )
+    assert [report.outcome for report in cache_vis(there)] == ["skipped", "skipped"]
+    assert len(open_split(there, "train").labels) == 23
+    other = write_encoder(tmp_path / "other", seed=1)
+    with pytest.raises(CacheError, match=r"vision_weights is \"\w+\", wanted is"):
+        open_split(changed(there, "model", vision_encoder_name=other), "train")
+    with pytest.raises(CacheError, match=r'vision_encoder_name is "local-dir:encoder", wanted is "local-dir:nowhere"'):
+        open_split(changed(there, "model", vision_encoder_name="local-dir:/nowhere"), "train")
+
+
+def test_moved_data_of_a_class_are_the_same_data(tmp_path: Path, config: Config) -> None:
+    """A path among the arguments says where the data lie; where their digest agrees nothing else is asked."""
+    stored = CachedDataset(Path(config.cache.dir) / "train.h5").identity | {
+        "dataset_kwargs": {"root": "films", "crop": "a/b"}
+    }
+    moved = changed(config, "data", dataset_kwargs={"root": "/mnt/movies", "crop": "a/b"})
+    known = wanted_identity(moved, "train") | {"content_digest": stored["content_digest"]}
+    compare_identity(stored, known, "x.h5")
+    with pytest.raises(CacheError, match='dataset_kwargs.root is "films", wanted is "movies"'):
+        compare_identity(stored, wanted_identity(moved, "train"), "x.h5")
+    other = wanted_identity(changed(moved, "data", dataset_kwargs={"root": "/mnt/movies", "crop": "c/d"}), "train")
+    with pytest.raises(CacheError, match=r'else: dataset_kwargs.crop is "a/b", wanted is "c/d"\.'):
+        compare_identity(stored, other | {"content_digest": stored["content_digest"]}, "x.h5")
 
 
 def test_what_the_config_alone_can_tell(config: Config) -> None:
@@ -106,6 +135,7 @@ def test_train_and_val_must_agree(config: Config) -> None:
     train, val = (CachedDataset(folder / f"{name}.h5").identity for name in ("train", "val"))
     compare_splits(train, val, folder / "val.h5")
     assert train["N"] != val["N"]
-    for field in set(train) - {"N", "content_digest", "labels_digest", "split", "split_file"}:
+    names = {"vision_encoder_name", "vision_pretrained"}  # their digest tells more
+    for field in set(train) - names - {"N", "content_digest", "labels_digest", "split", "split_file"}:
         with pytest.raises(CacheError, match=f"val.h5: was made of something else: {field}"):
             compare_splits({**train, field: "other"}, val, folder / "val.h5")

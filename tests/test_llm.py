@@ -1,6 +1,7 @@
 """The reference path of the frozen LLM: every family against its own CausalLM, and what is refused."""
 
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -13,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import simv0.torchvision_fix  # noqa: F401
-from simv0.errors import ModelError
-from simv0.llm import FrozenLLM, load_llm
+from simv0.checkpoint import check_frozen
+from simv0.errors import CheckpointError, ModelError
+from simv0.llm import FrozenLLM, load_llm, weight_files
 
 SMALL: dict[str, Any] = {
     "vocab_size": 50,
@@ -127,15 +129,35 @@ def test_weights_are_held_in_the_compute_dtype_only(dtype: torch.dtype, checkpoi
     assert x.grad.dtype == torch.float32
 
 
-def test_identity_is_of_the_files_not_of_the_dtype(checkpoints: dict[str, Path]) -> None:
+def test_identity_is_of_the_tensors_not_of_files_names_or_dtype(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """Renamed, in shards, as .bin, without its head, computed in bf16: one LLM. Another weight: another."""
     folder = checkpoints["llama"]
-    expected = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    for dtype in (torch.float32, torch.bfloat16):
-        assert load_llm(str(folder), dtype=dtype).identity == {
-            "llm_name": "llama",
-            "llm_revision": None,
-            "llm_weights": expected,
-        }
+    known = load_llm(str(folder)).identity
+    assert (known["llm_name"], known["llm_revision"]) == ("llama", None)
+    causal = tf.AutoModelForCausalLM.from_pretrained(folder)
+    causal.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    causal.model.save_pretrained(tmp_path / "body")
+    shutil.copytree(folder, tmp_path / "bin")
+    (tmp_path / "bin" / "model.safetensors").unlink()
+    torch.save(causal.state_dict(), tmp_path / "bin" / "pytorch_model.bin")
+    for name in ("shards", "body", "bin"):
+        found = load_llm(str(tmp_path / name), dtype=torch.bfloat16).identity
+        assert found == {**known, "llm_name": name}
+        check_frozen("LLM", known, found, "c.pt")
+    other = edited(folder, tmp_path / "other", lambda weights: weights["model.norm.weight"][0].add_(1e-3))
+    with pytest.raises(CheckpointError, match="another LLM: llm_name: trained with 'llama', .* llm_tensors: trained"):
+        check_frozen("LLM", known, load_llm(other).identity, "c.pt")
+
+
+def test_an_older_checkpoint_knows_its_llm_by_the_files(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoints["llama"], tmp_path / "renamed")
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    old = {"llm_name": "llama", "llm_revision": None, "llm_weights": digest}
+    llm = load_llm(str(folder))
+    check_frozen("LLM", old, llm.identity_like(old), "c.pt")
+    old["llm_weights"] = "0"
+    with pytest.raises(CheckpointError, match="llm_weights: trained with '0'"):
+        check_frozen("LLM", old, llm.identity_like(old), "c.pt")
 
 
 def test_identity_of_shards_and_of_the_hub_cache(
@@ -155,7 +177,7 @@ def test_identity_of_shards_and_of_the_hub_cache(
     assert load_llm("someone/tiny").identity == {
         "llm_name": "someone/tiny",
         "llm_revision": commit,
-        "llm_weights": hashlib.sha256(b"".join(shard.read_bytes() for shard in shards)).hexdigest(),
+        "llm_tensors": load_llm(str(checkpoints["llama"])).identity["llm_tensors"],
     }
 
 
@@ -217,6 +239,71 @@ def test_refuses_weights_of_another_shape(checkpoints: dict[str, Path], tmp_path
     with pytest.raises(ModelError, match="cannot be loaded as an LLM: RuntimeError") as caught:
         load_llm(name)
     assert "\n" not in str(caught.value)
+
+
+def test_refuses_unused_weights(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """Biases that config.json does not know; what older checkpoints hold beside the weights is no fault."""
+    bias = {f"model.layers.{i}.mlp.up_proj.bias": torch.zeros(48) for i in range(2)}
+    name = edited(checkpoints["llama"], tmp_path / "m", lambda weights: weights.update(bias))
+    with pytest.raises(ModelError) as caught:
+        load_llm(name)
+    assert str(caught.value) == (
+        f"{name}: 2 weights are unused, first: model.layers.0.mlp.up_proj.bias; config.json describes another model "
+        "than the one whose weights lie beside it"
+    )
+    old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4), "lm_head.bias": torch.zeros(50)}
+    name = edited(checkpoints["llama"], tmp_path / "old", lambda weights: weights.update(old))
+    assert load_llm(name).identity["llm_tensors"] == load_llm(str(checkpoints["llama"])).identity["llm_tensors"]
+
+
+def test_refuses_what_lies_beside_the_weights_and_changes_them(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoints["llama"], tmp_path / "m")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(
+        ModelError, match=r"holds an adapter \(adapter_config.json\), which would not be applied; merge"
+    ):
+        load_llm(str(folder))
+    (folder / "adapter_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "awq"}}))
+    with pytest.raises(ModelError, match=r"its weights are quantised \(awq\); give the LLM's unquantised weights"):
+        load_llm(str(folder))
+
+
+def test_refuses_a_copy_that_lacks_a_shard(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    tf.AutoModelForCausalLM.from_pretrained(checkpoints["llama"]).save_pretrained(tmp_path, max_shard_size="20KB")
+    lost = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    lost.unlink()
+    with pytest.raises(ModelError, match="cannot be loaded as an LLM"):
+        load_llm(str(tmp_path))
+    with pytest.raises(ModelError, match=f"index.json names {lost.name}, which is missing: the copy is incomplete"):
+        weight_files(str(tmp_path))
+
+
+VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "image_size": 32}
+SEEING: dict[str, Any] = {
+    "llava": tf.LlavaConfig(
+        vision_config=tf.CLIPVisionConfig(**VISION, num_hidden_layers=5, patch_size=16),
+        text_config=tf.LlamaConfig(**GROUPED),
+    ),
+    "qwen2_vl": tf.Qwen2VLConfig(
+        text_config={**GROUPED, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
+        vision_config={"depth": 5, "embed_dim": 32, "hidden_size": 32, "num_heads": 4},
+    ),
+}
+
+
+@pytest.mark.parametrize("family", SEEING)
+def test_of_a_model_that_sees_only_the_decoder_is_held(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = shaken(tf.AutoModel.from_config(SEEING[family]))
+    whole.save_pretrained(tmp_path)
+    llm = load_llm(str(tmp_path))
+    assert len(llm.blocks()) == 2
+    assert not any("vis" in name for name, _ in llm.named_modules())
+    x = prefix(llm)
+    wanted = whole.language_model(inputs_embeds=x, use_cache=False).last_hidden_state[:, -1]
+    torch.testing.assert_close(llm(x), wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -2,12 +2,14 @@
 
 import io
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import MakeConfig
 from fit_world import fit_until, lines, outcome
 
 from simv0.checkpoint import Training, load_checkpoint, save_checkpoint, seal
@@ -179,28 +181,56 @@ def test_the_config_inside_a_checkpoint_reaches_no_code_and_no_environment(
     assert read.model.trust_remote_code is False
     assert read.model.llm_name_or_path == "evil/${SECRET}"
     assert (read.data.dataset_class_path, read.data.dataset_kwargs) == ("simv0.datasets.ManifestDataset", {})
-    tree["model"]["x"] = 1
-    with pytest.raises(SimError, match=r"best.pt \(the config inside\): model.x: unknown key"):
-        config_of(hostile, run.best)
 
 
-def test_a_training_key_that_is_gone_stops_a_resume_but_no_prediction(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("section", ["data", "cache", "model", "training", "evaluation", "output", "gone"])
+def test_a_key_that_is_gone_stops_a_resume_but_no_prediction(
+    config: Config, monkeypatch: pytest.MonkeyPatch, section: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = RunDir(config.output.output_dir)
     fit_until(config, 2, monkeypatch)
     content = load_checkpoint(run.last)
-    tree = {**content.meta.config, "training": {**content.meta.config["training"], "label_smoothing": 0.1}}
+    tree = {**content.meta.config, section: {**content.meta.config.get(section, {}), "smoothing": 0.1}}
     old = content.model_copy(update={"meta": content.meta.model_copy(update={"config": tree})})
+    with caplog.at_level(logging.INFO, "simv0"):
+        read = config_of(old, run.last)
+    assert caplog.messages[-1] == f"{run.last}: keys that this simv0 does not know are left out: {section}.smoothing"
+    assert (read.training.amp, read.model) == (False, config.model)  # the default would be true
+    if section in ("cache", "output"):
+        return
     save_checkpoint(run.last, old)
     with pytest.raises(SimError) as error:
         fit(config, resume=True)
     assert str(error.value) == (
-        f"{run.root}: the run was begun with another config: training.label_smoothing: begun with 0.1, now unknown to "
-        "this simv0; give the same values, or another output.output_dir"
+        f"{run.root}: the run was begun by another version of simv0, which cannot be resumed by this one: "
+        f"{section}.smoothing: begun with 0.1, now unknown to this simv0; its checkpoints still predict; train anew in "
+        "another output.output_dir"
     )
-    read = config_of(old, run.last)
-    assert (read.training.amp, read.model) == (False, config.model)  # the default would be true
+
+
+def test_a_run_goes_on_after_its_data_and_models_have_moved(
+    make_config: MakeConfig,
+    features: Path,
+    models: Path,
+    manifests: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = make_config(cache={"dir": str(features)}, training={"checkpoint_every_steps": 1})
+    elsewhere = config.output.model_copy(update={"output_dir": str(tmp_path / "unbroken")})
+    unbroken = outcome(fit(config.model_copy(update={"output": elsewhere})))
+    fit_until(config, 3, monkeypatch)
+    moved, tower = tmp_path / "moved", Path(config.model.vision_encoder_name.removeprefix("local-dir:"))
+    shutil.copytree(config.model.llm_name_or_path, moved / "another_llm")
+    shutil.copytree(tower, moved / "another_tower")
+    shutil.copytree(Path(config.data.train_split_path).parent, moved / "films")
+    model = {
+        "llm_name_or_path": str(moved / "another_llm"),
+        "vision_encoder_name": f"local-dir:{moved / 'another_tower'}",
+    }
+    data = {f"{split}_split_path": str(moved / "films" / f"{split}.jsonl") for split in ("train", "val")}
+    there = make_config(cache={"dir": str(features)}, training={"checkpoint_every_steps": 1}, model=model, data=data)
+    assert outcome(fit(there, resume=True))[:3] == unbroken[:3]  # all but the names
 
 
 def test_a_projector_that_its_metadata_belie_is_refused_before_it_is_built(config: Config) -> None:
