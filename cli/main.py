@@ -254,10 +254,10 @@ def overlay(
     ] = None,
     spacing: Annotated[
         float | None,
-        typer.Option("--spacing", help="Seconds between the frames of a training window; else that of the recording."),
+        typer.Option("--spacing", help="Seconds between the frames of a training window; else as the checkpoint says."),
     ] = None,
     fps: Annotated[float | None, typer.Option("--fps", help="Frames a second of a folder of images.")] = None,
-    live: Annotated[bool, typer.Option("--live", help="Also show it in a browser page on this machine.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Also show it in a browser page, at its own pace.")] = False,
     config: Annotated[
         Path | None, typer.Option("--config", help="Where the frozen networks are, if not where the run had them.")
     ] = None,
@@ -265,40 +265,16 @@ def overlay(
 ) -> None:
     """Run a recording through the stream and draw what it says on the frames: an MP4."""
     with user_errors():
-        from simv0.config_file import load_config
-
-        loaded = load_config(config, set_) if config is not None else None
-        from cli.numbers import check_number
+        from cli.overlay import Wanted, run_overlay
         from simv0.errors import ConfigError
 
-        check_number("--fps", fps, "frames a second", 1000)
-        check_number("--spacing", spacing, "seconds", 3600)
-        from simv0.files import check_out
-        from simv0.live import LivePage
-        from simv0.overlay import render_overlay
-        from simv0.predict import Predictor
-        from simv0.sequence import open_sequence
-        from simv0.stream import Stream
+        if set_ and config is None:
+            raise ConfigError("--set changes a config: give --config too")
+        wanted = Wanted(ckpt, frames, out, telemetry, spacing, fps, live)
+        wanted.check()
+        from simv0.config_file import load_config
 
-        if out.suffix.lower() != ".mp4":
-            raise ConfigError(f"--out: expected a name that ends in .mp4, found {out}")
-        check_out(out, {"--frames": frames, "--telemetry": telemetry})
-        sequence = open_sequence(frames, telemetry, fps)
-        page = LivePage() if live else None
-        if page is not None:
-            typer.echo(f"live: {page.url}")
-        stream = Stream(Predictor.load(ckpt, loaded), sequence.interval if spacing is None else spacing, live=False)
-        count = render_overlay(stream, sequence, out, page.show if page is not None else None)
-        if page is not None:
-            page.close()
-        stats = stream.stats()
-        typer.echo(
-            f"{out}: {count} frames, {stats['judged']} judged, {stats['waiting']} waiting, {stats['dropped']} dropped, "
-            f"{stats['bad']} bad; windows of frames {stream.spacing:.3f} s apart; ms a prediction: "
-            f"{stats['latency_p50_ms'] or 0:.0f} (median), {stats['latency_p99_ms'] or 0:.0f} (99 of 100)"
-        )
-        if not stats["judged"]:
-            typer.echo(f"warning: no window was judged; the last frame: {stream.state().problem}", err=True)
+        run_overlay(wanted, load_config(config, set_) if config is not None else None)
 
 
 @app.command()

@@ -87,6 +87,8 @@ def check_out(out: Path, inputs: Mapping[str, Path | None]) -> None:
     """
     if not out.parent.is_dir():
         raise ConfigError(f"--out: {out}: there is no folder {out.parent}; make it first")
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ConfigError(f"--out: {out}: {'is a folder' if out.is_dir() else f'{out.parent} cannot be written to'}")
     for option, path in inputs.items():
         if path is not None and path.exists() and out.exists() and out.samefile(path):
             raise ConfigError(f"--out: {out} is what {option} reads and would be lost; give another name")

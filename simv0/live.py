@@ -9,6 +9,7 @@ import io
 import os
 import socket
 import threading
+import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -45,6 +46,19 @@ source.onerror = () => end("The command has stopped.");
 """
 
 
+class Pace:
+    """Holds back pictures that are computed faster than they were recorded; what comes late is not held back."""
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+
+    def wait(self, t: float) -> None:
+        """Sleep until as many seconds have passed since the first call as in the recording, whose time is `t`."""
+        now = time.monotonic()
+        self._began = now - t if self._began is None else self._began
+        time.sleep(max(0.0, self._began + t - now))
+
+
 class LivePage:
     """Serves the newest picture to whoever looks; a viewer that is slow misses pictures, never delays them.
 
@@ -74,9 +88,13 @@ class LivePage:
         Image.fromarray(picture).save(buffer, "JPEG", quality=85)
         self._newest = b"data: " + b64encode(buffer.getvalue()) + b"\n\n"
 
-    def close(self) -> None:
-        """Let every viewer have the last picture, and stop serving; takes `PATIENCE` at most, and a moment."""
+    def end(self) -> None:
+        """Let every viewer, who comes later too, have the last picture and word of the end."""
         self._ended = True
+
+    def close(self) -> None:
+        """`end`, and stop serving, in `PATIENCE` and a moment at most. Pages that are open keep the last picture."""
+        self.end()
         self._server.should_exit = True
         self._thread.join()
         self._listener.close()  # a server that had not begun leaves it open

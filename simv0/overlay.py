@@ -1,9 +1,10 @@
 """What the stream says, drawn on the frames: a picture for people who watch a rover, and an MP4 of a recording.
 
-The frame stays as it is but for the action arrow and, when it matters, a red frame or the word UNKNOWN; everything else
-stands in a panel below it.
+The frame stays as it is but for the action arrow, time and speed in the lower corners and, when it matters, a red frame
+or the word UNKNOWN; everything else stands in a panel below it.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,9 +15,10 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from simv0.labels import ACTIONS, REASONS, RISKS
+from simv0.errors import ConfigError
+from simv0.labels import ACTIONS, REASONS, RISKS, TELEMETRY
 from simv0.sequence import Sequence
-from simv0.stream import State, Stream
+from simv0.stream import OVERSAMPLING, ROUNDING, State, Stream
 from simv0.video import VideoWriter
 
 COLORS = {"none": "#35a566", "low": "#d9c02f", "med": "#ee8a1d", "high": "#e23b3b", "unknown": "#8b8f98"}
@@ -24,6 +26,11 @@ PANEL, TEXT, DIM, TRACK = "#15181e", "#f2f4f8", "#a9b0bd", "#2b303a"
 LEAST_WIDTH = 320
 SECONDS = 10.0
 """Length of the time line."""
+LINES = 5
+"""Lines of text that have room in the panel above the time line."""
+LONG_TIME = 1e6
+"""Seconds; later times, as those since 1970, are shown from the beginning of the recording on."""
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 ARROWS = {  # outlines in a unit square, y down
     "continue": [(0.5, 0), (1, 0.5), (0.7, 0.5), (0.7, 1), (0.3, 1), (0.3, 0.5), (0, 0.5)],
     "slow": [(0.5, 0.35), (1, 0.85), (0.78, 1), (0.5, 0.7), (0.22, 1), (0, 0.85)],
@@ -44,9 +51,19 @@ class Overlay:
     def __init__(self, threshold: float | None = None) -> None:
         self.threshold = threshold
         self._past: deque[tuple[float, str, float | None]] = deque(maxlen=4096)
+        self._first: float | None = None
 
-    def draw(self, frame: UInt8[Tensor, "3 H W"], state: State, t: float) -> UInt8[np.ndarray, "h w 3"]:
-        """The frame with what the stream says at `t`; width and height are even, the width at least 320."""
+    def draw(
+        self, frame: UInt8[Tensor, "3 H W"], state: State, t: float, telemetry: list[float] | None = None
+    ) -> UInt8[np.ndarray, "h w 3"]:
+        """The frame with what the stream says at `t`, and v and w; width and height are even, the width at least 320.
+
+        Args:
+            frame: RGB.
+            state: of the stream, after this frame.
+            t: seconds.
+            telemetry: 8 numbers as measured then; NaN where nothing was.
+        """
         p_high = state.prediction["probs"]["risk"]["high"] if state.prediction else None
         self._past.append((t, state.risk, p_high))
         while self._past[0][0] < t - SECONDS:
@@ -62,22 +79,43 @@ class Overlay:
         canvas.paste(picture.crop((0, 0, width, height)))
         pen = ImageDraw.Draw(canvas)
         self._mark_frame(pen, state, width, height, unit)
+        self._readings(pen, t, telemetry, width, height, unit)
         self._panel(pen, state, width, height, unit)
         self._time_line(pen, t, (round(6 * unit), height + panel - round(38 * unit), width, height + panel), unit)
         return np.asarray(canvas)
 
     def _mark_frame(self, pen: ImageDraw.ImageDraw, state: State, width: int, height: int, unit: float) -> None:
         """On the frame itself: the arrow, the alarm, the word UNKNOWN."""
+        if state.alarm:
+            pen.rectangle((0, 0, width - 1, height - 1), outline=COLORS["high"], width=round(5 * unit))
         if state.prediction:
             size = round(min(width, height) * 0.16)
             left, top = (width - size) // 2, height - size - round(8 * unit)
             outline = [(left + x * size, top + y * size) for x, y in ARROWS[state.prediction["action"]]]
             pen.polygon(outline, fill=COLORS[state.risk], outline="#000000", width=max(1, round(1.5 * unit)))
         if state.alarm:
-            pen.rectangle((0, 0, width - 1, height - 1), outline=COLORS["high"], width=round(5 * unit))
             self._sign(pen, "ALARM", COLORS["high"], round(9 * unit), width, unit)
         if state.unknown:
             self._sign(pen, "UNKNOWN", COLORS["unknown"], round((34 if state.alarm else 9) * unit), width, unit)
+
+    def _readings(
+        self, pen: ImageDraw.ImageDraw, t: float, telemetry: list[float] | None, width: int, height: int, unit: float
+    ) -> None:
+        """In the lower corners: the time as the recording has it, and v and w."""
+        self._first = t if self._first is None else self._first
+        time = f"{t:.2f} s" if abs(t) < LONG_TIME else f"+{t - self._first:.2f} s"
+        font, bottom = _font(10 * unit), height - 8 * unit
+        self._label(pen, time, 8 * unit, bottom, font, unit)
+        if telemetry is not None:
+            v, w = (telemetry[TELEMETRY.index(name)] for name in ("v", "w"))
+            text = f"v {_number(v, '.2f')} m/s  w {_number(w, '+.2f')} rad/s"
+            self._label(pen, text, width - 8 * unit - pen.textlength(text, font) - 6 * unit, bottom, font, unit)
+
+    @staticmethod
+    def _label(pen: ImageDraw.ImageDraw, text: str, left: float, bottom: float, font: Font, unit: float) -> None:
+        right = left + pen.textlength(text, font) + 6 * unit
+        pen.rectangle((left, bottom - 14 * unit, right, bottom), fill=PANEL)
+        pen.text((left + 3 * unit, bottom - 7 * unit), text, TEXT, font, anchor="lm")
 
     @staticmethod
     def _sign(pen: ImageDraw.ImageDraw, text: str, color: str, top: int, width: int, unit: float) -> None:
@@ -93,7 +131,7 @@ class Overlay:
         pen.text((pad, top + 12 * unit), f"risk {state.risk}", COLORS[state.risk], large, anchor="lm")
         left, bar = round(width * 0.3), (top + 5 * unit, top + 19 * unit)
         if state.prediction is None:
-            for row, line in enumerate(_wrap(pen, state.unknown or "", font, float(width - 2 * pad))):
+            for row, line in enumerate(_wrap(pen, state.unknown or "", font, float(width - 2 * pad))[:LINES]):
                 pen.text((pad, top + (29 + 13 * row) * unit), line, TEXT, font, anchor="lm")
             return
         probs = state.prediction["probs"]
@@ -117,7 +155,7 @@ class Overlay:
                 length = p * (end - 28 * unit - start)
                 pen.rectangle((start, y - 4 * unit, start + length, y + 4 * unit), fill=TEXT if chosen else DIM)
                 pen.text((end, y), f"{p:.2f}", TEXT if chosen else DIM, font, anchor="rm")
-        if state.problem:
+        if state.problem and state.outcome != "dropped":  # one of more frames than are needed is no trouble
             y = top + (29 + 13 * len(REASONS)) * unit * 0.93
             text = _fit(pen, state.problem, font, width * 0.5 - 2 * pad)
             pen.text((pad, y), text, COLORS["med"], font, anchor="lm")
@@ -143,7 +181,22 @@ class Overlay:
             pen.rectangle((x(time), strip, max(x(time), min(right, x(after))), bottom), fill=COLORS[risk])
             if p is not None and p_after is not None:
                 pen.line((x(time), y(p), x(after), y(p_after)), fill=TEXT, width=max(1, round(1.5 * unit)))
-        pen.text((left + 3 * unit, top + 5 * unit), f"P(high), last {SECONDS:g} s", DIM, _font(8 * unit), anchor="lm")
+        pen.text((left, top - 6 * unit), f"P(high), last {SECONDS:g} s", DIM, _font(8 * unit), anchor="lm")
+
+
+def check_recording(sequence: Sequence, F: int, spacing: float, name: str) -> None:
+    """Refuse a recording of which no window can be judged, before anything is loaded.
+
+    Raises:
+        ConfigError: its frames are too far apart, or it is too short.
+    """
+    windows = f"windows of {F} frames {spacing:g} s apart"
+    if F > 1 and sequence.interval > 1.5 * spacing + ROUNDING:
+        raise ConfigError(f"{name}: its frames are {sequence.interval:g} s apart, too far for {windows}")
+    between = max(sequence.interval, spacing / OVERSAMPLING + sequence.interval)  # of the frames that are encoded
+    shortest = (F - 2) * max(spacing - between / 2, spacing / 2) + spacing / 2 if F > 1 else 0.0
+    if sequence.seconds is not None and sequence.seconds + ROUNDING < shortest:
+        raise ConfigError(f"{name}: is {sequence.seconds:.1f} s long, too short for {windows}")
 
 
 def render_overlay(
@@ -168,7 +221,7 @@ def render_overlay(
     with VideoWriter(out) if out else nullcontext() as writer:
         for moment in sequence:
             state = stream.push(moment.frame, moment.telemetry, moment.t)
-            picture = overlay.draw(moment.frame, state, moment.t)
+            picture = overlay.draw(moment.frame, state, moment.t, moment.telemetry)
             first = moment.t if count == 0 else first
             count += 1
             if writer is not None:
@@ -178,13 +231,15 @@ def render_overlay(
     return count
 
 
-def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def _number(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else "?"
+
+
+def _font(size: float) -> Font:
     return ImageFont.load_default(round(size))
 
 
-def _wrap(
-    pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float
-) -> list[str]:
+def _wrap(pen: ImageDraw.ImageDraw, text: str, font: Font, width: float) -> list[str]:
     """The text in lines of at most `width`."""
     lines = [""]
     for word in text.split():
@@ -196,7 +251,7 @@ def _wrap(
     return lines
 
 
-def _fit(pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+def _fit(pen: ImageDraw.ImageDraw, text: str, font: Font, width: float) -> str:
     """The text, cut with dots where it is too long."""
     if pen.textlength(text, font) <= width:
         return text

@@ -40,11 +40,13 @@ class Sequence:
 
     Attributes:
         interval: seconds between frames (median).
-        length: number of frames, where it is known beforehand.
+        length: number of frames, where it is known beforehand; a video may say it wrongly.
+        seconds: from the first frame to the last, where it is known beforehand.
     """
 
     interval: float
     length: int | None
+    seconds: float | None
     _frames: Any
     _readings: list[tuple[float, list[float]]]
 
@@ -83,7 +85,7 @@ def open_sequence(frames: Path, telemetry: Path | None, fps: float | None = None
     readings = read_telemetry(telemetry)
     if not frames.is_dir():
         reader = VideoReader(frames)
-        return Sequence(reader.interval(), None, reader, readings)
+        return Sequence(reader.interval(), *reader.extent(), reader, readings)
     paths = sorted((path for path in frames.iterdir() if path.suffix.lower() in IMAGES), key=_by_number)
     if fps is not None:
         return _of_images([(i / fps, path) for i, path in enumerate(paths)], readings, frames)
@@ -102,7 +104,9 @@ def _of_images(images: list[tuple[float, Path]], readings: list[tuple[float, lis
     if any(gap <= 0 for gap in gaps):
         at = next(i for i, gap in enumerate(gaps) if gap <= 0)
         raise DataError(f"{source}: frame {at + 1}: its time {images[at + 1][0]:g} is not after {images[at][0]:g}")
-    return Sequence(statistics.median(gaps) if gaps else 1.0, len(images), images, readings)
+    return Sequence(
+        statistics.median(gaps) if gaps else 1.0, len(images), images[-1][0] - images[0][0], images, readings
+    )
 
 
 def read_telemetry(path: Path) -> list[tuple[float, list[float]]]:

@@ -220,6 +220,12 @@ class VideoReader:
         self._begin()
         return median(b - a for a, b in pairwise(times)) if len(times) > 1 else 1.0
 
+    def extent(self) -> tuple[int | None, float | None]:
+        """Number of frames and seconds, as the file says: not every one does."""
+        stream, container = self._stream, self._container
+        seconds = max(float((stream.duration or 0) * stream.time_base), (container.duration or 0) / 1e6)
+        return stream.frames or None, seconds if seconds > 0 else None
+
     def _as_tensor(self, frame: Any) -> UInt8[Tensor, "3 H W"]:
         pixels = self._to_rgb.reformat(frame, format="rgb24", **self._one_thread).to_ndarray()
         picture = torch.from_numpy(pixels).permute(2, 0, 1)

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from simv0.errors import ConfigError
-from simv0.live import PATIENCE, LivePage
+from simv0.live import PATIENCE, LivePage, Pace
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 MISSING = "a live page needs Starlette and uvicorn: pip install 'simv0[live]'"
@@ -70,6 +70,27 @@ def test_viewers_get_the_newest_picture_and_word_of_the_end() -> None:
                 assert viewer.read() == b""
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port_of(page)), timeout=10)
+
+
+def test_after_the_end_the_last_picture_is_still_shown() -> None:
+    page = LivePage()
+    page.show(plain(GREEN), state(), 0.0)
+    page.end()
+    with look(page.url) as late:
+        assert [event(late), event(late)] == [GREEN, "event: end data:"]
+    page.close()
+
+
+def test_pictures_keep_the_recordings_pace_and_catch_up() -> None:
+    pace, start = Pace(), time.monotonic()
+    pace.wait(1000.0)
+    assert time.monotonic() - start < 0.2
+    pace.wait(1000.3)
+    assert 0.3 <= time.monotonic() - start < 5
+    time.sleep(0.3)
+    late = time.monotonic()
+    pace.wait(1000.4)
+    assert time.monotonic() - late < 0.2
 
 
 def test_it_listens_on_loopback_and_answers_no_foreign_name() -> None:
@@ -167,7 +188,9 @@ def test_a_missing_package_is_one_line_before_the_model_is_loaded(
     Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
     row = '{"image": "0.png", "t": 0.0, "telemetry": [0, 0, 9.8, 0, 0, 0, 1, 0]}\n'
     (tmp_path / "sequence.jsonl").write_text(row + row.replace("0.0", "0.1"))
-    args = ["--ckpt", "none.pt", "--frames", str(tmp_path / "sequence.jsonl"), "--out", str(tmp_path / "out.mp4")]
+    (tmp_path / "unread.pt").touch()
+    options = {"--ckpt": "unread.pt", "--frames": "sequence.jsonl", "--out": "out.mp4"}
+    args = [word for option, name in options.items() for word in (option, str(tmp_path / name))]
     result = CliRunner().invoke(app, ["overlay", "--live", *args])
     assert (result.exit_code, result.stderr) == (2, f"error: {MISSING}\n")
 

@@ -1,6 +1,7 @@
 """The overlay: as many frames as came in, and what the stream says can be seen in the pixels."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,68 @@ def test_the_time_line_moves_and_forgets() -> None:
     assert len(overlay._past) <= 102
 
 
-def test_overlay_writes_as_many_frames_as_came_in(make_config: MakeConfig, features: Path, tmp_path: Path) -> None:
+def test_nothing_is_drawn_over_words_and_none_is_flickering() -> None:
+    frame = torch.full((3, 160, 320), 90, dtype=torch.uint8)
+    now = {risk: Overlay() for risk in ("high", "none")}
+    for i in range(1, 100):  # P(high) is 0.7 or 0.1 for ten seconds
+        drawn = {risk: overlay.draw(frame, state(risk), i / 10) for risk, overlay in now.items()}
+    words = {risk: picture[-44:-38, :80] for risk, picture in drawn.items()}
+    assert words["high"].max() > 120
+    assert (words["high"] == words["none"]).all()
+    spare = state("none", outcome="dropped", problem="push[9]: more than 8 frames in one spacing of 0.2 s")
+    assert (Overlay().draw(frame, spare, 1.0) == Overlay().draw(frame, state("none"), 1.0)).all()
+
+
+def test_time_and_speed_stand_in_the_lower_corners() -> None:
+    frame = torch.full((3, 160, 320), 90, dtype=torch.uint8)
+
+    def corners(t: float, v: float, w: float) -> list[bytes]:
+        picture = Overlay().draw(frame, state("none"), t, [0.0] * 6 + [v, w])[:160]
+        assert (picture[:135] == 90)[:, :100].all()
+        return [picture[135:, :120].tobytes(), picture[135:, 200:].tobytes()]
+
+    plain = corners(1.0, 0.5, 0.1)
+    assert corners(1.01, 0.5, 0.1) == [corners(1.01, 9.0, 9.0)[0], plain[1]] != plain
+    assert corners(1.0, 0.6, 0.1)[0] == plain[0]
+    assert len({corners(1.0, *speed)[1] for speed in ((0.5, 0.1), (0.5, -0.1), (0.6, 0.1), (math.nan, 0.1))}) == 4
+    assert corners(1.7e9, 0.5, 0.1)[0] == corners(1.8e9, 0.5, 0.1)[0]  # since the beginning: +0.00 s
+
+
+def test_all_options_are_checked_before_anything_is_read(tmp_path: Path) -> None:
+    args = ["--ckpt", "no.pt", "--frames", "no", "--telemetry", "no.csv", "--fps", "0", "--spacing", "nan"]
+    result = CliRunner().invoke(app, ["overlay", *args, "--out", str(tmp_path)])
+    assert (result.exit_code, result.stderr.splitlines()) == (
+        2,
+        [
+            "error: --ckpt: no.pt: there is no such checkpoint",
+            "error: --frames: no: there is no such folder, video or sequence.jsonl",
+            "error: --telemetry: no.csv: there is no such file",
+            "error: --fps: expected frames a second, above 0 and at most 1000, found 0",
+            "error: --spacing: expected seconds, above 0 and at most 3600, found nan",
+            f"error: --out: expected a name that ends in .mp4, found {tmp_path}",
+        ],
+    )
+    for name in ("best.pt", "run.mp4", "run.csv"):
+        (tmp_path / name).touch()
+    (tmp_path / "out.mp4").mkdir()
+    args = ["--ckpt", "best.pt", "--frames", "run.mp4", "--telemetry", "run.csv", "--out", "out.mp4"]
+    args = [str(tmp_path / arg) if arg[0] != "-" else arg for arg in args]
+    result = CliRunner().invoke(app, ["overlay", *args, "--fps", "5"])
+    assert (result.exit_code, result.stderr.splitlines()) == (
+        2,
+        [
+            f"error: --fps: is for a folder of images; {tmp_path}/run.mp4 carries its own times",
+            f"error: --out: {tmp_path}/out.mp4: is a folder",
+        ],
+    )
+    result = CliRunner().invoke(app, ["overlay", *args, "--set", "data.num_workers=1"])
+    assert (result.exit_code, result.stderr) == (2, "error: --set changes a config: give --config too\n")
+
+
+def test_overlay_writes_as_many_frames_as_came_in(
+    make_config: MakeConfig, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cli.overlay.LOG_EVERY", 0.0)
     run = fit(make_config(cache={"dir": str(features)}))
     video = write_video(tmp_path / "in.mp4", 30)
     telemetry = write_csv(tmp_path / "t.csv", [i / 10 for i in range(15)])
@@ -78,8 +140,16 @@ def test_overlay_writes_as_many_frames_as_came_in(make_config: MakeConfig, featu
     args = ["overlay", "--ckpt", run.best, "--frames", video, "--telemetry", telemetry, "--out", out, "--live"]
     result = CliRunner().invoke(app, [str(arg) for arg in args], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    where, said = result.stdout.splitlines()
+    read, where, *steps, said = result.stdout.splitlines()
+    assert read == f"{video}: 30 frames 0.050 s apart; windows of 4, 0.050 s apart"
     assert where.startswith("live: http://127.0.0.1:")
+    assert [step.split(" frames/s")[0].rsplit(",", 1)[0] for step in steps][::10] == [
+        f"overlay: {i} of 30 ({share}%) frames" for i, share in ((1, 3), (11, 36), (21, 70))
+    ]
+    assert result.stderr == (
+        f"{run.best}: does not say how far apart the frames of its training windows are: taking the recording's own, "
+        "0.05 s; --spacing gives the right one\n"
+    )
     assert said.startswith(
         f"{out}: 30 frames, 27 judged, 3 waiting, 0 dropped, 0 bad; windows of frames 0.050 s apart; ms "
     )
@@ -113,9 +183,14 @@ def test_overlay_writes_as_many_frames_as_came_in(make_config: MakeConfig, featu
                 2,
                 f"error: {option}: expected {what}, above 0 and at most {most}, found {found}\n",
             )
-    code, warning = said_of("--out", out, "--spacing", 5)
-    assert code == 0
-    assert warning.startswith("warning: no window was judged; the last frame: push[29]: more than 8 frames in one ")
+    assert said_of("--out", out, "--spacing", 5) == (
+        2,
+        f"error: {video}: is 1.5 s long, too short for windows of 4 frames 5 s apart\n",
+    )
+    assert said_of("--out", out, "--spacing", 0.03) == (
+        2,
+        f"error: {video}: its frames are 0.05 s apart, too far for windows of 4 frames 0.03 s apart\n",
+    )
 
     (tmp_path / "bad.jsonl").write_text(json.dumps({"image": "x.png", "t": "now"}) + "\n")
     assert said_of("--out", out, frames=tmp_path / "bad.jsonl") == (

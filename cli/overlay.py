@@ -1,0 +1,177 @@
+"""`simv0 overlay`: all that can be refused first, then the networks, then frame after frame, saying how far it is."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cli.numbers import check_number
+from simv0.errors import ConfigError
+from simv0.files import check_out
+
+log = logging.getLogger("simv0")
+
+LOG_EVERY = 5.0
+"""Seconds between lines where stderr is no terminal."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The command's options."""
+
+    ckpt: Path
+    frames: Path
+    out: Path
+    telemetry: Path | None
+    spacing: float | None
+    fps: float | None
+    live: bool
+
+    def check(self) -> None:
+        """Refuse what the options alone show to be wrong, all of it at once; imports no torch.
+
+        Raises:
+            ConfigError: a line for each.
+        """
+        wrong = []
+        for check in (self._inputs, self._fps, self._spacing, self._out):
+            try:
+                check()
+            except ConfigError as error:
+                wrong.append(str(error))
+        if wrong:
+            raise ConfigError("\n".join(wrong))
+
+    def _inputs(self) -> None:
+        missing = []
+        if not self.ckpt.is_file():
+            missing.append(f"--ckpt: {self.ckpt}: there is no such checkpoint")
+        if not self.frames.exists():
+            missing.append(f"--frames: {self.frames}: there is no such folder, video or sequence.jsonl")
+        if self.telemetry is not None and not self.telemetry.is_file():
+            missing.append(f"--telemetry: {self.telemetry}: there is no such file")
+        if missing:
+            raise ConfigError("\n".join(missing))
+
+    def _fps(self) -> None:
+        check_number("--fps", self.fps, "frames a second", 1000)
+        if self.fps is not None and self.frames.is_file():
+            raise ConfigError(f"--fps: is for a folder of images; {self.frames} carries its own times")
+
+    def _spacing(self) -> None:
+        check_number("--spacing", self.spacing, "seconds", 3600)
+
+    def _out(self) -> None:
+        if self.out.suffix.lower() != ".mp4":
+            raise ConfigError(f"--out: expected a name that ends in .mp4, found {self.out}")
+        check_out(self.out, {"--frames": self.frames, "--telemetry": self.telemetry})
+
+
+def run_overlay(wanted: Wanted, config: Any) -> None:
+    """Write the MP4, and show it meanwhile if wanted.
+
+    Args:
+        wanted: the options, checked.
+        config: where to find the frozen networks; None: where the checkpoint says.
+
+    Raises:
+        SimError: what the user can mend.
+    """
+    from simv0.checkpoint import load_checkpoint
+    from simv0.live import LivePage, Pace
+    from simv0.overlay import check_recording, render_overlay
+    from simv0.predict import Predictor
+    from simv0.sequence import open_sequence
+    from simv0.stream import Stream
+    from simv0.video import import_av
+
+    import_av()
+    sequence = open_sequence(wanted.frames, wanted.telemetry, wanted.fps)
+    with closing(LivePage()) if wanted.live else nullcontext() as page:
+        meta = load_checkpoint(wanted.ckpt).meta
+        spacing = _spacing(wanted, meta.frame_spacing, sequence.interval)
+        check_recording(sequence, meta.F, spacing, str(wanted.frames))
+        count = "frames" if sequence.length is None else f"{sequence.length} frames"
+        log.info(
+            f"{wanted.frames}: {count} {sequence.interval:.3f} s apart; windows of {meta.F}, {spacing:.3f} s apart"
+        )
+        if page is not None:
+            log.info(f"live: {page.url}")
+        stream = Stream(Predictor.load(wanted.ckpt, config), spacing, live=False)
+        pace = Pace()
+        with shown_progress(sequence.length) as step:
+
+            def show(picture: Any, state: Any, t: float) -> None:
+                if page is not None:
+                    pace.wait(t)
+                    page.show(picture, state, t)
+                step()
+
+            frames = render_overlay(stream, sequence, wanted.out, show)
+        _tell(wanted.out, frames, stream)
+        if page is not None and sys.stdin.isatty():
+            page.end()
+            log.info("the page stays until Ctrl-C")
+            with suppress(KeyboardInterrupt):
+                while True:
+                    time.sleep(1)
+
+
+def _spacing(wanted: Wanted, trained: float | None, interval: float) -> float:
+    """Seconds between the frames of a window: as wanted, as in training, or else as they come."""
+    if (spacing := wanted.spacing or trained) is not None:
+        return spacing
+    log.warning(
+        f"{wanted.ckpt}: does not say how far apart the frames of its training windows are: taking the recording's "
+        f"own, {interval:.3g} s; --spacing gives the right one"
+    )
+    return interval
+
+
+def _tell(out: Path, frames: int, stream: Any) -> None:
+    """What came of it."""
+    stats = stream.stats()
+    log.info(
+        f"{out}: {frames} frames, {stats['judged']} judged, {stats['waiting']} waiting, {stats['dropped']} dropped, "
+        f"{stats['bad']} bad; windows of frames {stream.spacing:.3f} s apart; ms a prediction: "
+        f"{stats['latency_p50_ms'] or 0:.0f} (median), {stats['latency_p99_ms'] or 0:.0f} (99 of 100)"
+    )
+    if not stats["judged"]:
+        log.warning(f"warning: no window was judged; the last frame: {stream.state().problem}")
+
+
+@contextmanager
+def shown_progress(total: int | None) -> Iterator[Callable[[], None]]:
+    """Count frames: a bar on stderr where that is a terminal, else a line every `LOG_EVERY` seconds.
+
+    Yields:
+        What is to be called after each frame.
+    """
+    on_terminal = sys.stderr.isatty()
+    columns = (TextColumn("overlay"), BarColumn(), TextColumn("{task.completed} frames"), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), disable=not on_terminal)
+    task = bar.add_task("overlay", total=total)
+    began = shown = time.monotonic()
+    done = 0
+
+    def step() -> None:
+        nonlocal done, shown
+        done += 1
+        bar.update(task, completed=done)
+        now = time.monotonic()
+        if not on_terminal and now - shown >= LOG_EVERY:
+            shown, rate = now, done / (now - began)
+            known = total is not None and total >= done
+            of = f" of {total} ({100 * done // (total or 1)}%)" if known else ""
+            left = f", {((total or 0) - done) / rate:.0f} s left" if known else ""
+            log.info(f"overlay: {done}{of} frames, {rate:.1f} frames/s{left}")
+
+    with bar if on_terminal else nullcontext():
+        yield step
