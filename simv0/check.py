@@ -157,7 +157,7 @@ def check_machine(config: Config, problems: list[SimError]) -> Facts:
 def check_llm(config: Config, problems: list[SimError]) -> LLMOutline | None:
     """The LLM's config, and the width that ours names."""
     with Noting(problems):
-        check_llm_at_hand(config.model)
+        check_llm_at_hand(config.model.llm_name_or_path, config.model.llm_revision)
         outline = outline_llm(config, processes())
         with Noting(problems):
             check_d(config.model, outline.d)

@@ -16,6 +16,7 @@ import simv0.torchvision_fix  # noqa: F401  before open_clip, which imports torc
 from simv0.config import ModelConfig
 from simv0.digests import weights_digest
 from simv0.errors import ModelError
+from simv0.hub import check_encoder_at_hand
 from simv0.packed import pack_tower
 
 
@@ -168,6 +169,7 @@ def load_encoder(model: ModelConfig, precision: str = "fp32", device: torch.devi
 
     name, tag = model.vision_encoder_name, model.vision_pretrained
     check_names(name, tag)
+    check_encoder_at_hand(model)
     silenced = logging.root.level
     logging.root.setLevel(logging.CRITICAL)  # open_clip logs each step, and its errors twice
     try:

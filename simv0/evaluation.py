@@ -32,7 +32,7 @@ from simv0.own_class import load_dataset
 from simv0.predict import Predictor, config_of, load_model, load_trained_encoder
 from simv0.report import write_report
 from simv0.rundir import RunDir
-from simv0.samples import Batch, CheckedDataset, check_sample, collate
+from simv0.samples import Batch, CheckedDataset, collate
 from simv0.splits import Split, eval_batches, open_split, split_digest
 from simv0.trainer import LogitsKept, Stopwatch, evaluate
 
@@ -189,7 +189,7 @@ def _frames(config: Config, source: Split, data: str | None) -> Callable[[int], 
         return "the dataset has changed since its features were made"
 
     def frames(window: int) -> Tensor:
-        sample = check_sample(dataset[window], source.name, window, F=config.model.F, labels=False)
+        sample = CheckedDataset(dataset, source.name, F=config.model.F, labels=False)[window]
         if "frames" not in sample:
             raise DataError("the dataset yields features, no pictures")
         pictures: Tensor = sample["frames"]

@@ -16,19 +16,18 @@ PATIENCE = 3.0
 """Seconds to wait for the hub to answer."""
 
 
-def check_llm_at_hand(model: ModelConfig) -> None:
+def check_llm_at_hand(name: str, revision: str | None) -> None:
     """Refuse an LLM of the hub that is not here where there is no network: the hub's client would try for minutes.
 
     Raises:
         ModelError: naming it.
     """
-    name = model.llm_name_or_path
-    if _is_hub_name(name) and not _any_here(name, LLM_WEIGHTS, model.llm_revision):
-        _refuse_offline("model.llm_name_or_path", name, f"hf download {name}")
+    if _is_hub_name(name) and not _any_here(name, LLM_WEIGHTS, revision):
+        _refuse_offline("model.llm_name_or_path", f"there is no folder {name}, its weights", name)
 
 
 def check_encoder_at_hand(model: ModelConfig) -> None:
-    """Refuse an encoder whose weights are not here where there is no network.
+    """Refuse an encoder whose weights are not here where there is no network: so would it, with a page of warnings.
 
     Raises:
         ModelError: naming it.
@@ -46,7 +45,7 @@ def check_encoder_at_hand(model: ModelConfig) -> None:
         if not repository:  # a plain address, or a name that open_clip will refuse
             return
     if not _any_here(repository, files, None):
-        _refuse_offline("model.vision_encoder_name", f"{name} ({repository})", f"hf download {repository}")
+        _refuse_offline("model.vision_encoder_name", f"the weights of {name} ({repository})", repository)
 
 
 def _is_hub_name(name: str) -> bool:
@@ -62,15 +61,15 @@ def _any_here(repository: str, files: Sequence[str], revision: str | None) -> bo
         return True
 
 
-def _refuse_offline(key: str, what: str, command: str) -> None:
+def _refuse_offline(key: str, what: str, repository: str) -> None:
     from huggingface_hub import constants
 
     host = urlparse(constants.ENDPOINT).hostname or constants.ENDPOINT
     if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{host} cannot be reached"
         raise ModelError(
-            f"{key}: the weights of {what} are not on this machine ({constants.HF_HUB_CACHE}) and {why}; run "
-            f"`{command}` where there is a network, or give a local folder"
+            f"{key}: {what} are not on this machine ({constants.HF_HUB_CACHE}) and {why}; check the name, run "
+            f"`hf download {repository}` where there is a network, or give a local folder"
         )
 
 

@@ -23,6 +23,7 @@ from simv0.digests import UNREAD, files_digest, tensors_digest
 from simv0.distributed import shard_blocks
 from simv0.errors import ModelError
 from simv0.fast_llm import FastStack, why_not
+from simv0.hub import check_llm_at_hand
 from simv0.packed import pack_linears
 
 log = logging.getLogger("simv0")
@@ -179,6 +180,7 @@ def load_llm(
         ModelError: not found or not loadable; not decoder-only; weights missing from the checkpoint or not finite;
             code of its own without `trust_remote_code`.
     """
+    check_llm_at_hand(name, revision)
     with quiet_transformers(progress=not os.path.isdir(name)):  # a download is worth watching
         model, identity, files = _load_model(name, revision, dtype, trust_remote_code)
     d, embed_rms = _drop_embedding(model, name)
