@@ -191,10 +191,10 @@ def test_weights_that_are_neither_here_nor_to_be_had_are_one_line_each(make_conf
     here = f"are not on this machine ({tmp_path}/hf) and HF_HUB_OFFLINE is set"
     vit = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
     assert [line for line in done.stderr.splitlines() if not line.startswith("warning: ")] == [
-        f"error: model.llm_name_or_path: there is no folder Qwen/Qwen2.5-0.5B, its weights {here}; check the name, run `hf "
-        "download Qwen/Qwen2.5-0.5B` where there is a network, or give a local folder",
-        f"error: model.vision_encoder_name: the weights of ViT-B-32 ({vit}) {here}; check the name, run `hf download {vit}` "
-        "where there is a network, or give a local folder",
+        f"error: model.llm_name_or_path: there is no folder Qwen/Qwen2.5-0.5B, its weights {here}; check the name, run "
+        "`hf download Qwen/Qwen2.5-0.5B` where there is a network, or give a local folder",
+        f"error: model.vision_encoder_name: the weights of ViT-B-32 ({vit}) {here}; check the name, run "
+        f"`hf download {vit}` where there is a network, or give a local folder",
     ]
     assert done.returncode == 1
 
