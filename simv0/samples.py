@@ -129,7 +129,10 @@ def check_frames(value: Any, where: str, F: int | None = None) -> Tensor:
         raise DataError(f"{where}: expected {F} (model.F), found {len(tensor)}")
     lead = [F] if F is not None else []
     if tensor.ndim != len(lead) + 3 or list(tensor.shape[:-2]) != [*lead, 3] or 0 in tensor.shape:
-        raise DataError(f"{where}: expected {expected}, found {_describe(tensor)}")
+        turned = tensor.ndim == len(lead) + 3 and tensor.shape[-1] == 3 and tensor.shape[-3] != 3
+        axes = ", ".join(map(str, [*range(len(lead)), *(len(lead) + i for i in (2, 0, 1))]))
+        remedy = f"; put the channels first: permute({axes}), in numpy transpose({axes})" if turned else ""
+        raise DataError(f"{where}: expected {expected}, found {_describe(tensor)}{remedy}")
     if tensor.dtype == torch.uint8:
         return tensor
     tensor = tensor.float()
@@ -155,7 +158,11 @@ def _check_telemetry(value: Any, where: str) -> Float[Tensor, "8"]:
     tensor = _as_tensor(value, where, expected)
     if not tensor.is_floating_point() or tensor.shape != (len(TELEMETRY),):
         raise DataError(f"{where}: expected {expected}, found {_describe(tensor)}")
-    return _finite(tensor.float(), where)
+    tensor = tensor.float()
+    bad = [name for name, good in zip(TELEMETRY, torch.isfinite(tensor).tolist(), strict=True) if not good]
+    if bad:
+        raise DataError(f"{where}: holds NaN or inf in {', '.join(bad)}")
+    return tensor
 
 
 def _check_label(value: Any, where: str, names: tuple[str, ...]) -> int:
@@ -204,9 +211,12 @@ def _as_tensor(value: Any, where: str, expected: str) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach()
     try:
-        # A copy where numpy's own memory is read-only (a memmap, a frozen array): torch would warn.
         array = np.asarray(value)
-        return torch.from_numpy(array if array.flags.writeable else array.copy())
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)  # messages and files may be big-endian
+        # A copy where numpy's own memory is read-only (a memmap, a frozen array), of which torch would warn, or runs
+        # backwards (a view such as frame[..., ::-1]), which torch cannot.
+        as_it_is = array.flags.writeable and min(array.strides, default=0) >= 0
+        return torch.from_numpy(array if as_it_is else array.copy())
     except (TypeError, ValueError):
         raise DataError(f"{where}: expected {expected}, found {type(value).__name__}") from None
 

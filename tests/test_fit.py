@@ -300,7 +300,7 @@ def test_an_error_in_a_loaders_worker_is_one_line(make_config: MakeConfig) -> No
     data = {"dataset_class_path": "test_fit.Broken", "num_workers": 1}
     with pytest.raises(DataError) as error:
         fit(make_config(data=data))
-    assert str(error.value) == "train[9]: telemetry: holds NaN or inf, first at [0]"
+    assert str(error.value) == "train[9]: telemetry: holds NaN or inf in ax, ay, az, gx, gy, gz, v, w"
     assert multiprocessing.active_children() == []  # `error` holds the traceback, and so the loader
 
 

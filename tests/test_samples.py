@@ -44,7 +44,7 @@ nan = float("nan")
         ({"telemetry": None}, "telemetry is missing; found the keys risk_id, reason_id, action_id"),
         ({"telemetry": [0.0] * 7}, "telemetry: expected float [8] (ax, ay, az, gx, gy, gz, v, w), found float64 [7]"),
         ({"telemetry": [0] * 8}, "telemetry: expected float [8] (ax, ay, az, gx, gy, gz, v, w), found int64 [8]"),
-        ({"telemetry": [0.0] * 6 + [nan, 0.0]}, "telemetry: holds NaN or inf, first at [6]"),
+        ({"telemetry": [0.0] * 6 + [nan, 0.0]}, "telemetry: holds NaN or inf in v"),
         ({"telemetry": "fast"}, "telemetry: expected float [8] (ax, ay, az, gx, gy, gz, v, w), found str"),
         ({"risk_id": None}, "risk_id is missing; found the keys telemetry, reason_id, action_id"),
         (
@@ -78,7 +78,11 @@ nan = float("nan")
             "found the keys telemetry, risk_id, reason_id, action_id",
         ),
         ({"frames": torch.zeros(5, 3, 8, 8)}, "frames: expected 4 (model.F), found 5"),
-        ({"frames": torch.zeros(F, 8, 8, 3)}, "frames: expected [4,3,H,W], found float32 [4,8,8,3]"),
+        (
+            {"frames": torch.zeros(F, 8, 8, 3)},
+            "frames: expected [4,3,H,W], found float32 [4,8,8,3]; put the channels first: permute(0, 3, 1, 2), "
+            "in numpy transpose(0, 3, 1, 2)",
+        ),
         (
             {"frames": torch.zeros(F, 3, 8, 8, dtype=torch.int64)},
             "frames: expected uint8 0..255 or float 0..1, found int64 [4,3,8,8]",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 from stream_world import GOOD, SPACING, Clock, F, best, full, image, recording, trained
@@ -193,10 +194,15 @@ def test_a_watchdog_sees_a_dead_camera(predictor: Predictor) -> None:
 BAD = [
     (None, GOOD, "frame: expected uint8 or float [3,H,W], found"),
     ("x.jpg", GOOD, "frame: expected"),
-    (torch.zeros(24, 40, 3, dtype=torch.uint8), GOOD, "frame: expected [3,H,W], found uint8 [24,40,3]"),
+    (
+        torch.zeros(24, 40, 3, dtype=torch.uint8),
+        GOOD,
+        "frame: expected [3,H,W], found uint8 [24,40,3]; put the channels first: permute(2, 0, 1), "
+        "in numpy transpose(2, 0, 1)",
+    ),
     (torch.full((3, 8, 8), torch.nan), GOOD, "frame: holds NaN or inf"),
     (image().float(), GOOD, "frame: float frames must lie in 0..1"),
-    (image(), torch.full((8,), torch.nan), "telemetry: holds NaN or inf, first at [0]"),
+    (image(), torch.full((8,), torch.nan), "telemetry: holds NaN or inf in ax, ay, az, gx, gy, gz, v, w"),
     (image(), torch.zeros(7), "telemetry: expected float [8]"),
     (image(), None, "telemetry: expected float [8]"),
 ]
@@ -219,6 +225,32 @@ def test_bad_input_is_told_skipped_and_unknown_once_it_lasts(
     assert (state.risk, state.prediction, state.alarm) == ("unknown", None, None)
     assert state.unknown == f"no good prediction for 0.400 s; last: {state.problem}"
     assert stream.stats()["bad"] == 2
+
+
+def test_whatever_the_robots_drivers_give_is_read(predictor: Predictor) -> None:
+    """The same numbers as views, lists and in other byte orders: one prediction."""
+    numbers = [0.5, -0.25, 9.75, 0.0, 0.125, -1.0, 2.0, 0.25]
+    pixels = image().numpy()
+    bgr = pixels.transpose(1, 2, 0)[..., ::-1].copy()
+    wide = np.zeros((8, 2), np.float32)
+    wide[:, 0] = numbers
+    given: list[tuple[Any, Any]] = [
+        (image(), torch.tensor(numbers)),
+        (pixels, numbers),
+        (pixels, tuple(map(np.float64, numbers))),
+        (bgr[..., ::-1].transpose(2, 0, 1), np.array(numbers[::-1])[::-1]),
+        (pixels[:, ::-1][:, ::-1], np.array(numbers, ">f4")),
+        (np.asfortranarray(pixels), wide[:, 0]),
+        ((pixels / np.float32(255)).astype(">f4"), np.array(numbers, np.float16)),
+    ]
+    risks = []
+    for frame, telemetry in given:
+        stream = recording(predictor)
+        for i in range(F):
+            state = stream.push(frame, telemetry, np.float64(i * SPACING))
+        assert state.prediction is not None, state
+        risks.append(list(state.prediction["probs"]["risk"].values()))
+    assert risks == [pytest.approx(risks[0], abs=1e-3)] * len(given)
 
 
 @pytest.mark.parametrize("t", [float("nan"), float("inf"), None, "soon"])
