@@ -17,6 +17,8 @@ only: an id in both is reported as leakage. `content_digest()` (str) lets a feat
 window) is kept in the checkpoint, for the robot.
 """
 
+import difflib
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
@@ -31,6 +33,7 @@ from simv0.labels import HEADS, TELEMETRY
 from simv0.own_class import calling
 
 LABEL_KEYS = tuple(f"{head}_id" for head in HEADS)
+KNOWN_KEYS = frozenset({"frames", "vis_feats", "telemetry", *LABEL_KEYS, "weight", "sample_id", "group", "t"})
 
 
 class Batch(TypedDict, total=False):
@@ -103,6 +106,23 @@ def check_sample(
     if sample.get("group") is not None:
         checked["group"] = _check_text(sample["group"], f"{where}: group")
     return checked
+
+
+def misspelt_keys(sample: Any) -> dict[str, str]:
+    """Keys of a sample that are none of the contract's, but nearly: key -> the one that was meant."""
+    if not isinstance(sample, Mapping):
+        return {}
+    found = {}
+    for key in sample.keys() - KNOWN_KEYS:
+        near = _nearest_key(str(key))
+        if near is not None and near not in sample:
+            found[str(key)] = near
+    return found
+
+
+@functools.cache
+def _nearest_key(key: str) -> str | None:
+    return next(iter(difflib.get_close_matches(key, KNOWN_KEYS, n=1, cutoff=0.8)), None)
 
 
 def check_frame_count(names: Sequence[Hashable], split: str, index: int, F: int) -> None:
@@ -251,6 +271,8 @@ class CheckedDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self.dataset, self.split, self.F, self.labels, self.resize = dataset, split, F, labels, resize
         self.seed = seed
+        self.misspelt: dict[str, str] = {}
+        """Of the samples read in this process."""
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -260,6 +282,7 @@ class CheckedDataset(Dataset[dict[str, Any]]):
         epoch, index = index if isinstance(index, tuple) else (0, index)
         with calling(f"{self.split}[{index}]", self.seed, epoch, index):
             given = self.dataset[index]
+        self.misspelt |= misspelt_keys(given)
         sample = check_sample(given, self.split, index, F=self.F, labels=self.labels)
         if self.resize is not None and "frames" in sample:
             sample["frames"] = self.resize(sample["frames"])

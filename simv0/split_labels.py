@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from simv0.errors import DataError, Mistakes
 from simv0.labels import HEADS
 from simv0.own_class import draws_kept, naming, seed_draws, windows_in
-from simv0.samples import SharesFrames, check_frame_count, check_sample
+from simv0.samples import SharesFrames, check_frame_count, check_sample, misspelt_keys
 
 log = logging.getLogger("simv0")
 
@@ -42,7 +42,7 @@ def read_labels(dataset: Any, split: str, F: int) -> Labels:
         log.info("%s: reading %d windows once for their labels (give the class labels_of to spare that)", split, N)
     named = isinstance(dataset, SharesFrames)
     rows: list[dict[str, Any]] = []
-    mistakes = Mistakes()
+    mistakes, misspelt = Mistakes(), dict[str, str]()
     with draws_kept():
         for i in range(N):
             with mistakes:
@@ -50,14 +50,22 @@ def read_labels(dataset: Any, split: str, F: int) -> Labels:
                 with naming(f"{split}[{i}]"):
                     names = dataset.frame_ids(i) if named else None
                     given = dataset.labels_of(i) if short else dataset[i]
+                misspelt |= misspelt_keys(given)
                 if names is not None:
                     check_frame_count(names, split, i, F)
                 sample = check_sample(given, split, i, F=F, frames=not short)
                 rows.append({key: value for key, value in sample.items() if key not in ("frames", "vis_feats")})
             if mistakes.enough:
                 break
+    warn_of_misspelt(misspelt, split)
     mistakes.tell()
     return check_labels(rows, split)
+
+
+def warn_of_misspelt(keys: dict[str, str], split: str) -> None:
+    """Say which keys of a split's samples are ignored, though something was meant by them."""
+    for key, near in sorted(keys.items()):
+        log.warning(f"{split}: the key {key!r} is ignored; did you mean {near!r}?")
 
 
 def check_labels(rows: list[dict[str, Any]], split: str) -> Labels:

@@ -15,7 +15,7 @@ from torch import Tensor
 from simv0.errors import DataError, Mistakes, SimError
 from simv0.own_class import calling
 from simv0.samples import CheckedDataset, SharesFrames, check_frame_count, check_frames, check_sample, collate
-from simv0.split_labels import Labels, check_labels
+from simv0.split_labels import Labels, check_labels, warn_of_misspelt
 from simv0.splits import evenly_spaced, yields_features
 
 log = logging.getLogger("simv0")
@@ -119,6 +119,7 @@ def walk(reader: Reader, windows: int, full: bool, batch: int, watch: Watch) -> 
             found.rows[i] = {key: value for key, value in sample.items() if key not in ("frames", "vis_feats")}
         if mistakes.enough:
             break
+    warn_of_misspelt(reader.checked.misspelt, split)
     found.complete = len(found.rows) == windows
     return found, mistakes
 

@@ -152,6 +152,17 @@ def test_what_workers_hand_over_is_compared_with_the_room(
     ]
 
 
+def test_a_misspelt_key_is_warned_of(make_config: MakeConfig, tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "train.jsonl", 30, seed=3, wieght=2.0, weather="rain")
+    said = check(make_config(data={"train_split_path": str(manifest)})).warnings
+    assert said[0] == "train: the key 'wieght' is ignored; did you mean 'weight'?"
+    assert "weather" not in " ".join(said)
+    own_class = check(make_config(data=own(wrong={"groups": "a"}))).warnings
+    assert [line for line in own_class if "mean" in line] == [
+        f"{split}: the key 'groups' is ignored; did you mean 'group'?" for split in ("train", "val")
+    ]
+
+
 class OwnGenerator(Odd):
     def __getitem__(self, i: int) -> dict[str, Any]:
         return super().__getitem__(i) | {"vis_feats": self.own.normal(size=(4, 6)).astype(np.float32)}
