@@ -19,7 +19,7 @@ from simv0.check_room import check_cache, check_shared_memory, check_training
 from simv0.check_warnings import heard, warnings_of_both, warnings_of_split
 from simv0.config import Config
 from simv0.distributed import processes
-from simv0.encoder import check_dv, check_names, resolve_precision
+from simv0.encoder import check_dv, resolve_precision
 from simv0.errors import ModelError, SimError
 from simv0.hub import check_encoder_at_hand, check_llm_at_hand
 from simv0.llm import weight_files
@@ -28,6 +28,7 @@ from simv0.rundir import RunDir
 from simv0.spacing import warn_of_spacing
 from simv0.split_labels import warn_of_leakage
 from simv0.splits import check_pair
+from simv0.vision_tags import check_names, facts_of
 from simv0.walk import Watch, unwatched
 
 log = logging.getLogger("simv0")
@@ -176,7 +177,8 @@ def check_llm_files(config: Config, problems: list[SimError]) -> None:
 def check_encoder(config: Config, problems: list[SimError]) -> EncoderOutline | None:
     """The vision encoder's config, and the width that ours names."""
     with Noting(problems):
-        check_names(config.model.vision_encoder_name, config.model.vision_pretrained)
+        check_names(config.model)
+        facts_of(config.model)
         check_encoder_at_hand(config.model)
         outline = outline_encoder(config.model)
         with Noting(problems):

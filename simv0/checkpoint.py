@@ -247,7 +247,7 @@ def check_frozen(kind: str, stored: dict[str, Any] | None, present: dict[str, An
     known = settled(stored, present)
     differing = [
         f"{key}: trained with {shown(repr(stored.get(key)))}, found {present.get(key)!r}"
-        for key in present
+        for key in dict.fromkeys([*present, *(stored.keys() & {"vision_quick_gelu"})])
         if key not in known and stored.get(key) != present.get(key)
     ]
     if differing:

@@ -84,6 +84,9 @@ class ModelConfig(Section):
     """open_clip model name, or `local-dir:PATH` of a folder with `open_clip_config.json` and weights."""
     vision_pretrained: str | None = "laion2b_s34b_b79k"
     """open_clip's pretrained tag; none (`null`) for `local-dir:` and `hf-hub:` names, which bring their weights."""
+    vision_weights: str | None = None
+    """File of weights on this machine to read instead of downloading those of the tag `vision_pretrained`, which still
+    says how images are prepared for them."""
     vision_resize_mode: Literal["squash", "longest", "shortest"] = "squash"
     """How a frame becomes the encoder's square: `squash` keeps the whole view and bends its aspect ratio, `longest`
     keeps the whole view and pads, `shortest` keeps the ratio and cuts the sides off."""
@@ -104,6 +107,11 @@ class ModelConfig(Section):
     def _segments_fit(self) -> "ModelConfig":
         if self.K > self.F:
             raise ValueError(f"model.K is {self.K} but a window has only model.F = {self.F} frames; make K <= F")
+        if self.vision_weights and not self.vision_pretrained:
+            raise ValueError(
+                "model.vision_weights is set without model.vision_pretrained; write the tag that the file was trained "
+                "as, or for a folder with open_clip_config.json `vision_encoder_name: local-dir:PATH` alone"
+            )
         if self.vision_pretrained and self.vision_encoder_name.startswith(("local-dir:", "hf-hub:")):
             raise ValueError(
                 f"model.vision_pretrained is {self.vision_pretrained!r} but {self.vision_encoder_name.split(':')[0]}: "

@@ -180,6 +180,7 @@ def _with_absolute_paths(config: Config) -> Config:
                 update={
                     "llm_name_or_path": _absolute_if_folder(model.llm_name_or_path),
                     "vision_encoder_name": _absolute_local_dir(model.vision_encoder_name),
+                    "vision_weights": model.vision_weights and _absolute(model.vision_weights),
                 }
             ),
             "output": config.output.model_copy(update={"output_dir": _absolute(config.output.output_dir)}),

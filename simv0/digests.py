@@ -14,7 +14,7 @@ from torch import Tensor
 TOLD_BY = {
     "llm_tensors": ("llm_name", "llm_revision", "llm_weights"),
     "llm_weights": ("llm_name", "llm_revision", "llm_tensors"),
-    "vision_weights": ("vision_encoder_name", "vision_pretrained"),
+    "vision_weights": ("vision_encoder_name", "vision_pretrained", "vision_file"),
     "content_digest": ("split", "split_file"),
     "split_file": ("split",),
 }
@@ -31,7 +31,16 @@ UNREAD = re.compile(
 def settled(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> set[str]:
     """The fields that need no comparing, since a digest that says more stands in both identities and agrees."""
     shared = [digest for digest in TOLD_BY if stored.get(digest) is not None and stored[digest] == wanted.get(digest)]
-    return {field for digest in shared for field in TOLD_BY[digest]}
+    told = {field for digest in shared for field in TOLD_BY[digest]}
+    name = str(stored.get("vision_encoder_name"))
+    if "vision_quick_gelu" not in stored and (
+        not wanted.get("vision_quick_gelu")
+        or stored.get("vision_pretrained") is None
+        or "quickgelu" in name
+        or name == "roberta-ViT-B-32"
+    ):
+        told.add("vision_quick_gelu")  # older files do not say it: then only a tag could ask for it, and was not heard
+    return told
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:

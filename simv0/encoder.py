@@ -1,7 +1,7 @@
 """The frozen vision encoder: an open_clip image tower, its preprocessing on tensors, and its identity."""
 
-import difflib
 import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from simv0.digests import weights_digest
 from simv0.errors import ModelError
 from simv0.hub import check_encoder_at_hand
 from simv0.packed import pack_tower
+from simv0.vision_tags import check_names, facts_of, recorded_facts
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,10 @@ class Encoder(nn.Module):
         self.precision = precision
         self.identity: dict[str, Any] = {
             "vision_encoder_name": portable_name(name),
-            "vision_pretrained": tag,
+            "vision_pretrained": Path(tag).name if tag is not None and Path(tag).is_file() else tag,
             "vision_weights": weights_digest(visual.state_dict()),
             "vision_precision": precision,
+            "vision_quick_gelu": any(type(layer).__name__ == "QuickGELU" for layer in visual.modules()),
             "vision_preprocess": {
                 "size": list(self.image_size),
                 "resize_mode": self.resize.mode,
@@ -154,28 +156,45 @@ class Encoder(nn.Module):
         return feats.float()  # type: ignore[no-any-return]
 
 
-def load_encoder(model: ModelConfig, precision: str = "fp32", device: torch.device | str = "cpu") -> Encoder:
+def load_encoder(
+    model: ModelConfig,
+    precision: str = "fp32",
+    device: torch.device | str = "cpu",
+    trained: Mapping[str, Any] | None = None,
+) -> Encoder:
     """Load the image tower that the config names; the text tower is dropped.
 
     Args:
-        model: `vision_encoder_name`, `vision_pretrained`, `vision_resize_mode`, and `dv` to check.
+        model: `vision_encoder_name`, `vision_pretrained`, `vision_weights`, `vision_resize_mode`, and `dv` to check.
         precision: fp32, bf16, or auto.
         device: where it runs.
+        trained: the encoder's identity in a checkpoint: images are prepared as they were for it.
 
     Raises:
-        ModelError: unknown name or tag, weights that are missing, damaged or not downloadable, a `dv` that differs.
+        ModelError: unknown name or tag, weights that are missing, damaged or not downloadable, a `dv` that differs; a
+            file of weights that does not tell how images are prepared for it.
     """
     import open_clip
 
     name, tag = model.vision_encoder_name, model.vision_pretrained
-    check_names(name, tag)
+    check_names(model)
     check_encoder_at_hand(model)
+    facts = recorded_facts(trained) if trained is not None else facts_of(model)
     silenced = logging.root.level
     logging.root.setLevel(logging.CRITICAL)  # open_clip logs each step, and its errors twice
     try:
-        clip, _, transform = open_clip.create_model_and_transforms(
-            name, tag, image_resize_mode=model.vision_resize_mode, weights_only=True, require_pretrained=True
-        )
+        with warnings.catch_warnings(action="ignore"):  # of QuickGELU, where `trained` says what it was trained with
+            clip, _, transform = open_clip.create_model_and_transforms(
+                name,
+                model.vision_weights or tag,
+                image_mean=facts.mean,
+                image_std=facts.std,
+                image_interpolation=facts.interpolation,
+                image_resize_mode=model.vision_resize_mode,
+                force_quick_gelu=facts.quick_gelu,
+                weights_only=True,
+                require_pretrained=True,
+            )
     except Exception as error:  # open_clip raises bare RuntimeErrors, safetensors and json errors of their own
         raise cannot_be_loaded(model, error) from error
     finally:
@@ -191,7 +210,8 @@ def cannot_be_loaded(model: ModelConfig, error: Exception) -> ModelError:
     """What open_clip raised, as one line."""
     return ModelError(
         f"model.vision_encoder_name: {model.vision_encoder_name} (pretrained: {model.vision_pretrained}) cannot be "
-        f"loaded: {' '.join(str(error).split())[:300]}; without a network, give a local folder as local-dir:PATH"
+        f"loaded: {' '.join(str(error).split())[:300]}; without a network, give the "
+        "weights as model.vision_weights, or a local folder as local-dir:PATH"
     )
 
 
@@ -206,33 +226,10 @@ def check_dv(model: ModelConfig, dv: int) -> None:
         raise ModelError(f"model.dv: the config says {model.dv}, but {name} gives features of width {dv}")
 
 
-def check_names(name: str, tag: str | None) -> None:
-    """Refuse a model or a tag that open_clip does not know; names with a schema bring their own weights.
-
-    Raises:
-        ModelError: naming those it knows.
-    """
-    import open_clip
-
-    if name.startswith(("local-dir:", "hf-hub:")):
-        return
-    names, tags = open_clip.list_models(), open_clip.list_pretrained_tags_by_model(name)
-    if name.replace("/", "-") not in names:
-        close = difflib.get_close_matches(name, names, n=3) or ["local-dir:PATH for a folder of your own"]
-        raise ModelError(f"model.vision_encoder_name: open_clip has no model {name}; did you mean {', '.join(close)}?")
-    known = ", ".join(tags) or "it has none"
-    if tag is None:
-        raise ModelError(
-            f"model.vision_pretrained: {name} without a pretrained tag would have random weights; "
-            f"write one of its tags ({known})"
-        )
-    if tag not in tags and not Path(tag).is_file():
-        raise ModelError(f"model.vision_pretrained: {name} has no tag {tag!r}; write one of its tags ({known})")
-
-
 def is_local(model: ModelConfig) -> bool:
     """Whether the encoder's weights are a folder or a file on this machine."""
-    return model.vision_encoder_name.startswith("local-dir:") or Path(model.vision_pretrained or "").is_file()
+    weights = model.vision_weights or model.vision_pretrained
+    return model.vision_encoder_name.startswith("local-dir:") or (weights is not None and Path(weights).is_file())
 
 
 def resolve_precision(precision: str, device: torch.device | str = "cpu") -> str:

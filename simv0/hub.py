@@ -33,7 +33,7 @@ def check_encoder_at_hand(model: ModelConfig) -> None:
         ModelError: naming it.
     """
     name, tag = model.vision_encoder_name, model.vision_pretrained
-    if name.startswith("local-dir:") or (tag is not None and Path(tag).is_file()):
+    if name.startswith("local-dir:") or model.vision_weights or (tag is not None and Path(tag).is_file()):
         return
     repository, files = name.removeprefix("hf-hub:"), list(ENCODER_WEIGHTS)
     if repository == name:

@@ -29,7 +29,8 @@ def wanted_identity(config: Config, split: str) -> dict[str, Any]:
     source = Path(data.train_split_path if split == "train" else data.val_split_path)
     wanted: dict[str, Any] = {
         "vision_encoder_name": portable_name(model.vision_encoder_name),
-        "vision_pretrained": model.vision_pretrained,
+        "vision_pretrained": _file_name(model.vision_pretrained),
+        "vision_file": _file_name(model.vision_weights),
         "vision_preprocess.resize_mode": model.vision_resize_mode,
         "F": model.F,
         "dtype": cache.dtype,
@@ -167,7 +168,11 @@ def _differences(field: str, stored: Any, wanted: Any, *, moved: bool = False) -
             for key in sorted({*stored, *wanted})
             for line in _differences(f"{field}.{key}", stored.get(key, MISSING), wanted.get(key, MISSING), moved=moved)
         ]
-    if stored == wanted or (moved and isinstance(wanted, PathName) and isinstance(stored, str)):
+    if (
+        stored == wanted
+        or (stored, wanted) == (MISSING, None)
+        or (moved and isinstance(wanted, PathName) and isinstance(stored, str))
+    ):
         return []
     return [f"{field} is {_short(stored)}, wanted is {_short(wanted)}"]
 
@@ -195,6 +200,11 @@ def _without_folders(value: Any) -> Any:
     if isinstance(value, str) and PurePath(value).is_absolute():
         return PathName(PurePath(value).name)
     return PathName(value) if isinstance(value, str) and "/" in value and Path(value).exists() else value
+
+
+def _file_name(name: str | None) -> str | None:
+    """A file by its last component; anything else as it is."""
+    return Path(name).name if name is not None and Path(name).is_file() else name
 
 
 class PathName(str):

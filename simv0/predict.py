@@ -124,7 +124,7 @@ def load_trained_encoder(checkpoint: Checkpoint, path: str | Path, config: Confi
     if trained.get("vision_precision") not in ("fp32", "bf16"):
         raise CheckpointError(f"{path}: does not say at which precision its features were made")
     device = pick_device(config)
-    encoder = load_encoder(config.model, str(trained["vision_precision"]), device)
+    encoder = load_encoder(config.model, str(trained["vision_precision"]), device, trained)
     if not has_bf16_units(device):
         encoder.widen()
     check_frozen("vision encoder", trained, encoder.identity, path)

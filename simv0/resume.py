@@ -39,6 +39,7 @@ PLACES = (
     "model.llm_revision",
     "model.vision_encoder_name",
     "model.vision_pretrained",
+    "model.vision_weights",
 )
 """Keys that say where something lies: `restore` compares the digests of what lies there."""
 

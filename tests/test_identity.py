@@ -135,7 +135,7 @@ def test_train_and_val_must_agree(config: Config) -> None:
     train, val = (CachedDataset(folder / f"{name}.h5").identity for name in ("train", "val"))
     compare_splits(train, val, folder / "val.h5")
     assert train["N"] != val["N"]
-    names = {"vision_encoder_name", "vision_pretrained"}  # their digest tells more
+    names = {"vision_encoder_name", "vision_pretrained", "vision_file"}  # their digest tells more
     for field in set(train) - names - {"N", "content_digest", "labels_digest", "split", "split_file"}:
         with pytest.raises(CacheError, match=f"val.h5: was made of something else: {field}"):
             compare_splits({**train, field: "other"}, val, folder / "val.h5")

@@ -1,0 +1,88 @@
+"""A file of weights beside its tag gives the tag's features; alone it is refused where it could give others."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from simv0.checkpoint import check_frozen
+from simv0.config import ModelConfig
+from simv0.encoder import load_encoder
+from simv0.errors import CheckpointError, ModelError
+
+HALVES = (0.5, 0.5, 0.5)
+OTHER: dict[str, Any] = {"mean": HALVES, "std": HALVES, "interpolation": "bilinear", "quick_gelu": True}
+
+
+@pytest.fixture
+def weights(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Weights of `Tiny-32`, an architecture with the tags `plain` and `other`, which "download" them."""
+    monkeypatch.setenv("HOME", str(tmp_path))  # of open_clip's downloads
+    path = tmp_path / "tiny.pt"
+    torch.save(load_file(models / "vision" / "open_clip_model.safetensors"), path)
+    found = json.loads((models / "vision" / "open_clip_config.json").read_text())["model_cfg"]
+    url = {"url": f"file://{path}", "hf_hub": ""}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Tiny-32", found)
+    tags = {"plain": url, "other": {**url, **OTHER}}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "Tiny-32", tags)
+    return path
+
+
+def tiny(tag: str, **changes: Any) -> ModelConfig:
+    return ModelConfig(vision_encoder_name="Tiny-32", vision_pretrained=tag, **changes)
+
+
+def test_a_file_beside_its_tag_gives_the_tags_features(weights: Path) -> None:
+    frames = torch.randint(0, 256, (2, 3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    features = {}
+    for tag in ("plain", "other"):
+        by_tag, by_file = load_encoder(tiny(tag)), load_encoder(tiny(tag, vision_weights=str(weights)))
+        features[tag] = by_tag(frames)
+        torch.testing.assert_close(by_file(frames), features[tag], rtol=0, atol=0)
+        assert by_file.identity == by_tag.identity
+    clip, _, _ = open_clip.create_model_and_transforms("Tiny-32", str(weights), force_quick_gelu=True)
+    images = by_tag.resize(frames).float() / 255 * 2 - 1
+    torch.testing.assert_close(features["other"], clip.encode_image(images).detach(), rtol=1e-4, atol=1e-5)
+    assert (features["plain"] - features["other"]).norm() > 0.01 * features["plain"].norm()
+    assert by_tag.identity["vision_quick_gelu"]
+    assert by_tag.identity["vision_preprocess"]["mean"] == [0.5, 0.5, 0.5]
+    assert by_tag.identity["vision_preprocess"]["interpolation"] == "bilinear"
+    with pytest.raises(CheckpointError, match="vision_quick_gelu: trained with True, found False"):
+        check_frozen("vision encoder", by_tag.identity, load_encoder(tiny("plain")).identity, "c.pt")
+
+
+def test_a_bare_file_is_refused_where_tags_differ(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError) as caught:
+        load_encoder(tiny(str(weights)))
+    assert str(caught.value) == (
+        f"model.vision_pretrained: {weights} is a file, which does not tell how Tiny-32 prepares images (plain: mean "
+        "default, bicubic; other: mean (0.5, 0.5, 0.5), bilinear, QuickGELU); write the tag it was trained as, and the "
+        "file as model.vision_weights"
+    )
+    trained = load_encoder(tiny("other", vision_weights=str(weights)))  # a checkpoint knows how
+    bare = load_encoder(tiny(str(weights)), trained=trained.identity)
+    check_frozen("vision encoder", trained.identity, bare.identity, "c.pt")
+    monkeypatch.delitem(open_clip.pretrained._PRETRAINED["Tiny-32"], "plain")
+    check_frozen("vision encoder", trained.identity, load_encoder(tiny(str(weights))).identity, "c.pt")
+
+
+def test_an_older_checkpoint_of_a_tag_with_quick_gelu_predicts_as_it_was_trained(weights: Path) -> None:
+    """Its features were made without: the tag was not heard, and nothing said so."""
+    new = load_encoder(tiny("other", vision_weights=str(weights))).identity
+    old = {key: value for key, value in new.items() if key != "vision_quick_gelu"}
+    encoder = load_encoder(tiny("other", vision_weights=str(weights)), trained=old)
+    assert not encoder.identity["vision_quick_gelu"]
+    check_frozen("vision encoder", old, encoder.identity, "c.pt")
+    with pytest.raises(CheckpointError, match="vision_quick_gelu: trained with None, found True"):
+        check_frozen("vision encoder", old, new, "c.pt")
+
+
+def test_a_file_without_its_tag_or_that_is_not_there(weights: Path) -> None:
+    with pytest.raises(ValueError, match=r"vision_weights is set without model.vision_pretrained"):
+        ModelConfig(vision_encoder_name="local-dir:x", vision_pretrained=None, vision_weights=str(weights))
+    with pytest.raises(ModelError, match=r"/nowhere.pt: there is no such file"):
+        load_encoder(tiny("plain", vision_weights="/nowhere.pt"))
