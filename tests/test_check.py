@@ -294,15 +294,3 @@ def test_too_little_room_is_a_problem(make_config: MakeConfig, monkeypatch: pyte
     monkeypatch.setattr(simv0.check_room.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
     found = problems_of(make_config(cache={"in_memory": "always"}))
     assert [line.split(":")[0] for line in found] == ["cache.dir", "model.llm_name_or_path", "output.output_dir"]
-
-
-def test_a_folder_without_weights_is_found(make_config: MakeConfig, models: Path, tmp_path: Path) -> None:
-    for part in ("llm", "vision"):
-        (tmp_path / part).mkdir()
-        config = next((models / part).glob("*config.json"))
-        shutil.copy(config, tmp_path / part)
-    model = {"llm_name_or_path": str(tmp_path / "llm"), "vision_encoder_name": f"local-dir:{tmp_path / 'vision'}"}
-    assert problems_of(make_config(model=model)) == [
-        f"{tmp_path}/llm: has neither model.safetensors nor pytorch_model.bin; save it with save_pretrained",
-        f"model.vision_encoder_name: {tmp_path}/vision holds no weights (open_clip_model.safetensors)",
-    ]

@@ -220,3 +220,15 @@ def test_memory_that_is_not_known_is_not_checked_and_told(
     assert report.warnings[-1] == (
         "machine: this system does not tell how much memory is free; whether training fits was not checked"
     )
+
+
+def test_a_folder_without_weights_is_found(make_config: MakeConfig, models: Path, tmp_path: Path) -> None:
+    for part in ("llm", "vision"):
+        (tmp_path / part).mkdir()
+        config = next((models / part).glob("*config.json"))
+        shutil.copy(config, tmp_path / part)
+    model = {"llm_name_or_path": str(tmp_path / "llm"), "vision_encoder_name": f"local-dir:{tmp_path / 'vision'}"}
+    assert problems_of(make_config(model=model)) == [
+        f"{tmp_path}/llm: has neither model.safetensors nor pytorch_model.bin; save it with save_pretrained",
+        f"model.vision_encoder_name: {tmp_path}/vision holds no weights (open_clip_model.safetensors)",
+    ]
