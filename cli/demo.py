@@ -12,11 +12,10 @@ from cache.pipeline import cache_vis
 from cli.tables import metrics_table
 from simv0.config import Config
 from simv0.config_file import load_config
-from simv0.errors import TrainingError
 from simv0.evaluation import evaluate_checkpoint
 from simv0.files import write_atomically
 from simv0.fit import fit
-from simv0.rundir import RunDir
+from simv0.refusals import check_demo
 from simv0.synthetic import write_world
 from simv0.tiny import save_tiny_llm, save_tiny_tower
 
@@ -31,8 +30,7 @@ def run_demo(out: Path, seed: int = 0) -> Path:
     """Make the demo in `out`; returns its best checkpoint. A second run reuses the world and the features."""
     config = demo_config(out, seed)
     world, models = out / "world", out / "models"
-    if RunDir(out).holds_a_run and not (world / "world.json").exists():
-        raise TrainingError(f"{out}: holds a run that is not the demo's; choose another --out")
+    check_demo(out)
     with _step("1/5 a rover world: frames, telemetry, labels"):
         done = world / "world.json"
         if not done.exists() or json.loads(done.read_text()) != WORLD:

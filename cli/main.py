@@ -11,9 +11,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand
 
+from simv0 import __version__
 from simv0.errors import SimError, of_lost_worker
 from simv0.locks import check_platform
+
+
+class WholeCommand(TyperCommand):
+    """A command whose sentence stands whole in the list of commands."""
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """All of the sentence: the list wraps it."""
+        return " ".join((self.help or "").split())
+
 
 app = typer.Typer(
     help="How risky is this window, why, and what to do: a small model around a frozen encoder and a frozen LLM.",
@@ -22,6 +33,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"simv0 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
 
 ConfigPath = Annotated[Path, typer.Option("--config", help="The YAML config.", show_default=False)]
 Overrides = Annotated[
@@ -80,7 +107,7 @@ def _first_to_fail() -> bool:
     return first_to_fail()
 
 
-@app.command()
+@app.command(cls=WholeCommand)
 def check(
     config: ConfigPath,
     set_: Overrides = None,
@@ -108,7 +135,7 @@ def check(
         refuse(report.problems)
 
 
-@app.command("cache-vis")
+@app.command("cache-vis", cls=WholeCommand)
 def cache_vis(
     config: ConfigPath,
     set_: Overrides = None,
@@ -119,6 +146,9 @@ def cache_vis(
         from simv0.config_file import load_config
 
         loaded = load_config(config, set_)
+        from simv0.refusals import check_split_paths
+
+        check_split_paths(loaded)
         from cache.pipeline import cache_vis as run
         from cache.pipeline import keep_freed_memory
         from simv0.check import preflight
@@ -137,7 +167,7 @@ def cache_vis(
             typer.echo(str(report))
 
 
-@app.command()
+@app.command(cls=WholeCommand)
 def train(
     config: ConfigPath,
     set_: Overrides = None,
@@ -152,6 +182,10 @@ def train(
         loaded = load_config(config, set_)
         if resume and overwrite:
             raise ConfigError("--resume and --overwrite exclude each other")
+        from simv0.refusals import check_train
+
+        if os.environ.get("WORLD_SIZE", "1") == "1":  # another process may have begun the run already
+            check_train(loaded, resume=resume, overwrite=overwrite)
         from simv0.check import preflight
         from simv0.fit import fit
 
@@ -161,7 +195,7 @@ def train(
             typer.echo(f"best checkpoint: {run.best}")
 
 
-@app.command()
+@app.command(cls=WholeCommand)
 def evaluate(
     ckpt: CkptPath,
     config: Annotated[
@@ -169,12 +203,19 @@ def evaluate(
     ] = None,
     set_: Overrides = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="A feature file, or another split path for the dataset class.")
+        str | None,
+        typer.Option("--data", help="A feature file, a folder of shards, or another split path for the dataset class."),
     ] = None,
     split: Annotated[str, typer.Option("--split", help="val or train.")] = "val",
     baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="Fit simple models on train, for comparison.")
     ] = True,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Folder to write to; by default the run's evaluation/, or one in it for other windows."
+        ),
+    ] = None,
 ) -> None:
     """Say how good a checkpoint is."""
     with user_errors():
@@ -183,24 +224,40 @@ def evaluate(
 
         if split not in ("train", "val"):
             raise ConfigError(f"--split: expected train or val, found {split}")
-        if set_ and config is None:
-            raise ConfigError("--set changes a config: give --config too")
-        loaded = load_config(config, set_) if config is not None else None
+        from simv0.evaluation_folder import check_chosen
+        from simv0.files import check_checkpoint
+        from simv0.refusals import check_data, config_of_run
+
+        check_checkpoint(ckpt)
+        if out is not None:
+            check_chosen(out, {"--data": Path(data) if data is not None else None, "--ckpt": ckpt})
+        loaded = load_config(config if config is not None else config_of_run(ckpt), set_)
+        if data is not None:
+            check_data(data, loaded.data.dataset_class_path)
         from cli.tables import metrics_table
         from simv0.evaluation import evaluate_checkpoint
 
-        found, folder = evaluate_checkpoint(ckpt, loaded, data, split, baselines)
+        found, folder = evaluate_checkpoint(ckpt, loaded, data, split, baselines, out=out)
         if _is_first():
             metrics_table(found, f"{ckpt.name} on {data or split}")
             typer.echo(f"written to {folder}")
 
 
-@app.command()
+@app.command(cls=WholeCommand)
 def predict(
     ckpt: CkptPath,
-    data: Annotated[Path, typer.Option("--data", help="A manifest of windows; labels are not needed.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            help="A manifest of windows, a feature file, or a split path for --config's class; labels are not needed.",
+        ),
+    ],
     config: Annotated[
-        Path | None, typer.Option("--config", help="Where the frozen networks are, if not where the run had them.")
+        Path | None,
+        typer.Option(
+            "--config", help="Names your dataset class, and the frozen networks, if not where the run had them."
+        ),
     ] = None,
     set_: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write here instead of stdout.")] = None,
@@ -210,12 +267,16 @@ def predict(
         from simv0.config_file import load_config
 
         loaded = load_config(config, set_) if config is not None else None
-        from simv0.evaluation import predict_manifest
-        from simv0.files import check_out, write_atomically
+        from simv0.files import check_checkpoint, check_out, write_atomically
+        from simv0.refusals import check_data, class_of_run
 
+        check_checkpoint(ckpt)
         if out is not None:
-            check_out(out, {"--data": data, "--ckpt": ckpt, "--config": config})
-        lines = (json.dumps(row) for row in predict_manifest(ckpt, data, loaded))
+            check_out(out, {"--data": Path(data), "--ckpt": ckpt, "--config": config})
+        check_data(data, loaded.data.dataset_class_path if loaded else None, class_of_run(ckpt))
+        from simv0.predict_windows import predict_windows
+
+        lines = (json.dumps(row) for row in predict_windows(ckpt, data, loaded, overrides=set_ or ()))
         if out is None:
             for line in lines:
                 typer.echo(line)
@@ -225,13 +286,16 @@ def predict(
             typer.echo(f"{out}: {len(written)} predictions")
 
 
-@app.command()
+@app.command(cls=WholeCommand)
 def inspect(
     path: Annotated[Path, typer.Argument(help="A feature file, a folder of shards, or a checkpoint.")],
     verify: Annotated[bool, typer.Option("--verify", help="Read all of it and check every digest.")] = False,
 ) -> None:
     """Say what a file holds, what it was made of, and whether it is whole; exits with 1 if it is damaged."""
     with user_errors(answers_on_stdout=True):
+        from simv0.refusals import check_inspected
+
+        check_inspected(path)
         from simv0.inspect import inspect_path
         from simv0.yaml_safe import dump_yaml
 
@@ -241,7 +305,7 @@ def inspect(
             raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=WholeCommand)
 def overlay(
     ckpt: CkptPath,
     frames: Annotated[
@@ -266,23 +330,23 @@ def overlay(
     """Run a recording through the stream and draw what it says on the frames: an MP4."""
     with user_errors():
         from cli.overlay import Wanted, run_overlay
-        from simv0.errors import ConfigError
 
-        if set_ and config is None:
-            raise ConfigError("--set changes a config: give --config too")
         wanted = Wanted(ckpt, frames, out, telemetry, spacing, fps, live)
         wanted.check()
         from simv0.config_file import load_config
 
-        run_overlay(wanted, load_config(config, set_) if config is not None else None)
+        run_overlay(wanted, load_config(config, set_) if config is not None else None, set_ or ())
 
 
-@app.command()
+@app.command(cls=WholeCommand)
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path("runs/demo"),
 ) -> None:
     """Make a small rover world, cache, train and evaluate in it: offline, about a minute."""
     with user_errors():
+        from simv0.refusals import check_demo
+
+        check_demo(out)
         from cli.demo import run_demo
 
         run_demo(out)

@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,12 +74,13 @@ class Wanted:
         check_out(self.out, {"--frames": self.frames, "--telemetry": self.telemetry})
 
 
-def run_overlay(wanted: Wanted, config: Any) -> None:
+def run_overlay(wanted: Wanted, config: Any, overrides: Sequence[str] = ()) -> None:
     """Write the MP4, and show it meanwhile if wanted.
 
     Args:
         wanted: the options, checked.
         config: where to find the frozen networks; None: where the checkpoint says.
+        overrides: `section.key=value` on the checkpoint's own config, where there is no `config`.
 
     Raises:
         SimError: what the user can mend.
@@ -104,7 +105,7 @@ def run_overlay(wanted: Wanted, config: Any) -> None:
         )
         if page is not None:
             log.info(f"live: {page.url}")
-        stream = Stream(Predictor.load(wanted.ckpt, config), spacing, live=False)
+        stream = Stream(Predictor.load(wanted.ckpt, config, overrides=overrides), spacing, live=False)
         pace = Pace()
         with shown_progress(sequence.length) as step:
 

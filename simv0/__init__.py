@@ -1,6 +1,29 @@
 """simv0: how risky a window of camera frames and telemetry is, why, and what to do.
 
-Importing this package is cheap (no torch): the modules are imported where they are needed.
+Importing this package is cheap (no torch): the modules are imported where they are needed, `Predictor` and `Stream`
+when they are asked for (`from simv0 import Predictor`).
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simv0.predict import Predictor
+    from simv0.stream import Stream
+
 __version__ = "0.1.0"
+__all__ = ["Predictor", "Stream", "__version__"]
+
+_HOMES = {"Predictor": "simv0.predict", "Stream": "simv0.stream"}
+
+
+def __getattr__(name: str) -> Any:
+    """The public classes, imported when they are first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

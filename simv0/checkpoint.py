@@ -21,13 +21,11 @@ from torch import Tensor
 
 from simv0.alarm import Alarm
 from simv0.digests import settled
-from simv0.errors import CheckpointError
-from simv0.files import keep_previous, write_atomically
+from simv0.errors import CheckpointError, shown
+from simv0.files import check_checkpoint, keep_previous, write_atomically
 from simv0.labels import HEADS
 
 FORMAT_VERSION = 1
-MAX_BYTES = 1 << 31
-"""Larger files are refused unread: the widest model that is trained here takes a tenth of it."""
 _PREFIX = b"sha256:"
 
 Size = Annotated[int, Field(ge=1, le=65_536)]
@@ -154,14 +152,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _read(path: Path) -> bytes:
+    check_checkpoint(path)
     try:
-        if path.exists() and not path.is_file():
-            raise CheckpointError(f"{path}: is not a file; name a .pt such as checkpoints/best.pt")
-        if path.stat().st_size > MAX_BYTES:
-            raise CheckpointError(f"{path}: not a simv0 checkpoint: larger than {MAX_BYTES} bytes")
         return path.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no such checkpoint") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -192,12 +185,6 @@ def _check_values(name: str, tensor: Tensor, path: Path) -> None:
         raise CheckpointError(f"{path}: {name} holds NaN or inf")
     if name.endswith("_std") and not (tensor > 0).all():
         raise CheckpointError(f"{path}: {name} must be positive")
-
-
-def shown(text: str) -> str:
-    """A text that somebody else wrote, fit for one line of a terminal."""
-    text = text if text.isprintable() else repr(text)
-    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _plainly(value: Any) -> str:

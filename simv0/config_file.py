@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -32,20 +32,22 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected sections ({', '.join(Config.model_fields)}), found no mapping")
-    for override in overrides or []:
-        _apply_override(tree, override)
-    return build_config(tree, str(path))
+    return build_config(tree, str(path), overrides=overrides or [])
 
 
-def build_config(tree: dict[str, Any], source: str, *, environment: bool = True) -> Config:
-    """Check a tree of plain values and make its paths absolute; `source` starts every error line.
+def build_config(
+    tree: dict[str, Any], source: str, *, environment: bool = True, overrides: Sequence[str] = ()
+) -> Config:
+    """Check a tree of plain values and make its paths absolute.
 
+    `source` starts every error line, or the one of the `section.key=value` overrides that brought the mistake.
     With `environment`, every ${NAME} is replaced: never for a tree that somebody else wrote.
 
     Raises:
         ConfigError: as `load_config`.
     """
     mistakes: list[str] = []
+    given = dict(_apply_override(tree, override) for override in overrides)
     if environment:
         tree = _expand_environment(tree, "", mistakes)
     try:
@@ -53,7 +55,7 @@ def build_config(tree: dict[str, Any], source: str, *, environment: bool = True)
     except ValidationError as error:
         mistakes += [_explain(dict(item)) for item in error.errors()]
     if mistakes:
-        raise ConfigError("\n".join(f"{source}: {mistake}" for mistake in mistakes))
+        raise ConfigError("\n".join(f"{_blamed(mistake, given) or source}: {mistake}" for mistake in mistakes))
     return _with_absolute_paths(config)
 
 
@@ -62,7 +64,16 @@ def dump_config(config: Config) -> str:
     return dump_yaml(config.model_dump())
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def _blamed(mistake: str, given: dict[str, str]) -> str | None:
+    """The `--set` that a mistake comes from, if any: it names its key."""
+    for key, override in given.items():
+        if re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", mistake):
+            return f"--set {override}"
+    return None
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> tuple[str, str]:
+    """Put `section.key=value` into the tree; returns the key and the override."""
     dotted, equals, value = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or len(keys) < 2 or not all(keys):
@@ -74,6 +85,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override}: {key} is not a section")
         at = inner
     at[keys[-1]] = parse_yaml(value, f"--set {override}")
+    return ".".join(keys), override
 
 
 def _expand_environment(value: Any, where: str, mistakes: list[str]) -> Any:

@@ -98,3 +98,9 @@ class CheckpointError(SimError):
 
 class TrainingError(SimError):
     """Training cannot go on: a non-finite loss, an output directory in use."""
+
+
+def shown(text: str) -> str:
+    """A text that somebody else wrote, fit for one line of a terminal."""
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,8 +1,8 @@
-"""`simv0 evaluate` and `simv0 predict`: what a checkpoint says about a split, or about windows without labels."""
+"""`simv0 evaluate`: what a checkpoint says about a split, and how good that is."""
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,27 +14,29 @@ from torch import Tensor
 
 from simv0.baselines import fit_baselines, recall_at_false_alarms
 from simv0.cached import CachedDataset
-from simv0.checkpoint import Checkpoint, check_frozen, load_checkpoint
+from simv0.checkpoint import Checkpoint, load_checkpoint
 from simv0.config import Config
 from simv0.config_file import load_config
-from simv0.datasets import ManifestDataset, read_jsonl
+from simv0.datasets import read_jsonl
 from simv0.distributed import check_same, in_order, process_group, rank
 from simv0.encoder import Encoder
 from simv0.errors import CheckpointError, ConfigError, DataError, SimError
 from simv0.evaluated import Evaluated
+from simv0.evaluation_folder import evaluation_folder
 from simv0.files import told_plainly, write_atomically
 from simv0.labels import HIGH
-from simv0.loading import make_loader, started
 from simv0.metrics import Metrics
 from simv0.model import predictions
 from simv0.origins import leakage_of, origin_facts
 from simv0.own_class import load_dataset
-from simv0.predict import Predictor, config_of, load_model, load_trained_encoder
+from simv0.predict import check_features, load_model, load_trained_encoder
+from simv0.predict_windows import check_brings
+from simv0.refusals import check_data, config_of_run, is_features, run_of
 from simv0.report import write_report
 from simv0.rundir import RunDir
-from simv0.samples import Batch, CheckedDataset, collate
-from simv0.splits import Split, eval_batches, open_split, split_digest
-from simv0.trainer import LogitsKept, Stopwatch, evaluate
+from simv0.samples import Batch, CheckedDataset
+from simv0.splits import Split, brings_features, eval_batches, open_split, split_digest
+from simv0.trainer import LogitsKept, evaluate
 
 log = logging.getLogger("simv0")
 
@@ -45,8 +47,13 @@ def evaluate_checkpoint(
     data: str | None = None,
     split: str = "val",
     baselines: bool = True,
+    *,
+    out: Path | None = None,
+    overrides: Sequence[str] = (),
 ) -> tuple[Evaluated, Path]:
-    """Evaluate a checkpoint; writes `metrics.json`, `predictions.jsonl` and `report.html` into the run's `evaluation/`.
+    """Evaluate a checkpoint; writes `metrics.json`, `predictions.jsonl` and `report.html`.
+
+    They go to the run's `evaluation/` for best.pt on the run's val split, else to a folder in it (`evaluation_folder`).
 
     Args:
         ckpt: a checkpoint; inside a run, the config comes from the run's `config_resolved.yaml`.
@@ -55,6 +62,8 @@ def evaluate_checkpoint(
             split path for its dataset class.
         split: "val" or "train".
         baselines: also fit simple models on the train split, for comparison (seconds, on cached features).
+        out: the folder to write to instead.
+        overrides: `section.key=value` on the run's config, where there is no `config`.
 
     Under torchrun every process takes its share of the windows; the first one writes.
 
@@ -65,18 +74,27 @@ def evaluate_checkpoint(
         SimError: what the user can mend.
     """
     with process_group():
-        return _evaluate(Path(ckpt), config, data, split, baselines)
+        return _evaluate(Path(ckpt), config, data, split, baselines, out, overrides)
 
 
 def _evaluate(
-    ckpt: Path, config: Config | None, data: str | None, split: str, baselines: bool
+    ckpt: Path,
+    config: Config | None,
+    data: str | None,
+    split: str,
+    baselines: bool,
+    out: Path | None,
+    overrides: Sequence[str],
 ) -> tuple[Evaluated, Path]:
     checkpoint = load_checkpoint(ckpt)
     run = run_of(ckpt)
     if config is None:
-        if run is None:
-            raise ConfigError(f"{ckpt}: lies outside a run, so its data is unknown; give --config")
-        config = load_config(run / "config_resolved.yaml")
+        config = load_config(config_of_run(ckpt), list(overrides))
+    if data is not None:
+        check_data(data, config.data.dataset_class_path)
+    folder, origin = evaluation_folder(
+        ckpt, run or ckpt.parent, checkpoint.meta.config.get("data", {}), config, data, split, out
+    )
     source, encoder = _open(checkpoint, ckpt, config, data, split)
     model = load_model(checkpoint, ckpt, config, encoder)
     alarm, logits_kept = checkpoint.meta.alarm, LogitsKept()
@@ -119,13 +137,12 @@ def _evaluate(
         best_metric=config.training.best_metric,
         raw_telemetry=config.data.telemetry_norm == "train",
     )
-    folder = (run or ckpt.parent) / "evaluation"
     if rank() == 0:
-        _write(evaluated, rows, folder)
+        _write(evaluated, rows, folder, origin)
     return evaluated, folder
 
 
-def _write(evaluated: Evaluated, rows: list[dict[str, Any]], folder: Path) -> None:
+def _write(evaluated: Evaluated, rows: list[dict[str, Any]], folder: Path, origin: dict[str, Any]) -> None:
     """`metrics.json`, `predictions.jsonl`, `report.html`."""
     alarm = evaluated.alarm.model_dump() if evaluated.alarm else None
     content = {
@@ -136,9 +153,10 @@ def _write(evaluated: Evaluated, rows: list[dict[str, Any]], folder: Path) -> No
         "classes": evaluated.classes,
         "cautions": evaluated.cautions,
         "facts": evaluated.facts,
+        "source": origin,
     }
     with told_plainly(folder):
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "metrics.json", (json.dumps(content, indent=2) + "\n").encode())
     write_atomically(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     try:
@@ -213,50 +231,24 @@ def _open(
     checkpoint: Checkpoint, ckpt: Path, config: Config, data: str | None, split: str
 ) -> tuple[Split, Encoder | None]:
     """The split to evaluate, and the encoder where its frames must be encoded."""
-    if data is not None and data.endswith((".h5", ".h5.parts")):
+    if data is not None and is_features(data):
         cached = CachedDataset(data, config.cache.in_memory)
         source = Split(split, cached, cached.labels, cached.class_weights, cached.dv, cached.identity)
     else:
         if data is not None:
             override = {"train_split_path": data, "val_split_path": data}
             config = config.model_copy(update={"data": config.data.model_copy(update=override)})
+        if checkpoint.meta.encoder is None and not brings_features(config, split):  # no cache-vis can help
+            sample = CheckedDataset(load_dataset(config.data, split), split, F=checkpoint.meta.F)[0]
+            check_brings(checkpoint, ckpt, sample, data or split)
         encodes = checkpoint.meta.encoder is not None and (data is not None or not config.model.use_cached_vis_feats)
         encoder = load_trained_encoder(checkpoint, ckpt, config) if encodes else None
+        if config.model.F != checkpoint.meta.F:
+            raise CheckpointError(f"{ckpt}: takes {checkpoint.meta.F} frames a window, but model.F is {config.model.F}")
         source = open_split(config, split, encoder)
-        if encoder is not None:
+        if source.identity is None:
+            check_brings(checkpoint, ckpt, source.dataset[0], data or split)
             return source, encoder
-    trained = checkpoint.meta.encoder
     if source.identity is not None:
-        present = {key: value for key, value in source.identity.items() if key.startswith("vision_")}
-        check_frozen("vision encoder", trained, present, ckpt)
-    if source.dv != checkpoint.meta.dv:
-        raise CheckpointError(f"{ckpt}: was trained on features of width {checkpoint.meta.dv}, found {source.dv}")
-    if source.identity is not None and source.identity["F"] != checkpoint.meta.F:
-        raise CheckpointError(f"{ckpt}: takes {checkpoint.meta.F} frames a window, found {source.identity['F']}")
+        check_features(checkpoint, ckpt, source.identity, source.dv, source.identity["F"])
     return source, None
-
-
-def predict_manifest(ckpt: str | Path, manifest: str | Path, config: Config | None = None) -> Iterator[dict[str, Any]]:
-    """Predictions for the windows of a manifest, labels not needed, in its order.
-
-    Raises:
-        SimError: what the user can mend.
-    """
-    dataset = ManifestDataset(manifest)
-    if not len(dataset):
-        raise DataError(f"{manifest}: holds no windows")
-    checkpoint = load_checkpoint(ckpt)
-    config = config or config_of(checkpoint, ckpt)
-    encoder = load_trained_encoder(checkpoint, ckpt, config)
-    predictor = Predictor(load_model(checkpoint, ckpt, config, encoder), checkpoint, amp=config.training.amp)
-    checked = CheckedDataset(dataset, Path(manifest).name, F=predictor.meta.F, labels=False, resize=encoder.resize)
-    order = [range(at, min(at + 8, len(dataset))) for at in range(0, len(dataset), 8)]
-    batches = started(make_loader(checked, order, collate, config.data.num_workers))
-    for batch in Stopwatch().over(batches):
-        yield from predictor.predict_batch(batch)
-
-
-def run_of(ckpt: Path) -> Path | None:
-    """The run that a checkpoint lies in (`RUN/checkpoints/x.pt` beside `RUN/config_resolved.yaml`)."""
-    run = ckpt.resolve().parent.parent
-    return run if (run / "config_resolved.yaml").is_file() else None

@@ -6,7 +6,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from simv0.errors import ConfigError, SimError
+from simv0.errors import CheckpointError, ConfigError, SimError
+
+MAX_BYTES = 1 << 31
+"""Larger checkpoints are refused unread: the widest model that is trained here takes a tenth of it."""
 
 
 @contextmanager
@@ -92,6 +95,28 @@ def check_out(out: Path, inputs: Mapping[str, Path | None]) -> None:
     for option, path in inputs.items():
         if path is not None and path.exists() and out.exists() and out.samefile(path):
             raise ConfigError(f"--out: {out} is what {option} reads and would be lost; give another name")
+
+
+def check_checkpoint(path: Path) -> None:
+    """Refuse a path that leads to no checkpoint.
+
+    Raises:
+        CheckpointError: missing, a folder, too large.
+    """
+    try:
+        if path.is_dir():
+            inside = path / "checkpoints" / "best.pt"
+            there = inside if inside.exists() else path / "best.pt"
+            hint = f"did you mean {there}?" if there.exists() else "name a .pt such as checkpoints/best.pt"
+            raise CheckpointError(f"{path}: is a folder, not a checkpoint; {hint}")
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path}: is not a file; name a .pt such as checkpoints/best.pt")
+        if path.stat().st_size > MAX_BYTES:
+            raise CheckpointError(f"{path}: not a simv0 checkpoint: larger than {MAX_BYTES} bytes")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 @contextmanager

@@ -26,7 +26,6 @@ from simv0.config import Config
 from simv0.datasets import read_jsonl
 from simv0.distributed import anywhere, check_same, from_first, like_the_first, process_group, rank, share_of
 from simv0.encoder import load_encoder
-from simv0.errors import TrainingError
 from simv0.labels import HEADS, HIGH
 from simv0.metrics import Metrics, Tally, chosen_by, ranking
 from simv0.model import SimV0Model
@@ -69,7 +68,10 @@ def fit(config: Config, *, overwrite: bool = False, resume: bool = False) -> Run
         try:
             checkpoint = from_first(_claim, run, config, overwrite, resume)
             if checkpoint is not None and checkpoint.meta.epoch == config.training.epochs:
-                log.info(f"{run.root}: this run is finished ({config.training.epochs} epochs); nothing to do")
+                log.info(
+                    f"{run.root}: this run is finished ({config.training.epochs} epochs); nothing to do "
+                    "(more epochs are another learning-rate cycle: train them in another output.output_dir)"
+                )
             else:
                 _train(config, run, checkpoint, request)
         finally:
@@ -80,11 +82,7 @@ def fit(config: Config, *, overwrite: bool = False, resume: bool = False) -> Run
 def _claim(run: RunDir, config: Config, overwrite: bool, resume: bool) -> Checkpoint | None:
     """Own the run's folder; the checkpoint to go on from, if any."""
     run.claim()
-    if run.holds_a_run and not (overwrite or resume):
-        raise TrainingError(
-            f"{run.root}: holds a run already; use --resume to go on with it, --overwrite to replace it, "
-            "or another output.output_dir"
-        )
+    run.check_asked(overwrite=overwrite, resume=resume)
     checkpoint = find_checkpoint(run, config) if resume else None
     if checkpoint is None:
         run.check_ours()

@@ -10,9 +10,8 @@ from simv0.errors import CacheError
 from simv0.features import MAGIC, FeatureFile, read_features
 from simv0.labels import HEADS, TELEMETRY
 from simv0.parts import Parts, join_labels, parts_of
+from simv0.refusals import GIVE
 from simv0.split_labels import Labels
-
-GIVE = "give train.h5, a .parts folder or checkpoints/best.pt"
 
 
 def inspect_path(path: Path, verify: bool = False) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """From a checkpoint to predictions: `Predictor` for frames in memory, `load_model` for everything that holds a .pt."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,13 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
+from simv0.arguments import require
 from simv0.build import build_model, pick_device
-from simv0.checkpoint import Checkpoint, check_frozen, load_checkpoint, load_state, shown
+from simv0.checkpoint import Checkpoint, check_frozen, load_checkpoint, load_state
 from simv0.config import Config
 from simv0.config_file import build_config, known_keys
 from simv0.encoder import Encoder, has_bf16_units, load_encoder
-from simv0.errors import CheckpointError
+from simv0.errors import CheckpointError, shown
 from simv0.model import SimV0Model
 from simv0.samples import Batch, check_sample, collate
 from simv0.trainer import to_device
@@ -35,26 +37,36 @@ class Predictor:
     """
 
     def __init__(self, model: SimV0Model, checkpoint: Checkpoint, *, amp: bool) -> None:
+        loads = f"; load it with Predictor.load({str(model)!r})" if isinstance(model, (str, Path)) else ""
+        require(isinstance(model, SimV0Model), "model", "a SimV0Model", model, loads)
+        require(isinstance(checkpoint, Checkpoint), "checkpoint", "a Checkpoint", checkpoint)
         self.model, self.meta = model.eval(), checkpoint.meta
         model.llm.for_prediction(model.K + 2, sixteen_bit=amp)
         if amp and model.encoder is not None:
             model.encoder.for_prediction()
 
     @classmethod
-    def load(cls, ckpt: str | Path, config: Config | None = None) -> "Predictor":
+    def load(cls, ckpt: str | Path, config: Config | None = None, *, overrides: Sequence[str] = ()) -> "Predictor":
         """Load a checkpoint, and the LLM and the encoder that it was trained with.
+
+        A checkpoint that was trained on a dataset's own `vis_feats` has no encoder: then `predict_features` it is.
 
         Args:
             ckpt: path of `best.pt` or another checkpoint.
             config: where to find the frozen networks, if not where the checkpoint's own config says.
+            overrides: `section.key=value` on the checkpoint's own config, where there is no `config`.
 
         Raises:
+            ConfigError: an argument of another type.
             CheckpointError: damaged, or beside another LLM or encoder than the one trained with.
             ModelError: the LLM or the encoder cannot be loaded.
         """
+        require(isinstance(ckpt, (str, Path)), "ckpt", "the path of a checkpoint", ckpt)
+        hint = f"; load it with load_config({str(config)!r})" if isinstance(config, (str, Path)) else ""
+        require(config is None or isinstance(config, Config), "config", "a Config", config, hint)
         checkpoint = load_checkpoint(ckpt)
-        config = config or config_of(checkpoint, ckpt)
-        encoder = load_trained_encoder(checkpoint, ckpt, config)
+        config = config or config_of(checkpoint, ckpt, overrides)
+        encoder = load_trained_encoder(checkpoint, ckpt, config) if checkpoint.meta.encoder is not None else None
         return cls(load_model(checkpoint, ckpt, config, encoder), checkpoint, amp=config.training.amp)
 
     def predict(
@@ -67,13 +79,47 @@ class Predictor:
 
         Raises:
             DataError: frames or telemetry that break the sample contract.
+            CheckpointError: it takes no frames.
         """
-        sample = {"frames": frames, "telemetry": telemetry, "sample_id": sample_id}
-        checked = check_sample(sample, "window", 0, F=self.meta.F, labels=False)
+        self.check_takes_frames()
+        return self._judge({"frames": frames, "telemetry": telemetry, "sample_id": sample_id})
+
+    def predict_features(
+        self, vis_feats: Float[Tensor, "F dv"], telemetry: Float[Tensor, "8"], sample_id: str = "0"
+    ) -> dict[str, Any]:
+        """Judge one window by its features: of the kind that the checkpoint was trained on, or of `encode`.
+
+        Returns:
+            The JSON of `SimV0Model.predict_json`.
+
+        Raises:
+            DataError: features or telemetry that break the sample contract.
+        """
+        return self._judge({"vis_feats": vis_feats, "telemetry": telemetry, "sample_id": sample_id})
+
+    def _judge(self, sample: dict[str, Any]) -> dict[str, Any]:
+        checked = check_sample(sample, "window", 0, F=self.meta.F, dv=self.meta.dv, labels=False)
         return self.predict_batch(collate([checked]))[0]
 
+    def check_takes_frames(self) -> None:
+        """Refuse frames where there is no encoder for them.
+
+        Raises:
+            CheckpointError: with what it takes instead.
+        """
+        if self.model.encoder is None:
+            raise CheckpointError(
+                f"this checkpoint was trained on a dataset's own vis_feats [{self.meta.F},{self.meta.dv}] and takes no "
+                "frames: use Predictor.predict_features, or simv0 predict --config with the class that yields them"
+            )
+
     def encode(self, frames: Num[Tensor, "N 3 H W"]) -> Float[Tensor, "N dv"]:
-        """Features of frames, uint8 0..255 or float 0..1 of any size."""
+        """Features of frames, uint8 0..255 or float 0..1 of any size.
+
+        Raises:
+            CheckpointError: there is no encoder.
+        """
+        self.check_takes_frames()
         assert self.model.encoder is not None
         feats: Tensor = self.model.encoder(frames)
         return feats
@@ -131,10 +177,31 @@ def load_trained_encoder(checkpoint: Checkpoint, path: str | Path, config: Confi
     return encoder
 
 
-def config_of(checkpoint: Checkpoint, path: str | Path) -> Config:
+def check_features(checkpoint: Checkpoint, path: str | Path, identity: Mapping[str, Any], dv: int, F: int) -> None:
+    """Refuse the features of a feature file that a checkpoint was not trained on.
+
+    Raises:
+        CheckpointError: of another encoder, width or number of frames.
+    """
+    meta = checkpoint.meta
+    if meta.encoder is None:
+        raise CheckpointError(
+            f"{path}: was trained on a dataset's own vis_feats, not on features of "
+            f"{identity.get('vision_encoder_name')}: give --config with the class that yields them"
+        )
+    present = {key: value for key, value in identity.items() if key.startswith("vision_")}
+    check_frozen("vision encoder", meta.encoder, present, path)
+    if dv != meta.dv:
+        raise CheckpointError(f"{path}: was trained on features of width {meta.dv}, found {dv}")
+    if F != meta.F:
+        raise CheckpointError(f"{path}: takes {meta.F} frames a window, found {F}")
+
+
+def config_of(checkpoint: Checkpoint, path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The config inside a checkpoint, for its paths and names only: what it would import or run is reset.
 
-    So is the recipe, and keys that this simv0 does not know are left out: a checkpoint outlives them.
+    So is the recipe, and keys that this simv0 does not know are left out: a checkpoint outlives them. `overrides` are
+    the user's own words.
 
     Raises:
         ConfigError: it is not a config that this simv0 reads.
@@ -152,4 +219,4 @@ def config_of(checkpoint: Checkpoint, path: str | Path) -> Config:
     tree["training"] = {key: value for key, value in tree.get("training", {}).items() if key in kept}
     if not torch.cuda.is_available():
         tree["training"].pop("amp_dtype", None)  # fp16 is of the GPU that trained
-    return build_config(tree, f"{path} (the config inside)", environment=False)
+    return build_config(tree, f"{path} (the config inside)", environment=False, overrides=overrides)

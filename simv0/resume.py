@@ -3,45 +3,21 @@
 import logging
 import math
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
 
 import torch
 
-from simv0.checkpoint import Checkpoint, Training, check_fits, check_frozen, load_checkpoint, load_state, shown
+from simv0.checkpoint import Checkpoint, Training, check_fits, check_frozen, load_checkpoint, load_state
 from simv0.config import Config
 from simv0.distributed import world
-from simv0.errors import CheckpointError, ConfigError
+from simv0.errors import CheckpointError, shown
 from simv0.files import told_plainly
 from simv0.metrics import Tally
 from simv0.model import SimV0Model
+from simv0.refusals import check_same_config
 from simv0.rundir import RunDir, provenance
 
 log = logging.getLogger("simv0")
-
-OPERATIONAL = (
-    "data.num_workers",
-    "data.frame_spacing",
-    "cache.",
-    "evaluation.batch_size",
-    "output.",
-    "training.checkpoint_every_steps",
-    "training.shard_llm",
-    "training.tensorboard",
-)
-"""Keys that may change on resume: they change no weight (what the cache holds is compared by its digests), and
-`evaluation.batch_size` at most the last digit of a metric."""
-
-PLACES = (
-    "data.train_split_path",
-    "data.val_split_path",
-    "model.llm_name_or_path",
-    "model.llm_revision",
-    "model.vision_encoder_name",
-    "model.vision_pretrained",
-    "model.vision_weights",
-)
-"""Keys that say where something lies: `restore` compares the digests of what lies there."""
 
 
 @dataclass
@@ -70,17 +46,7 @@ def find_checkpoint(run: RunDir, config: Config) -> Checkpoint | None:
     checkpoint = _load_either(run)
     if checkpoint is None:
         return None
-    differing = config_differences(checkpoint.meta.config, config.model_dump())
-    if any(difference.endswith("unknown to this simv0") for difference in differing):
-        raise ConfigError(
-            f"{run.root}: the run was begun by another version of simv0, which cannot be resumed by this one: "
-            f"{'; '.join(differing)}; its checkpoints still predict; train anew in another output.output_dir"
-        )
-    if differing:
-        raise ConfigError(
-            f"{run.root}: the run was begun with another config: {'; '.join(differing)}; "
-            "give the same values, or another output.output_dir"
-        )
+    check_same_config(run, checkpoint.meta.config, config)
     if checkpoint.meta.epoch > config.training.epochs:
         raise CheckpointError(f"{run.last}: says {checkpoint.meta.epoch} of {config.training.epochs} epochs are done")
     return checkpoint
@@ -115,31 +81,6 @@ def _load_last(path: Path) -> Checkpoint:
     if checkpoint.training is None:
         raise CheckpointError(f"{path}: holds no training state; it is not a last.pt")
     return checkpoint
-
-
-def config_differences(stored: dict[str, dict[str, Any]], wanted: dict[str, dict[str, Any]]) -> list[str]:
-    """`section.key: stored X, now Y` for every differing key but the operational ones."""
-    differing = []
-    for section in sorted(stored.keys() | wanted.keys()):
-        before, now = stored.get(section, {}), wanted.get(section, {})
-        for key in sorted(before.keys() | now.keys()):
-            name = f"{section}.{key}"
-            if name.startswith(OPERATIONAL) or name in PLACES:
-                continue
-            if _without_places(before.get(key)) != _without_places(now.get(key)):
-                begun = shown(repr(before[key])) if key in before else "an older simv0, which did not know it"
-                here = repr(now[key]) if key in now else "unknown to this simv0"
-                differing.append(f"{shown(name)}: begun with {begun}, now {here}")
-    return differing
-
-
-def _without_places(value: Any) -> Any:
-    """A value whose absolute paths are all the same: data may move."""
-    if isinstance(value, dict):
-        return {key: _without_places(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_places(item) for item in value]
-    return "/" if isinstance(value, str) and PurePath(value).is_absolute() else value
 
 
 def restore(

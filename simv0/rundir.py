@@ -4,7 +4,7 @@ config_resolved.yaml
 checkpoints/ best.pt last.pt last.prev.pt
 metrics/     train_metrics.jsonl val_metrics.jsonl
 logs/        stdout.log (tensorboard/ on request)
-evaluation/  metrics.json predictions.jsonl
+evaluation/  metrics.json predictions.jsonl report.html, of best.pt on val; <name>/ of others
 export/      sim_v0_infer.py labels.json
 """
 
@@ -83,6 +83,18 @@ class RunDir:
     def holds_a_run(self) -> bool:
         """Whether a run was begun here."""
         return self.config.exists()
+
+    def check_asked(self, *, overwrite: bool, resume: bool) -> None:
+        """Refuse a folder that holds a run, unless something was said about it.
+
+        Raises:
+            TrainingError: with what can be said.
+        """
+        if self.holds_a_run and not (overwrite or resume):
+            raise TrainingError(
+                f"{self.root}: holds a run already; use --resume to go on with it, --overwrite to replace it, "
+                "or another output.output_dir"
+            )
 
     def check_ours(self) -> None:
         """Refuse a folder whose parts no run has made: `begin` would remove them.

@@ -40,6 +40,22 @@ def read_labels(dataset: Any, split: str, F: int) -> Labels:
     N, short = windows_in(dataset, split), hasattr(dataset, "labels_of")
     if not short:
         log.info("%s: reading %d windows once for their labels (give the class labels_of to spare that)", split, N)
+    rows = _read(dataset, split, F, N, short)
+    return check_labels(rows, split)
+
+
+def check_windows(dataset: Any, split: str, F: int) -> None:
+    """Check all of a split but pictures and labels, where the dataset gives that without its pictures.
+
+    Raises:
+        DataError: what `check_sample` refuses, every kind once; a `sample_id` twice.
+    """
+    if hasattr(dataset, "labels_of"):
+        check_unique(_read(dataset, split, F, windows_in(dataset, split), True, labels=False), split)
+
+
+def _read(dataset: Any, split: str, F: int, N: int, short: bool, labels: bool = True) -> list[dict[str, Any]]:
+    """Every sample without its pictures, checked; by `labels_of` if `short`."""
     named = isinstance(dataset, SharesFrames)
     rows: list[dict[str, Any]] = []
     mistakes, misspelt = Mistakes(), dict[str, str]()
@@ -53,13 +69,13 @@ def read_labels(dataset: Any, split: str, F: int) -> Labels:
                 misspelt |= misspelt_keys(given)
                 if names is not None:
                     check_frame_count(names, split, i, F)
-                sample = check_sample(given, split, i, F=F, frames=not short)
+                sample = check_sample(given, split, i, F=F, labels=labels, frames=not short)
                 rows.append({key: value for key, value in sample.items() if key not in ("frames", "vis_feats")})
             if mistakes.enough:
                 break
     warn_of_misspelt(misspelt, split)
     mistakes.tell()
-    return check_labels(rows, split)
+    return rows
 
 
 def warn_of_misspelt(keys: dict[str, str], split: str) -> None:
@@ -76,14 +92,7 @@ def check_labels(rows: list[dict[str, Any]], split: str) -> Labels:
     """
     if not rows:
         raise DataError(f"{split}: the split is empty")
-    first_at: dict[str, int] = {}
-    for i, row in enumerate(rows):
-        earlier = first_at.setdefault(row["sample_id"], i)
-        if earlier != i:
-            raise DataError(
-                f"{split}[{i}]: sample_id {row['sample_id']!r} stands at {split}[{earlier}] already; "
-                "sample_ids are unique within a split"
-            )
+    check_unique(rows, split)
     with_group = [i for i, row in enumerate(rows) if "group" in row]
     if with_group and len(with_group) < len(rows):
         without = next(i for i, row in enumerate(rows) if "group" not in row)
@@ -98,6 +107,22 @@ def check_labels(rows: list[dict[str, Any]], split: str) -> Labels:
         sample_id=[row["sample_id"] for row in rows],
         group=[row["group"] for row in rows] if with_group else None,
     )
+
+
+def check_unique(rows: list[dict[str, Any]], split: str) -> None:
+    """Refuse a `sample_id` that stands twice.
+
+    Raises:
+        DataError: naming both places.
+    """
+    first_at: dict[str, int] = {}
+    for i, row in enumerate(rows):
+        earlier = first_at.setdefault(row["sample_id"], i)
+        if earlier != i:
+            raise DataError(
+                f"{split}[{i}]: sample_id {row['sample_id']!r} stands at {split}[{earlier}] already; "
+                "sample_ids are unique within a split"
+            )
 
 
 def warn_of_leakage(train: Any, val: Any, train_group: list[str] | None, val_group: list[str] | None) -> list[str]:

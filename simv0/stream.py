@@ -116,6 +116,7 @@ class Stream:
     ) -> None:
         loads = f"; load it with Predictor.load({str(predictor)!r})" if isinstance(predictor, (str, Path)) else ""
         require(isinstance(predictor, Predictor), "predictor", "a Predictor", predictor, loads)
+        predictor.check_takes_frames()
         spacing = choose_spacing(spacing, predictor.meta.frame_spacing)
         stale_after = 3 * spacing if stale_after is None else stale_after
         require(is_number(stale_after) and stale_after > 0, "stale_after", "seconds > 0", stale_after)

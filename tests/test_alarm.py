@@ -28,7 +28,7 @@ from simv0.evaluation import evaluate_checkpoint
 from simv0.fit import fit
 from simv0.labels import HEADS, HIGH
 from simv0.predict import Predictor
-from simv0.resume import config_differences
+from simv0.refusals import config_differences
 
 P = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
 IS_HIGH = np.array([1, 0, 1, 0, 1, 0, 1, 0], bool)

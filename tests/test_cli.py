@@ -160,9 +160,9 @@ def test_evaluate_elsewhere(models: Path, config_file: Path, manifests: Path, tm
     assert run("train", "--config", config_file, *setting).exit_code == 0
     best = tmp_path / "run/checkpoints/best.pt"
     on_val = json.loads((tmp_path / "run/metrics/val_metrics.jsonl").read_text().splitlines()[-1])
-    for data in (features / "val.h5", manifests / "val.jsonl"):
+    for data, folder in ((features / "val.h5", "val"), (manifests / "val.jsonl", "val-2")):
         assert run("evaluate", "--ckpt", best, "--data", data).exit_code == 0
-        found = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())
+        found = json.loads((tmp_path / f"run/evaluation/{folder}/metrics.json").read_text())
         assert found["windows"] == 20
         assert found["loss"] == pytest.approx(min(on_val["loss"], found["loss"]), abs=0.5)
     shorter = tmp_path / "shorter"
@@ -177,7 +177,7 @@ def test_evaluate_elsewhere(models: Path, config_file: Path, manifests: Path, tm
     assert lost.exit_code == 2
     assert lost.stderr == f"error: {moved}: lies outside a run, so its data is unknown; give --config\n"
     assert run("evaluate", "--ckpt", moved, "--config", config_file, *setting).exit_code == 0
-    assert (tmp_path / "evaluation/metrics.json").exists()
+    assert (tmp_path / "evaluation/moved/metrics.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -186,8 +186,8 @@ def test_evaluate_elsewhere(models: Path, config_file: Path, manifests: Path, tm
         (["train", "--config", "none.yaml"], 2, "error: none.yaml: there is no such config file\n"),
         (["evaluate", "--ckpt", "none.pt"], 1, "error: none.pt: there is no such checkpoint\n"),
         (["evaluate", "--ckpt", "x.pt", "--split", "test"], 2, "error: --split: expected train or val, found test\n"),
-        (["evaluate", "--ckpt", "x.pt", "--set", "a.b=1"], 2, "error: --set changes a config: give --config too\n"),
-        (["predict", "--ckpt", "x.pt", "--data", "no.jsonl"], 1, "error: no.jsonl: there is no such manifest\n"),
+        (["evaluate", "--ckpt", "x.pt", "--set", "a.b=1"], 1, "error: x.pt: there is no such checkpoint\n"),
+        (["predict", "--ckpt", "x.pt", "--data", "no.jsonl"], 1, "error: x.pt: there is no such checkpoint\n"),
     ],
 )
 def test_errors_are_one_line_with_a_code(args: list[str], code: int, message: str) -> None:

@@ -25,7 +25,7 @@ from simv0.config_file import load_config
 from simv0.errors import CacheError, CheckpointError, ConfigError, DataError, SimError, TrainingError
 from simv0.evaluation import evaluate_checkpoint
 from simv0.fit import fit
-from simv0.resume import config_differences
+from simv0.refusals import config_differences
 from simv0.rundir import RunDir, cut_back
 from simv0.stopping import Stopped
 from simv0.trainer import train_one_epoch

@@ -125,8 +125,6 @@ def test_all_options_are_checked_before_anything_is_read(tmp_path: Path) -> None
             f"error: --out: {tmp_path}/out.mp4: is a folder",
         ],
     )
-    result = CliRunner().invoke(app, ["overlay", *args, "--set", "data.num_workers=1"])
-    assert (result.exit_code, result.stderr) == (2, "error: --set changes a config: give --config too\n")
 
 
 def test_overlay_writes_as_many_frames_as_came_in(

@@ -19,11 +19,12 @@ from simv0.checkpoint import load_checkpoint, save_checkpoint
 from simv0.config import Config, TrainingConfig
 from simv0.datasets import read_jsonl
 from simv0.encoder import load_encoder
-from simv0.evaluation import evaluate_checkpoint, predict_manifest
+from simv0.evaluation import evaluate_checkpoint
 from simv0.fit import fit
 from simv0.labels import RISKS
 from simv0.packed import PackedLinear
 from simv0.predict import Predictor
+from simv0.predict_windows import predict_windows
 from simv0.rundir import RunDir
 from tests.conftest import MakeConfig
 
@@ -157,7 +158,7 @@ def test_a_robot_holds_16_bit_only_where_amp_allows_it(
     layers = list(Predictor.load(best(config)).model.llm.modules())
     assert any(isinstance(layer, kind) for layer in layers) == amp
     products.clear()  # those that tried them
-    predicted = list(predict_manifest(best(config), manifests / "val.jsonl"))
+    predicted = list(predict_windows(best(config), manifests / "val.jsonl"))
     assert bool(products) == amp
     _, folder = evaluate_checkpoint(best(config), baselines=False)
     for row, line in zip(predicted, read_jsonl(folder / "predictions.jsonl"), strict=True):

@@ -18,7 +18,7 @@ from simv0.errors import ConfigError, DataError
 from simv0.fit import fit
 from simv0.inspect import inspect_path
 from simv0.predict import Predictor
-from simv0.resume import config_differences
+from simv0.refusals import config_differences
 from simv0.spacing import choose_spacing, split_spacing, warn_of_spacing
 from simv0.stream import Stream
 
