@@ -71,10 +71,11 @@ def check_chosen(out: Path, inputs: dict[str, Path | None]) -> None:
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: {out}: is a file; name a folder for {', '.join(FILES)}")
-    check_out(out, {})
+    if not out.is_dir():
+        check_out(out, {})
+        return
     for name in FILES:
-        if out.is_dir():
-            check_out(out / name, inputs)
+        check_out(out / name, inputs)
 
 
 def _is_trained_on(source: dict[str, Any], trained: dict[str, Any], split: str) -> bool:
