@@ -29,6 +29,7 @@ from simv0.parts import Parts, Plan, parts_of, shard_windows_of
 from simv0.spacing import split_spacing
 from simv0.split_labels import Labels, read_labels, warn_of_leakage
 from simv0.splits import yields_features
+from simv0.threads import sharing
 
 log = logging.getLogger("simv0")
 
@@ -111,7 +112,8 @@ def cache_vis(config: Config, *, overwrite: bool = False) -> list[CacheReport]:
     if overwrite:
         with process_group():  # until all have come: a late one would remove what the others have made
             from_first(start_over, splits)
-    return [cache_split(config, split, encoder) for split in splits]
+    with sharing():
+        return [cache_split(config, split, encoder) for split in splits]
 
 
 def keep_freed_memory() -> None:

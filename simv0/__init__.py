@@ -2,8 +2,13 @@
 
 Importing this package is cheap (no torch): the modules are imported where they are needed, `Predictor` and `Stream`
 when they are asked for (`from simv0 import Predictor`).
+
+Import it before torch: it asks the threads of torch's OpenMP not to spin for long while they wait, which torch reads
+once, when it is loaded.
 """
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,3 +32,16 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
+
+
+# By default a waiting thread of GNU's OpenMP spins for milliseconds, on a core that another program may need: beside
+# one busy process everything is 5 to 30 times slower. So many turns are some 20 microseconds: longer than the gap
+# between two operations, shorter than anything the scheduler does. LLVM's OpenMP counts milliseconds (by default 200).
+WAITING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
+
+if not {"OMP_WAIT_POLICY", *WAITING} & set(os.environ):
+    os.environ.update(WAITING)
+    WAITS_BRIEFLY = "torch" not in sys.modules
+    """Whether that could still reach torch."""
+else:
+    WAITS_BRIEFLY = True

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as nnf
 from jaxtyping import Float, Num
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import simv0.torchvision_fix  # noqa: F401  before open_clip, which imports torchvision
 from simv0.config import ModelConfig
@@ -18,7 +19,13 @@ from simv0.digests import weights_digest
 from simv0.errors import ModelError
 from simv0.hub import check_encoder_at_hand
 from simv0.packed import pack_tower
+from simv0.threads import over_batch
 from simv0.vision_tags import check_names, facts_of, recorded_facts
+
+IMAGES = 8
+"""That one thread takes through the tower by itself: few enough for its caches."""
+PAYS = 1e9
+"""Operations of so many images from which that is faster than one thread alone."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,9 @@ class Encoder(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocess["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess["std"]).view(1, 3, 1, 1), persistent=False)
         self.eval()
-        self.dv = self(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8)).shape[-1]
+        with FlopCounterMode(display=False) as counter:
+            self.dv = self(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8)).shape[-1]
+        self.pays = IMAGES * counter.get_total_flops() >= PAYS
 
     def train(self, mode: bool = True) -> "Encoder":
         """Stays in eval mode: batch norm and dropout of a frozen network never train."""
@@ -150,6 +159,9 @@ class Encoder(nn.Module):
         frames = self.resize(frames).to(self.mean.device)
         pixels = frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
         images = ((pixels - self.mean) / self.std).to(self.dtype, memory_format=self.layout)
+        return over_batch(self._tower, images, IMAGES, pays=self.pays)
+
+    def _tower(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dv"]:
         feats = self.visual(images)
         if isinstance(feats, tuple):  # towers that also return their tokens
             feats = feats[0]

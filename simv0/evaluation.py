@@ -36,6 +36,7 @@ from simv0.report import write_report
 from simv0.rundir import RunDir
 from simv0.samples import Batch, CheckedDataset
 from simv0.splits import Split, brings_features, eval_batches, open_split, split_digest
+from simv0.threads import sharing
 from simv0.trainer import LogitsKept, evaluate
 
 log = logging.getLogger("simv0")
@@ -73,7 +74,7 @@ def evaluate_checkpoint(
     Raises:
         SimError: what the user can mend.
     """
-    with process_group():
+    with process_group(), sharing():
         return _evaluate(Path(ckpt), config, data, split, baselines, out, overrides)
 
 
@@ -175,12 +176,7 @@ def _baselines(config: Config, source: Split, data: str | None) -> dict[str, Met
         return f"the train split is not here: {error}"
     if train.identity is None or train.dv != source.dv or (source.name == "train" and data is None):
         return "they would be fitted on the same windows, or on other features"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # many small products: two threads took four times as long as one
-    try:
-        return fit_baselines(train, source)
-    finally:
-        torch.set_num_threads(threads)
+    return fit_baselines(train, source)
 
 
 def _history(run: Path | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -45,6 +45,7 @@ from simv0.splits import (
     train_batches,
 )
 from simv0.stopping import Stopped, StopRequest, asked_by_signals
+from simv0.threads import sharing
 from simv0.trainer import LogitsKept, evaluate, train_one_epoch
 
 log = logging.getLogger("simv0")
@@ -64,7 +65,7 @@ def fit(config: Config, *, overwrite: bool = False, resume: bool = False) -> Run
     Under torchrun every process takes its share of each batch; the first alone reads and writes the run's folder.
     """
     run, request = RunDir(config.output.output_dir), StopRequest()
-    with process_group():
+    with process_group(), sharing():
         try:
             checkpoint = from_first(_claim, run, config, overwrite, resume)
             if checkpoint is not None and checkpoint.meta.epoch == config.training.epochs:

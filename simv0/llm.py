@@ -25,8 +25,15 @@ from simv0.errors import ModelError
 from simv0.fast_llm import FastStack, why_not
 from simv0.hub import check_llm_at_hand
 from simv0.packed import pack_linears
+from simv0.threads import over_batch
 
 log = logging.getLogger("simv0")
+
+ROWS = 32
+"""Prefixes that one thread takes through the stack by itself."""
+PAYS = 3e8
+"""Operations of one layer on so many prefixes from which that beats one thread: d = 256 and wider. The calls of a
+smaller layer take as long as its products, and only one thread at a time can make them."""
 
 
 class FrozenLLM(nn.Module):
@@ -61,6 +68,8 @@ class FrozenLLM(nn.Module):
         self.sharded = False
         self.captured: dict[tuple[int, int, bool], Callable[[Tensor], Tensor]] = {}
         self.d, self.hidden_size, self.embed_rms, self.identity, self.files = d, hidden_size, embed_rms, identity, files
+        weights = sum(weight.numel() for weight in stack.parameters() if weight.ndim > 1)
+        self._layer_weights = weights / len(self.blocks())
         self.train(False)
 
     @property
@@ -122,10 +131,15 @@ class FrozenLLM(nn.Module):
 
     def _run(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B h"]:
         if self.compiled_for is None or (self.compiled_for == tuple(x.shape[:2]) and torch.is_grad_enabled()):
-            hidden: Tensor = self.stack(x)
-            return hidden
+            return self._over_threads(x)
         with torch.compiler.set_stance("force_eager"):
             return self.stack(x)  # type: ignore[no-any-return]
+
+    def _over_threads(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B h"]:
+        """On a CPU, `ROWS` prefixes a thread, where a layer is work enough for that."""
+        splits = isinstance(self.stack, FastStack) and self.compiled_for is None and not self.sharded
+        work = 2 * self._layer_weights * min(len(x), ROWS) * x.shape[1]
+        return over_batch(self.stack, x, ROWS, pays=work >= PAYS, splits=splits)
 
     def capture(self, x: Float[Tensor, "B T d"]) -> None:
         """Have prefixes of x's shape run as CUDA graphs, with gradients if x asks for them (that is said if not)."""

@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int64, UInt16
 
-from simv0.tiles import LANES, ROWS, compiled, fetch_add, read, tile
+from simv0.tiles import LANES, ROWS, compiled, fetch_add, nap, read, tile
+
+TURNS = 10_000
+"""Looks at the others' progress, some tens of microseconds, before a core that waits is left to other programs."""
+NAP = 20
+"""Microseconds from one look to the next after that. Only to yield would still keep a thread of lower priority, the one
+waited for, from its work: under a real-time scheduler for ever."""
 
 
 class Stack(NamedTuple):
@@ -91,8 +97,11 @@ def claim(b: Board, phase: int, pieces: int) -> int:
         piece = fetch_add(counts, 1)
         if piece < pieces:
             return int(piece)
+    turns = 0
     while read(counts + np.uintp(64)) < pieces:
-        pass
+        turns += 1
+        if turns > TURNS:
+            nap(NAP)
     return -1
 
 

@@ -18,6 +18,7 @@ from simv0.encoder import Encoder, has_bf16_units, load_encoder
 from simv0.errors import CheckpointError, shown
 from simv0.model import SimV0Model
 from simv0.samples import Batch, check_sample, collate
+from simv0.threads import check_threads, limited_to, tell_of_waiting
 from simv0.trainer import to_device
 
 log = logging.getLogger("simv0")
@@ -30,23 +31,34 @@ class Predictor:
         model: from `load_model`.
         checkpoint: its checkpoint.
         amp: whether a CPU may hold the frozen weights in 16 bit (`training.amp`), even where it computes in fp32.
+        threads: of the CPU, to predict with; by default as many as torch has.
 
     >>> predictor = Predictor.load("runs/sim_v0/checkpoints/best.pt")
     >>> predictor.predict(frames, telemetry)["risk"]
     'none'
     """
 
-    def __init__(self, model: SimV0Model, checkpoint: Checkpoint, *, amp: bool) -> None:
+    def __init__(self, model: SimV0Model, checkpoint: Checkpoint, *, amp: bool, threads: int | None = None) -> None:
         loads = f"; load it with Predictor.load({str(model)!r})" if isinstance(model, (str, Path)) else ""
         require(isinstance(model, SimV0Model), "model", "a SimV0Model", model, loads)
         require(isinstance(checkpoint, Checkpoint), "checkpoint", "a Checkpoint", checkpoint)
-        self.model, self.meta = model.eval(), checkpoint.meta
-        model.llm.for_prediction(model.K + 2, sixteen_bit=amp)
-        if amp and model.encoder is not None:
-            model.encoder.for_prediction()
+        check_threads(threads, "threads")
+        tell_of_waiting()
+        self.model, self.meta, self.threads = model.eval(), checkpoint.meta, threads or torch.get_num_threads()
+        with limited_to(self.threads):
+            model.llm.for_prediction(model.K + 2, sixteen_bit=amp)
+            if amp and model.encoder is not None:
+                model.encoder.for_prediction()
 
     @classmethod
-    def load(cls, ckpt: str | Path, config: Config | None = None, *, overrides: Sequence[str] = ()) -> "Predictor":
+    def load(
+        cls,
+        ckpt: str | Path,
+        config: Config | None = None,
+        *,
+        overrides: Sequence[str] = (),
+        threads: int | None = None,
+    ) -> "Predictor":
         """Load a checkpoint, and the LLM and the encoder that it was trained with.
 
         A checkpoint that was trained on a dataset's own `vis_feats` has no encoder: then `predict_features` it is.
@@ -55,6 +67,7 @@ class Predictor:
             ckpt: path of `best.pt` or another checkpoint.
             config: where to find the frozen networks, if not where the checkpoint's own config says.
             overrides: `section.key=value` on the checkpoint's own config, where there is no `config`.
+            threads: of the CPU, to predict with; by default as many as torch has.
 
         Raises:
             ConfigError: an argument of another type.
@@ -64,10 +77,12 @@ class Predictor:
         require(isinstance(ckpt, (str, Path)), "ckpt", "the path of a checkpoint", ckpt)
         hint = f"; load it with load_config({str(config)!r})" if isinstance(config, (str, Path)) else ""
         require(config is None or isinstance(config, Config), "config", "a Config", config, hint)
+        check_threads(threads, "threads")
         checkpoint = load_checkpoint(ckpt)
         config = config or config_of(checkpoint, ckpt, overrides)
         encoder = load_trained_encoder(checkpoint, ckpt, config) if checkpoint.meta.encoder is not None else None
-        return cls(load_model(checkpoint, ckpt, config, encoder), checkpoint, amp=config.training.amp)
+        model = load_model(checkpoint, ckpt, config, encoder)
+        return cls(model, checkpoint, amp=config.training.amp, threads=threads)
 
     def predict(
         self, frames: Num[Tensor, "F 3 H W"], telemetry: Float[Tensor, "8"], sample_id: str = "0"
@@ -121,17 +136,19 @@ class Predictor:
         """
         self.check_takes_frames()
         assert self.model.encoder is not None
-        feats: Tensor = self.model.encoder(frames)
+        with limited_to(self.threads):
+            feats: Tensor = self.model.encoder(frames)
         return feats
 
     def predict_batch(self, batch: Batch) -> list[dict[str, Any]]:
         """Judge a collated batch of checked samples."""
         alarm = self.meta.alarm
-        return self.model.predict_json(
-            to_device(batch, self.model.task_token.device),
-            alarm.threshold if alarm else None,
-            alarm.temperatures if alarm else None,
-        )
+        with limited_to(self.threads):
+            return self.model.predict_json(
+                to_device(batch, self.model.task_token.device),
+                alarm.threshold if alarm else None,
+                alarm.temperatures if alarm else None,
+            )
 
 
 def load_model(checkpoint: Checkpoint, path: str | Path, config: Config, encoder: Encoder | None = None) -> SimV0Model:

@@ -26,6 +26,9 @@ TOLERANCE = 1e-3
 LONG = 3.0
 """Seconds of trial by which it was compiled, not read from disk."""
 
+SHARE = 2 * 2**20
+"""Bytes of weights from which a thread pays."""
+
 _PRODUCTS = ("qkv", "out", "gate_up", "down")
 
 
@@ -52,6 +55,7 @@ class SingleStack(nn.Module):
             masks=np.stack([masks[window].numpy() for window in stack.windows]),
             eps=float(stack.eps),
         )
+        threads = _threads(sum(weights.nbytes for weights, _ in room.values()))
         tiles, rows = layout(tokens)
         self.board = Board(
             x=np.zeros((tokens, len(stack.weight)), np.float32),
@@ -59,9 +63,9 @@ class SingleStack(nn.Module):
             out_in=np.zeros(tiles * rows * self.whole.out.shape[2], np.float32),
             down_in=np.zeros(tiles * rows * self.whole.down.shape[2], np.float32),
             counts=np.zeros((5 * len(layers), 2, 8), np.int64),
-            share=1 / (2 * torch.get_num_threads()),
+            share=1 / (2 * threads),
         )
-        self.others = torch.get_num_threads() - 1
+        self.others = threads - 1
         self.pool = ThreadPoolExecutor(max(1, self.others), "simv0-step")
         self.lock = threading.Lock()
         for name, (weights, biases) in room.items():
@@ -114,6 +118,11 @@ def single_stack(stack: FastStack, tokens: int) -> SingleStack | None:
             raise  # the stack is no longer whole
         log.warning(without, "there is no memory for it")
         return None
+
+
+def _threads(weight_bytes: int) -> int:
+    """How many threads a step pays for: waking one takes as long as reading half a megabyte."""
+    return max(1, min(torch.get_num_threads(), weight_bytes // SHARE))
 
 
 def _why_not(stack: FastStack) -> str | None:

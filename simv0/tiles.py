@@ -136,6 +136,17 @@ def fetch_add(typing: Any, address: Any, amount: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def nap(typing: Any, microseconds: Any) -> Any:
+    """Leave the core to others for at least so long (POSIX `usleep`)."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        usleep = function_of(builder.module, ir.FunctionType(_I32, [_I32]), "usleep")
+        return builder.sext(builder.call(usleep, [builder.trunc(args[0], _I32)]), _I64)
+
+    return types.int64(types.int64), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def read(typing: Any, address: Any) -> Any:
     """The int64 at an address, after all that was written before it."""
 
