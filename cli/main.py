@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +54,10 @@ ConfigPath = Annotated[Path, typer.Option("--config", help="The YAML config.", s
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one config key; repeatable.")
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, max=1024, help="CPU threads; by default one a core.", show_default=False),
+]
 CkptPath = Annotated[Path, typer.Option("--ckpt", help="A checkpoint, such as best.pt.", show_default=False)]
 
 
@@ -91,6 +95,13 @@ def user_errors(answers_on_stdout: bool = False) -> Iterator[None]:
         for handler in handlers:
             logger.removeHandler(handler)
         logger.propagate = True
+
+
+def cpu_threads(threads: int | None) -> AbstractContextManager[None]:
+    """`--threads` for one command."""
+    from simv0.threads import limited_to
+
+    return nullcontext() if threads is None else limited_to(threads)
 
 
 def _is_first() -> bool:
@@ -139,6 +150,7 @@ def check(
 def cache_vis(
     config: ConfigPath,
     set_: Overrides = None,
+    threads: Threads = None,
     overwrite: Annotated[bool, typer.Option(help="Replace feature files that belong to other data.")] = False,
 ) -> None:
     """Run the vision encoder once over both splits and write their feature files."""
@@ -157,7 +169,8 @@ def cache_vis(
         keep_freed_memory()
         previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's Ctrl-C
         try:
-            reports = run(loaded, overwrite=overwrite)
+            with cpu_threads(threads):
+                reports = run(loaded, overwrite=overwrite)
         except KeyboardInterrupt:
             typer.echo("stopped; finished shards are kept: cache-vis without --overwrite goes on from them", err=True)
             raise typer.Exit(130) from None
@@ -171,6 +184,7 @@ def cache_vis(
 def train(
     config: ConfigPath,
     set_: Overrides = None,
+    threads: Threads = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in output_dir.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in output_dir.")] = False,
 ) -> None:
@@ -190,7 +204,8 @@ def train(
         from simv0.fit import fit
 
         preflight(loaded, "train")
-        run = fit(loaded, resume=resume, overwrite=overwrite)
+        with cpu_threads(threads):
+            run = fit(loaded, resume=resume, overwrite=overwrite)
         if _is_first():
             typer.echo(f"best checkpoint: {run.best}")
 
@@ -202,6 +217,7 @@ def evaluate(
         Path | None, typer.Option("--config", help="The config; by default the run's config_resolved.yaml.")
     ] = None,
     set_: Overrides = None,
+    threads: Threads = None,
     data: Annotated[
         str | None,
         typer.Option("--data", help="A feature file, a folder of shards, or another split path for the dataset class."),
@@ -237,7 +253,8 @@ def evaluate(
         from cli.tables import metrics_table
         from simv0.evaluation import evaluate_checkpoint
 
-        found, folder = evaluate_checkpoint(ckpt, loaded, data, split, baselines, out=out)
+        with cpu_threads(threads):
+            found, folder = evaluate_checkpoint(ckpt, loaded, data, split, baselines, out=out)
         if _is_first():
             metrics_table(found, f"{ckpt.name} on {data or split}")
             typer.echo(f"written to {folder}")
@@ -260,6 +277,7 @@ def predict(
         ),
     ] = None,
     set_: Overrides = None,
+    threads: Threads = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write here instead of stdout.")] = None,
 ) -> None:
     """Print one JSON line a window: risk, reason, action and their probabilities."""
@@ -277,13 +295,14 @@ def predict(
         from simv0.predict_windows import predict_windows
 
         lines = (json.dumps(row) for row in predict_windows(ckpt, data, loaded, overrides=set_ or ()))
-        if out is None:
-            for line in lines:
-                typer.echo(line)
-        else:
+        with cpu_threads(threads):
+            if out is None:
+                for line in lines:
+                    typer.echo(line)
+                return
             written = list(lines)
-            write_atomically(out, "".join(line + "\n" for line in written).encode())
-            typer.echo(f"{out}: {len(written)} predictions")
+        write_atomically(out, "".join(line + "\n" for line in written).encode())
+        typer.echo(f"{out}: {len(written)} predictions")
 
 
 @app.command(cls=WholeCommand)
@@ -326,6 +345,7 @@ def overlay(
         Path | None, typer.Option("--config", help="Where the frozen networks are, if not where the run had them.")
     ] = None,
     set_: Overrides = None,
+    threads: Threads = None,
 ) -> None:
     """Run a recording through the stream and draw what it says on the frames: an MP4."""
     with user_errors():
@@ -335,7 +355,9 @@ def overlay(
         wanted.check()
         from simv0.config_file import load_config
 
-        run_overlay(wanted, load_config(config, set_) if config is not None else None, set_ or ())
+        loaded = load_config(config, set_) if config is not None else None
+        with cpu_threads(threads):
+            run_overlay(wanted, loaded, set_ or ())
 
 
 @app.command(cls=WholeCommand)

@@ -69,7 +69,8 @@ class FrozenLLM(nn.Module):
         self.captured: dict[tuple[int, int, bool], Callable[[Tensor], Tensor]] = {}
         self.d, self.hidden_size, self.embed_rms, self.identity, self.files = d, hidden_size, embed_rms, identity, files
         weights = sum(weight.numel() for weight in stack.parameters() if weight.ndim > 1)
-        self._layer_weights = weights / len(self.blocks())
+        depth = max((len(layers) for layers in stack.modules() if isinstance(layers, nn.ModuleList)), default=1)
+        self._layer_weights = weights / depth
         self.train(False)
 
     @property

@@ -31,7 +31,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pools.clear)  # a child has none of the threads
 
 
-def check_threads(threads: int | None, name: str) -> None:
+def check_threads(threads: Any, name: str) -> None:
     """Refuse a number of threads that cannot be meant.
 
     Raises:
