@@ -129,6 +129,7 @@ class Encoder(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocess["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess["std"]).view(1, 3, 1, 1), persistent=False)
         self.eval()
+        self.pays = False
         with FlopCounterMode(display=False) as counter:
             self.dv = self(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8)).shape[-1]
         self.pays = IMAGES * counter.get_total_flops() >= PAYS
