@@ -290,6 +290,10 @@ def _introduce(
     frozen = sum(weight.numel() for weight in model.llm.parameters())
     trained = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     log.info(f"device {device}, LLM {model.llm.identity['llm_name']} ({frozen:,} frozen weights, {model.llm.dtype})")
+    encoder = model.encoder.identity if model.encoder is not None else train.identity
+    origin = "the dataset's own" if encoder is None else f"of {encoder.get('vision_encoder_name')}"
+    kind = "frames, encoded in every epoch," if model.encoder is not None else "features"
+    log.info(f"data {config.data.train_split_path} and {config.data.val_split_path}: {kind} {origin}")
     log.info(f"training {sum(counts.values()):,} weights: {trained}")
     log.info(f"train {len(train.labels)} windows, val {len(val.labels)}; F={model.F} K={model.K} dv={model.dv}")
     log.info(f"hiding {model.visual_dropout:.0%} of the pictures, and of the features of the others, in training")

@@ -17,22 +17,29 @@ from simv0.errors import SimError
 from simv0.predict import Predictor
 from simv0.stream import Stream
 
-parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("frames", nargs="+", type=Path, help="the window's F images, oldest first")
-parser.add_argument("--telemetry", nargs=8, type=float, required=True, help="ax ay az gx gy gz v w")
-parser.add_argument("--spacing", type=float, help="take the images as a stream, so many seconds apart")
-parser.add_argument("--ckpt", type=Path, default=Path(__file__).parents[1] / "checkpoints" / "best.pt")
-args = parser.parse_args()
 
-try:
-    predictor = Predictor.load(args.ckpt)
-    if args.spacing is None:
-        frames = torch.stack([load_image(path) for path in args.frames])  # [F,3,H,W] uint8
-        print(json.dumps(predictor.predict(frames, torch.tensor(args.telemetry))))
-    else:
-        stream = Stream(predictor, args.spacing, live=False)  # on a robot: live, and t=time.monotonic()
-        for i, path in enumerate(args.frames):
-            state = stream.push(load_image(path), args.telemetry, t=i * args.spacing)
-            print(json.dumps({"risk": state.risk, "unknown": state.unknown, "alarm": state.alarm}))
-except SimError as error:
-    parser.exit(error.exit_code, f"error: {error}\n")
+def main() -> None:
+    """Parse, load, predict, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("frames", nargs="+", type=Path, help="the window's F images, oldest first")
+    parser.add_argument("--telemetry", nargs=8, type=float, required=True, help="ax ay az gx gy gz v w")
+    parser.add_argument("--spacing", type=float, help="take the images as a stream, so many seconds apart")
+    parser.add_argument("--ckpt", type=Path, default=Path(__file__).parents[1] / "checkpoints" / "best.pt")
+    args = parser.parse_args()
+
+    try:
+        predictor = Predictor.load(args.ckpt)
+        if args.spacing is None:
+            frames = torch.stack([load_image(path) for path in args.frames])  # [F,3,H,W] uint8
+            print(json.dumps(predictor.predict(frames, torch.tensor(args.telemetry))))
+        else:
+            stream = Stream(predictor, args.spacing, live=False)  # on a robot: live, and t=time.monotonic()
+            for i, path in enumerate(args.frames):
+                state = stream.push(load_image(path), args.telemetry, t=i * args.spacing)
+                print(json.dumps({"risk": state.risk, "unknown": state.unknown, "alarm": state.alarm}))
+    except SimError as error:
+        parser.exit(error.exit_code, f"error: {error}\n")
+
+
+if __name__ == "__main__":  # spawned workers import this file
+    main()

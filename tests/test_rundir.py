@@ -2,6 +2,7 @@
 
 import logging
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -144,3 +145,16 @@ def test_parts_are_all_that_begin_removes(config: Config) -> None:
     (run.root / "world").mkdir()
     fit(config, overwrite=True)
     assert {path.name for path in run.root.iterdir()} == {*PARTS, "world", ".lock", "config_resolved.yaml"}
+
+
+def test_the_exported_script_does_nothing_when_a_spawned_worker_imports_it(config: Config) -> None:
+    run = fit(config)
+    runpy.run_path(str(run.export / "sim_v0_infer.py"), run_name="__mp_main__")  # would ask for its arguments
+
+
+def test_train_says_which_data_networks_and_features_it_uses(config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "simv0")
+    fit(config)
+    data = config.data
+    assert f"data {data.train_split_path} and {data.val_split_path}: features the dataset's own" in caplog.messages
+    assert any(said.startswith("device cpu, LLM ") for said in caplog.messages)
