@@ -5,7 +5,6 @@ import json
 import math
 import os
 import statistics
-import warnings
 from collections.abc import Hashable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -14,39 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from simv0.errors import DataError, Mistakes
+from simv0.images import load_image as load_image  # earlier runs' exported scripts take it from here
 from simv0.own_class import naming
-
-MAX_PIXELS = 64_000_000
-"""Larger images are refused unread: a small file can declare an image that fills the memory."""
 
 OPEN_VIDEOS = 4
 """Video files kept open at a time."""
-
-
-def load_image(path: Path) -> UInt8[Tensor, "3 H W"]:
-    """Read one image file as RGB.
-
-    Raises:
-        DataError: missing, not an image, truncated, or larger than `MAX_PIXELS`.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is stricter
-            image: Image.Image = Image.open(path)
-        with image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{path}: {image.width}x{image.height} pixels; the largest image read is {MAX_PIXELS}")
-            array = np.array(image.convert("RGB"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such image") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as an image: {' '.join(str(error).split())}") from None
-    return torch.from_numpy(array).permute(2, 0, 1)
 
 
 class ManifestDataset(Dataset[dict[str, Any]]):

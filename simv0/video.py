@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Int32, UInt8
 from torch import Tensor
 
-from simv0.datasets import MAX_PIXELS
 from simv0.errors import ConfigError, DataError
 from simv0.files import told_plainly
+from simv0.images import MAX_PIXELS
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,h264,hevc,flv,asf"
 """What may be opened: a playlist in a video's clothes could make ffmpeg open other files."""
