@@ -315,7 +315,7 @@ def inspect(
         from simv0.refusals import check_inspected
 
         check_inspected(path)
-        from simv0.inspect import inspect_path
+        from simv0.inspect_file import inspect_path
         from simv0.yaml_safe import dump_yaml
 
         facts = inspect_path(path, verify)

@@ -85,6 +85,10 @@ class FrozenLLM(nn.Module):
         super().train(False)
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without CUDA graphs, which belong to the process that captured them."""
+        return {**super().__getstate__(), "captured": {}}  # type: ignore[no-untyped-call]
+
     def blocks(self) -> nn.ModuleList:
         """The decoder layers: the outermost list of modules, and the longest of those."""
         lists = [(name, module) for name, module in self.named_modules() if isinstance(module, nn.ModuleList)]

@@ -7,6 +7,7 @@ those of a vision transformer that sees an image as few tokens. The sizes and ti
 """
 
 import logging
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,9 +51,22 @@ class BlockedLinear(PackedLinear):
         super().__init__(linear)
         if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             raise RuntimeError("no bf16 products of oneDNN on this CPU")
-        packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
-        self.register_buffer("weight", packed, persistent=False)
-        self.bias = linear.bias
+        self.rows, self.bias = rows, linear.bias
+        self.register_buffer("weight", self._blocks(linear.weight.detach()), persistent=False)
+
+    def _blocks(self, weight: Tensor) -> Tensor:
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, self.rows)
+        return packed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """OneDNN's blocks do not travel: the plain weight does."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "_buffers": {**state["_buffers"], "weight": self.weight.to_dense()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Packed anew, for the CPU at hand."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.weight = self._blocks(self.weight)
 
     def product(self, x: Float[Tensor, "*B k"]) -> Float[Tensor, "*B n"]:
         """In bf16."""

@@ -23,9 +23,6 @@ log = logging.getLogger("simv0")
 TOLERANCE = 1e-3
 """Relative difference from the stack in fp32: rounding its weights to fp16 gives 4e-4 of 30 layers, a mistake 1e-2."""
 
-LONG = 3.0
-"""Seconds of trial by which it was compiled, not read from disk."""
-
 SHARE = 2 * 2**20
 """Bytes of weights from which a thread pays."""
 
@@ -66,10 +63,22 @@ class SingleStack(nn.Module):
             share=1 / (2 * threads),
         )
         self.others = threads - 1
-        self.pool = ThreadPoolExecutor(max(1, self.others), "simv0-step")
-        self.lock = threading.Lock()
+        self._begin()
         for name, (weights, biases) in room.items():
             _take(layers, name, weights, biases)
+
+    def _begin(self) -> None:
+        self.pool = ThreadPoolExecutor(max(1, self.others), "simv0-step")
+        self.lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but threads and locks, which every copy has of its own."""
+        return {key: value for key, value in super().__getstate__().items() if key not in ("pool", "lock")}  # type: ignore[no-untyped-call]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """With threads and a lock of its own."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._begin()
 
     def forward(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B d"]:
         """Hidden state of the last position, after the final norm."""
@@ -100,7 +109,7 @@ def single_stack(stack: FastStack, tokens: int) -> SingleStack | None:
     if reason := _why_not(stack):
         log.info(without, reason)
         return None
-    started = time.perf_counter()
+    started, compiled = time.perf_counter(), _compiled_here()
     try:
         error = _trial(stack, tokens)
     except Exception as failure:  # a compiler can fail in any way
@@ -109,8 +118,8 @@ def single_stack(stack: FastStack, tokens: int) -> SingleStack | None:
     if not error <= TOLERANCE:
         log.warning(without, f"it differs from the fast path by {error:.1e}")
         return None
-    if (seconds := time.perf_counter() - started) > LONG:
-        log.info(f"compiled a robot's step for this CPU in {seconds:.0f} s; it is kept for the next start")
+    if _compiled_here() > compiled:
+        log.info(f"compiled a robot's step for this CPU in {time.perf_counter() - started:.0f} s")
     try:
         return SingleStack(stack, tokens)
     except (MemoryError, RuntimeError):  # torch's own is a RuntimeError
@@ -123,6 +132,12 @@ def single_stack(stack: FastStack, tokens: int) -> SingleStack | None:
 def _threads(weight_bytes: int) -> int:
     """How many threads a step pays for: waking one takes as long as reading half a megabyte."""
     return max(1, min(torch.get_num_threads(), weight_bytes // SHARE))
+
+
+def _compiled_here() -> int:
+    """How many times this process compiled the step rather than reading it from disk."""
+    dispatcher: Any = run
+    return sum(dispatcher.stats.cache_misses.values())
 
 
 def _why_not(stack: FastStack) -> str | None:

@@ -5,11 +5,15 @@ each weight is read once, widened in a register and multiplied by all rows there
 The accumulators (6 rows x 16 outputs in fp32) fill 12 of AVX2's 16 registers: the shape of BLIS's kernel for it
 (Van Zee & van de Geijn 2015). Vectors are LLVM's, so wider or narrower units are its business.
 
-numba keeps `loop.py` compiled until that file changes, whatever changes here: after an edit here, touch it.
+What numba keeps compiled is good until this file or `loop.py` changes.
 """
 
+import functools
+import hashlib
 import inspect
+import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +27,8 @@ from torch import Tensor
 # What an intrinsic is called with is not what it is defined with.
 intrinsic: Any = extending.intrinsic
 function_of: Any = cgutils.get_or_insert_function
+
+log = logging.getLogger("simv0")
 
 LANES = 16
 """Outputs of one tile."""
@@ -38,10 +44,31 @@ _WIDE, _HALF = ir.VectorType(_F32, LANES), ir.VectorType(ir.HalfType(), LANES)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function, kept on disk for the next start; it runs beside Python. NaN stays NaN."""
-    decorate = njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "arcp", "nsz"})
-    made: Callable[..., Any] = decorate(inspect.unwrap(function))  # without a run-time type checker around it
-    return made
+    """Compile a function, kept on disk for the next start where that can be; it runs beside Python. NaN stays NaN."""
+    plain = inspect.unwrap(function)  # without a run-time type checker around it
+    how: Any = {"nogil": True, "fastmath": {"reassoc", "contract", "arcp", "nsz"}}
+    made: Any
+    try:
+        made = njit(cache=True, **how)(plain)
+        made._cache._cache_file._source_stamp = _sources()  # numba itself looks at the function's own file only
+    except RuntimeError:  # no folder that can be written, neither here nor at home
+        _say_unkept()
+        made = njit(**how)(plain)
+    except AttributeError:  # another numba keeps its stamp elsewhere
+        made = njit(**how)(plain)
+    return made  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _sources() -> str:
+    """Digest of all that is compiled together."""
+    folder = Path(__file__).parent
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in ("tiles.py", "loop.py"))).hexdigest()
+
+
+@functools.cache
+def _say_unkept() -> None:
+    log.info("the compiled step is compiled at every start: no folder to keep it in; set NUMBA_CACHE_DIR to one")
 
 
 def can_widen() -> bool:

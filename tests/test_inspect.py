@@ -8,7 +8,7 @@ from cache_world import make_world
 from cache.pipeline import cache_vis
 from simv0.errors import CacheError
 from simv0.features import read_features
-from simv0.inspect import inspect_path
+from simv0.inspect_file import inspect_path
 from simv0.labels import RISKS
 from simv0.parts import parts_of
 

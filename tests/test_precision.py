@@ -1,7 +1,9 @@
 """16 bit where the machine has units for it, fp32 with the same weights where it has not."""
 
+import copy
 import logging
 import os
+import pickle
 import sys
 from pathlib import Path
 from types import MappingProxyType
@@ -191,3 +193,15 @@ def test_processes_of_two_kinds_of_machine_are_refused(make_config: MakeConfig, 
 
     assert on_ranks(2, train, tmp_path / "said") == [1, 1]
     assert "differs from the first one in: type of the LLM (units for bf16);" in (tmp_path / "said").read_text()
+
+
+@pytest.mark.parametrize("amp", [True, False])
+def test_a_predictor_travels(make_config: MakeConfig, features: Path, amp: bool) -> None:
+    """Pickled, as spawn and Ray do, and deep-copied: the same probabilities to the last bit."""
+    run = fit(make_config(cache={"dir": str(features)}, training={"epochs": 1, "amp": amp}))
+    predictor = Predictor.load(run.best)
+    generator = torch.Generator().manual_seed(0)
+    window = torch.randint(0, 256, (4, 3, 24, 40), dtype=torch.uint8, generator=generator), torch.ones(8)
+    wanted = predictor.predict(*window)
+    for there in (pickle.loads(pickle.dumps(predictor)), copy.deepcopy(predictor)):
+        assert there.predict(*window) == wanted

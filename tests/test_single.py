@@ -1,6 +1,9 @@
 """The robot's step in one compiled loop, against the fast path that it is made of."""
 
+import copy
+import hashlib
 import logging
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,7 +24,7 @@ from simv0.fast_llm import FastStack
 from simv0.llm import load_llm
 from simv0.loop import Board, begin, layout, pieces_of, silu
 from simv0.single import SingleStack, single_stack
-from simv0.tiles import can_widen, pack, tile
+from simv0.tiles import can_widen, compiled, pack, tile
 
 pytestmark = pytest.mark.skipif(not can_widen(), reason="this CPU does not widen fp16")
 
@@ -201,3 +204,34 @@ def test_a_stack_that_lost_weights_is_never_used(monkeypatch: pytest.MonkeyPatch
         single_stack(stack, 6)
     with pytest.raises(TypeError):
         stack(vectors(1, 6))
+
+
+@pytest.mark.parametrize("travel", [copy.deepcopy, lambda stack: pickle.loads(pickle.dumps(stack))])
+def test_a_copy_steps_by_itself(travel: Any) -> None:
+    single, x = SingleStack(halves(HANDLED["qwen3"]), 6), vectors(batch=2, tokens=6)
+    wanted = single(x)
+    there = travel(single)
+    torch.testing.assert_close(there(x), wanted, rtol=0, atol=0)
+    assert there.lock is not single.lock
+    assert not np.shares_memory(there.board.x, single.board.x)
+
+
+def test_what_is_kept_compiled_follows_both_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(simv0.single.__file__).parent
+    both = hashlib.sha256(b"".join((folder / name).read_bytes() for name in ("tiles.py", "loop.py"))).hexdigest()
+    for function in (tile, layout, silu):
+        assert function._cache._cache_file._source_stamp == both
+    monkeypatch.setattr("numba.config.CACHE_LOCATOR_CLASSES", "IPythonCacheLocator")  # as where nothing can be written
+
+    def double(x: int) -> int:
+        return 2 * x
+
+    assert compiled(double)(21) == 42
+
+
+def test_compiling_is_told_where_it_was_done(caplog: pytest.LogCaptureFixture) -> None:
+    single_stack(halves(HANDLED["llama"]), 6)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "simv0"):
+        single_stack(halves(HANDLED["llama"]), 6)
+    assert "compiled a robot's step" not in caplog.text

@@ -16,7 +16,7 @@ from simv0.config import DataConfig
 from simv0.datasets import ManifestDataset
 from simv0.errors import ConfigError, DataError
 from simv0.fit import fit
-from simv0.inspect import inspect_path
+from simv0.inspect_file import inspect_path
 from simv0.predict import Predictor
 from simv0.refusals import config_differences
 from simv0.spacing import choose_spacing, split_spacing, warn_of_spacing
