@@ -26,6 +26,8 @@ IMAGES = 8
 """That one thread takes through the tower by itself: few enough for its caches."""
 PAYS = 1e9
 """Operations of so many images from which that is faster than one thread alone."""
+WIDE = 2e9
+"""Operations of one image from which two threads at each operation are worth their waiting for each other."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Encoder(nn.Module):
         resize: the geometric part of the preprocessing; runs on CPU tensors, so that loader workers can do it.
         precision: "fp32" or "bf16", what `auto` came to.
         identity: every fact that changes a feature: names, digest of the weights, precision, preprocessing.
+        wide: whether a CPU's operations on one image are large enough for more than one thread.
     """
 
     mean: Tensor
@@ -129,10 +132,11 @@ class Encoder(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocess["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess["std"]).view(1, 3, 1, 1), persistent=False)
         self.eval()
-        self.pays = False
+        self.pays = self.wide = False
         with FlopCounterMode(display=False) as counter:
             self.dv = self(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8)).shape[-1]
-        self.pays = IMAGES * counter.get_total_flops() >= PAYS
+        work = counter.get_total_flops()
+        self.pays, self.wide = IMAGES * work >= PAYS, work >= WIDE
 
     def train(self, mode: bool = True) -> "Encoder":
         """Stays in eval mode: batch norm and dropout of a frozen network never train."""

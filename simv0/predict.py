@@ -136,7 +136,7 @@ class Predictor:
         """
         self.check_takes_frames()
         assert self.model.encoder is not None
-        with limited_to(self.threads):
+        with limited_to(self.threads if self.model.encoder.wide else 1):
             feats: Tensor = self.model.encoder(frames)
         return feats
 

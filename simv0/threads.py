@@ -77,7 +77,7 @@ def tell_of_waiting() -> None:
         simv0.WAITS_BRIEFLY = True
         log.info(
             "torch was imported before simv0, so its threads spin while they wait, which is slow where other programs "
-            "need the CPU: import simv0 first, or set GOMP_SPINCOUNT=1000"
+            "need the CPU: import simv0 first, or set GOMP_SPINCOUNT=300"
         )
 
 

@@ -19,6 +19,7 @@ from simv0.confirmation import Confirmation
 from simv0.errors import ConfigError
 from simv0.predict import Predictor
 from simv0.stream import OVERSAMPLING, State, Stream
+from simv0.threads import limited_to
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,15 @@ def run(models: Path, manifests: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def predictor(run: Config) -> Predictor:
     return Predictor.load(best(run))
+
+
+def test_a_predictor_takes_the_threads_that_it_is_given(run: Config) -> None:
+    with limited_to(3):
+        assert Predictor.load(best(run)).threads == 3
+        assert Predictor.load(best(run), threads=2).threads == 2
+        assert torch.get_num_threads() == 3  # the caller's own
+    with pytest.raises(ConfigError, match="^threads: expected a number of threads from 1 to 1024, found 0$"):
+        Predictor.load(best(run), threads=0)
 
 
 # ---- time -------------------------------------------------------------------------------------------------------

@@ -135,10 +135,10 @@ def run(code: str, **environment: str) -> str:
 
 def test_threads_are_asked_to_wait_briefly_before_torch_loads() -> None:
     show = "print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('KMP_BLOCKTIME'), simv0.WAITS_BRIEFLY)"
-    assert run(f"import os, simv0; {show}") == "1000 1 True"
+    assert run(f"import os, simv0; {show}") == "300 1 True"
     assert run(f"import os, simv0; {show}", OMP_WAIT_POLICY="PASSIVE") == "None None True"  # the user's own wish
     assert run(f"import os, simv0; {show}", GOMP_SPINCOUNT="7") == "7 None True"
-    assert run(f"import os, torch, simv0; {show}") == "1000 1 False"  # too late for this process
+    assert run(f"import os, torch, simv0; {show}") == "300 1 False"  # too late for this process
 
 
 def test_importing_torch_first_is_told_once() -> None:
@@ -151,7 +151,7 @@ def test_importing_torch_first_is_told_once() -> None:
         pytest.skip("of a CPU")
     assert run(code) == (
         "torch was imported before simv0, so its threads spin while they wait, which is slow where other programs need "
-        "the CPU: import simv0 first, or set GOMP_SPINCOUNT=1000"
+        "the CPU: import simv0 first, or set GOMP_SPINCOUNT=300"
     )
 
 
