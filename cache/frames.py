@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 from simv0.errors import DataError, SimError
 from simv0.loading import handed_over, make_loader, started
 from simv0.own_class import calling
-from simv0.samples import SharesFrames, check_frame_count, check_frames, check_sample
+from simv0.samples import SharesFrames, check_frame_count, check_sample, place_of
+from simv0.values import check_frames
 
 CARRIED_FRAMES = 65_536
 """Frames whose features are kept for the shards to come: 64 MiB of float16 at dv = 512."""
@@ -49,9 +50,10 @@ class FrameSource(Dataset[Any]):
         """
         if not self.shares:
             return list(range(window * self.F, (window + 1) * self.F))
-        with calling(f"{self.split}[{window}], frame_ids"):
+        where = place_of(self.dataset, self.split, window)
+        with calling(f"{where}, frame_ids"):
             names = list(self.dataset.frame_ids(window))
-        check_frame_count(names, self.split, window, self.F)
+        check_frame_count(names, where, self.F)
         return names
 
     def units(self, frames: Iterable[Hashable]) -> list[Hashable]:
@@ -91,11 +93,12 @@ class FrameSource(Dataset[Any]):
             with calling(f"{self.split}, frame {unit!r}", 0, 0, unit):
                 frame = self.dataset.load_frame(unit)
             return check_frames(frame, f"{self.split}: frame {unit!r}")[None]
-        with calling(f"{self.split}[{unit}]", 0, 0, unit):
+        where = place_of(self.dataset, self.split, unit)
+        with calling(where, 0, 0, unit):
             sample = self.dataset[unit]
-        sample = check_sample(sample, self.split, unit, F=self.F)
+        sample = check_sample(sample, self.split, unit, F=self.F, where=where)
         if "frames" not in sample:
-            raise DataError(f"{self.split}[{unit}]: yields vis_feats, other samples yield frames; yield one of them")
+            raise DataError(f"{where}: yields vis_feats, other samples yield frames; yield one of them")
         frames: Tensor = sample["frames"]
         return frames
 

@@ -90,6 +90,8 @@ class CachedDataset(Dataset[dict[str, Any]]):
         }
         if self.labels.group is not None:
             sample["group"] = self.labels.group[index]
+        if self.labels.t is not None:
+            sample["t"] = float(self.labels.t[index])
         return sample
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:

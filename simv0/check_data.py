@@ -117,7 +117,7 @@ class Noting:
 def _kind(line: str) -> tuple[str, str]:
     """What a line of `Mistakes` says of which split, whatever the window and however often."""
     place, _, said = line.partition(": ")
-    return re.sub(r"\[\d+\]$", "", place), re.sub(r" \(and \d+ more like it\)$", "", said)
+    return re.sub(r"(\[\d+\]|:\d+)$", "", place), re.sub(r" \(and \d+ more like it\)$", "", said)
 
 
 def check_split(
@@ -267,10 +267,13 @@ class _Rows:
     """A manifest's labels, whatever has become of its pictures."""
 
     def __init__(self, data: DataConfig, name: str) -> None:
-        self.rows = read_jsonl(Path(data.train_split_path if name == "train" else data.val_split_path))
+        self.manifest = Path(data.train_split_path if name == "train" else data.val_split_path)
+        self.rows = read_jsonl(self.manifest)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    where_is = ManifestDataset.where_is
 
     def labels_of(self, index: int) -> dict[str, Any]:
         """As `ManifestDataset.labels_of`."""

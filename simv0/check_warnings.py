@@ -11,6 +11,7 @@ from simv0.alarm import too_few
 from simv0.check_data import SplitOutline
 from simv0.config import Config
 from simv0.labels import HEADS, HIGH, TELEMETRY
+from simv0.samples import place_of
 from simv0.split_labels import Labels
 
 FEW_WINDOWS = 20
@@ -126,7 +127,8 @@ def _same_windows(train: SplitOutline, val: SplitOutline) -> Iterator[str]:
         (index, other), found = same[0], len({index for index, _ in same})
         more = f" ({found} such windows among those compared)" if found > 1 else ""
         yield (
-            f"LEAKAGE: val[{index}] is the same window as train[{other}]{more}; "
+            f"LEAKAGE: {place_of(val.dataset, 'val', index)} is the same window as "
+            f"{place_of(train.dataset, 'train', other)}{more}; "
             "the val figures will flatter the model. Split by recording."
         )
 

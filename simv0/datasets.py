@@ -92,11 +92,15 @@ class ManifestDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def where_is(self, index: int) -> str:
+        """The window's place for messages: the manifest and the line."""
+        return f"{self.manifest}:{index + 1}"
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         frames = [self.load_frame(name) for name in self.frame_ids(index)]
         sizes = {tuple(frame.shape) for frame in frames}
         if len(sizes) > 1:
-            raise DataError(f"{self.manifest}:{index + 1}: frames: one window needs one size, found {sorted(sizes)}")
+            raise DataError(f"{self.where_is(index)}: frames: one window needs one size, found {sorted(sizes)}")
         return {**self.labels_of(index), "frames": torch.stack(frames)}
 
     def frame_ids(self, index: int) -> list[Hashable]:
@@ -165,11 +169,24 @@ def _as_float(number: Any) -> float:
         return math.inf if number > 0 else -math.inf
 
 
+class _Twice(Exception):
+    pass
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that stands twice, JSON would take the last in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _Twice(next(key for i, key in enumerate(keys) if key in keys[:i]))
+    return found
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read one JSON object a line; blank lines are skipped only at the end.
 
     Raises:
-        DataError: missing, not UTF-8, a line that is not a JSON object.
+        DataError: missing, not UTF-8, a line that is not a JSON object, a key twice in one object.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
@@ -182,7 +199,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate([] if lines == [""] else lines, 1):
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_without_doubles)
+        except _Twice as error:
+            raise DataError(f"{path}:{number}: the key {error.args[0]!r} stands twice in one object") from None
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}: not JSON: {error}") from None
         if not isinstance(row, dict):

@@ -3,7 +3,7 @@
     byte 0    the seal: one line of JSON in HDF5's user block: format version, size of the file, where `vis_feats` lies,
               sha256 of everything else
     byte 512  ordinary HDF5: `vis_feats` [N,F,dv] contiguous, so that it can be memory-mapped; telemetry [N,8];
-              risk_id, reason_id, action_id, weight, sample_id (and group) [N]; sha256 of each block of `vis_feats`
+              risk_id, reason_id, action_id, weight, sample_id (and group, t) [N]; sha256 of each block of `vis_feats`
 
 The seal is checked before HDF5 reads a byte: what chance has damaged never reaches its parser.
 """
@@ -266,7 +266,10 @@ class _Reader:
         if not (np.isfinite(telemetry).all() and np.isfinite(weight).all() and (weight >= 0).all()):
             self.refuse("telemetry or weight: holds NaN, inf or a negative weight")
         group = self.texts("group", windows) if "group" in self.h5 else None
-        return Labels(telemetry, ids, weight, self.texts("sample_id", windows), group)
+        t = self.array("t", "<f8", (windows,)) if "t" in self.h5 else None
+        if t is not None and not np.isfinite(t).all():
+            self.refuse("t: holds NaN or inf")
+        return Labels(telemetry, ids, weight, self.texts("sample_id", windows), group, t)
 
     def attribute(self, name: str, kind: type | tuple[type, ...]) -> Any:
         value = self.h5.attrs.get(name)

@@ -235,6 +235,7 @@ def take_labels(labels: Labels, windows: range) -> Labels:
         weight=labels.weight[rows],
         sample_id=labels.sample_id[rows],
         group=None if labels.group is None else labels.group[rows],
+        t=None if labels.t is None else labels.t[rows],
     )
 
 
@@ -242,10 +243,12 @@ def join_labels(parts: list[Labels]) -> Labels:
     """The windows of several parts, one after the other."""
     if len(parts) == 1:
         return parts[0]
+    t = [part.t for part in parts if part.t is not None]
     return Labels(
         telemetry=np.concatenate([part.telemetry for part in parts]),
         ids={head: np.concatenate([part.ids[head] for part in parts]) for head in HEADS},
         weight=np.concatenate([part.weight for part in parts]),
         sample_id=[text for part in parts for text in part.sample_id],
         group=None if parts[0].group is None else [text for part in parts for text in part.group or []],
+        t=np.concatenate(t) if len(t) == len(parts) else None,  # shards of an older version have none
     )

@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 
 from simv0.errors import DataError, Mistakes
 from simv0.labels import HEADS
+from simv0.misspelt import Misspelt
 from simv0.own_class import draws_kept, naming, seed_draws, windows_in
-from simv0.samples import SharesFrames, check_frame_count, check_sample, misspelt_keys
+from simv0.samples import SharesFrames, check_frame_count, check_sample, place_of
 
 log = logging.getLogger("simv0")
 
@@ -25,6 +26,7 @@ class Labels:
     weight: Float[np.ndarray, " N"]
     sample_id: list[str]
     group: list[str] | None
+    t: Float[np.ndarray, " N"] | None = None
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -41,7 +43,7 @@ def read_labels(dataset: Any, split: str, F: int) -> Labels:
     if not short:
         log.info("%s: reading %d windows once for their labels (give the class labels_of to spare that)", split, N)
     rows = _read(dataset, split, F, N, short)
-    return check_labels(rows, split)
+    return check_labels(rows, split, dataset)
 
 
 def check_windows(dataset: Any, split: str, F: int) -> None:
@@ -51,65 +53,74 @@ def check_windows(dataset: Any, split: str, F: int) -> None:
         DataError: what `check_sample` refuses, every kind once; a `sample_id` twice.
     """
     if hasattr(dataset, "labels_of"):
-        check_unique(_read(dataset, split, F, windows_in(dataset, split), True, labels=False), split)
+        check_unique(_read(dataset, split, F, windows_in(dataset, split), True, labels=False), split, dataset)
 
 
 def _read(dataset: Any, split: str, F: int, N: int, short: bool, labels: bool = True) -> list[dict[str, Any]]:
     """Every sample without its pictures, checked; by `labels_of` if `short`."""
     named = isinstance(dataset, SharesFrames)
     rows: list[dict[str, Any]] = []
-    mistakes, misspelt = Mistakes(), dict[str, str]()
+    mistakes, misspelt = Mistakes(), Misspelt()
     with draws_kept():
         for i in range(N):
             with mistakes:
                 seed_draws(0, 0, i)
-                with naming(f"{split}[{i}]"):
+                where = place_of(dataset, split, i)
+                with naming(where):
                     names = dataset.frame_ids(i) if named else None
                     given = dataset.labels_of(i) if short else dataset[i]
-                misspelt |= misspelt_keys(given)
+                misspelt.note(given, where)
                 if names is not None:
-                    check_frame_count(names, split, i, F)
-                sample = check_sample(given, split, i, F=F, labels=labels, frames=not short)
+                    check_frame_count(names, where, F)
+                sample = check_sample(given, split, i, F=F, labels=labels, frames=not short, where=where)
                 rows.append({key: value for key, value in sample.items() if key not in ("frames", "vis_feats")})
             if mistakes.enough:
                 break
-    warn_of_misspelt(misspelt, split)
+    misspelt.warn()
     mistakes.tell()
     return rows
 
 
-def warn_of_misspelt(keys: dict[str, str], split: str) -> None:
-    """Say which keys of a split's samples are ignored, though something was meant by them."""
-    for key, near in sorted(keys.items()):
-        log.warning(f"{split}: the key {key!r} is ignored; did you mean {near!r}?")
-
-
-def check_labels(rows: list[dict[str, Any]], split: str) -> Labels:
+def check_labels(rows: list[dict[str, Any]], split: str, dataset: Any = None) -> Labels:
     """Check what only a whole split can show, and return it as arrays.
 
+    Args:
+        rows: its checked samples, in order.
+        split: its name.
+        dataset: names the samples in messages, if it can.
+
     Raises:
-        DataError: an empty split, a `sample_id` twice, all weights zero, `group` on some samples only.
+        DataError: an empty split, a `sample_id` twice, all weights zero, `group` or `t` on some samples only.
     """
     if not rows:
         raise DataError(f"{split}: the split is empty")
-    check_unique(rows, split)
-    with_group = [i for i, row in enumerate(rows) if "group" in row]
-    if with_group and len(with_group) < len(rows):
-        without = next(i for i, row in enumerate(rows) if "group" not in row)
-        raise DataError(f"{split}[{without}]: group is missing, but {split}[{with_group[0]}] has one; give all or none")
+    check_unique(rows, split, dataset)
     weight = np.array([row["weight"] for row in rows], np.float32)
     if not weight.any():
         raise DataError(f"{split}: all {len(rows)} weights are zero; nothing would be learnt")
+    group, t = _all_or_none(rows, "group", split, dataset), _all_or_none(rows, "t", split, dataset)
     return Labels(
         telemetry=np.stack([row["telemetry"].numpy() for row in rows]),
         ids={head: np.array([row[f"{head}_id"] for row in rows], np.int64) for head in HEADS},
         weight=weight,
         sample_id=[row["sample_id"] for row in rows],
-        group=[row["group"] for row in rows] if with_group else None,
+        group=group,
+        t=None if t is None else np.array(t, np.float64),
     )
 
 
-def check_unique(rows: list[dict[str, Any]], split: str) -> None:
+def _all_or_none(rows: list[dict[str, Any]], key: str, split: str, dataset: Any) -> list[Any] | None:
+    """The values of an optional key; None where no row has it."""
+    have = [key in row for row in rows]
+    if not any(have):
+        return None
+    if not all(have):
+        without, first = (place_of(dataset, split, have.index(given)) for given in (False, True))
+        raise DataError(f"{without}: {key} is missing, but {first} has one; give all or none")
+    return [row[key] for row in rows]
+
+
+def check_unique(rows: list[dict[str, Any]], split: str, dataset: Any = None) -> None:
     """Refuse a `sample_id` that stands twice.
 
     Raises:
@@ -119,8 +130,9 @@ def check_unique(rows: list[dict[str, Any]], split: str) -> None:
     for i, row in enumerate(rows):
         earlier = first_at.setdefault(row["sample_id"], i)
         if earlier != i:
+            here, there = (place_of(dataset, split, at) for at in (i, earlier))
             raise DataError(
-                f"{split}[{i}]: sample_id {row['sample_id']!r} stands at {split}[{earlier}] already; "
+                f"{here}: sample_id {row['sample_id']!r} stands at {there} already; "
                 "sample_ids are unique within a split"
             )
 
@@ -169,6 +181,6 @@ def find_leakage(
 def frames_of(dataset: SharesFrames, split: str) -> Iterator[Hashable]:
     """The names of every window's frames, in order."""
     for i in range(len(dataset)):  # type: ignore[arg-type]
-        with naming(f"{split}[{i}], frame_ids"):
+        with naming(f"{place_of(dataset, split, i)}, frame_ids"):
             names = dataset.frame_ids(i)
         yield from names

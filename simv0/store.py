@@ -105,6 +105,8 @@ def _tables(info: FeatureInfo) -> dict[str, np.ndarray]:
     }
     if labels.group is not None:
         tables["group"] = np.char.encode(labels.group, "utf-8")
+    if labels.t is not None:
+        tables["t"] = labels.t.astype("<f8")
     return tables
 
 

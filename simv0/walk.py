@@ -14,9 +14,10 @@ from torch import Tensor
 
 from simv0.errors import DataError, Mistakes, SimError
 from simv0.own_class import calling
-from simv0.samples import CheckedDataset, SharesFrames, check_frame_count, check_frames, check_sample, collate
-from simv0.split_labels import Labels, check_labels, warn_of_misspelt
+from simv0.samples import CheckedDataset, SharesFrames, check_frame_count, check_sample, collate, place_of
+from simv0.split_labels import Labels, check_labels
 from simv0.splits import evenly_spaced, yields_features
+from simv0.values import check_frames
 
 log = logging.getLogger("simv0")
 
@@ -80,10 +81,11 @@ class Reader:
             sample = self.checked[index]
             return sample, content_of(sample)
         dataset, split, F = self.checked.dataset, self.checked.split, self.checked.F
-        with calling(f"{split}[{index}]", 0, 0, index):
+        where = place_of(dataset, split, index)
+        with calling(where, 0, 0, index):
             given, names = dataset.labels_of(index), dataset.frame_ids(index)
-        check_frame_count(names, split, index, F)
-        sample = check_sample(given, split, index, F=F, frames=False)
+        check_frame_count(names, where, F)
+        sample = check_sample(given, split, index, F=F, frames=False, where=where)
         for name in names:
             if name not in self.digests:
                 with calling(f"{split}, frame {name!r}", 0, 0, name):
@@ -119,7 +121,8 @@ def walk(reader: Reader, windows: int, full: bool, batch: int, watch: Watch) -> 
             found.rows[i] = {key: value for key, value in sample.items() if key not in ("frames", "vis_feats")}
         if mistakes.enough:
             break
-    warn_of_misspelt(reader.checked.misspelt, split)
+    if not hasattr(reader.checked.dataset, "labels_of"):  # else all are read for their labels, and told there
+        reader.checked.misspelt.warn()
     found.complete = len(found.rows) == windows
     return found, mistakes
 

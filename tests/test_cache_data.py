@@ -71,7 +71,7 @@ def test_a_window_of_too_few_frames_is_found_before_the_encoder_is_loaded(tmp_pa
     rows[6]["frames"].pop()
     (tmp_path / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shutil.rmtree(tmp_path / "encoder")
-    with pytest.raises(DataError, match=r"val\[6\]: frames: expected 4 \(model.F\), found 3"):
+    with pytest.raises(DataError, match=r"val.jsonl:7: frames: expected 4 \(model.F\), found 3"):
         cache_vis(config)
 
 

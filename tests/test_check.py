@@ -86,7 +86,7 @@ def test_all_problems_come_at_once(make_config: MakeConfig, tmp_path: Path) -> N
         "training.amp_dtype: fp16 needs CUDA; write bf16 here, or training.amp: false",
         "training.class_weights: `dataset`, but the dataset has no class_weights; write none, balanced or "
         "sqrt_balanced",
-        "train[0]: telemetry: expected float [8] (ax, ay, az, gx, gy, gz, v, w), found float64 [1] (and 5 "
+        f"{manifest}:1: telemetry: expected float [8] (ax, ay, az, gx, gy, gz, v, w), found float64 [1] (and 5 "
         "more like it)",
         f"{tmp_path}/none.jsonl: there is no such manifest",
         f"model.d: the config says 63, but {models}/llm has width 64",
@@ -104,12 +104,12 @@ def test_a_window_of_too_few_frames_is_a_problem_wherever_it_stands(make_config:
         rows[i]["frames"].pop()
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert problems_of(make_config(data={"train_split_path": str(manifest)})) == [
-        "train[20]: frames: expected 4 (model.F), found 3 (and 1 more like it)"
+        f"{manifest}:21: frames: expected 4 (model.F), found 3 (and 1 more like it)"
     ]
 
 
 def test_the_command_lists_all_of_them_and_exits_non_zero(make_config: MakeConfig, tmp_path: Path) -> None:
-    good = tmp_path / "good.yaml"
+    good, data = tmp_path / "good.yaml", make_config().data
     good.write_text(dump_config(make_config()))
     args = ["check", "--config", str(good)]
     done = runner.invoke(app, args, catch_exceptions=False)
@@ -119,8 +119,8 @@ def test_the_command_lists_all_of_them_and_exits_non_zero(make_config: MakeConfi
     one = runner.invoke(app, [*args, "--set", "model.F=5"], catch_exceptions=False)
     assert one.exit_code == 1
     assert one.stderr == "".join(
-        f"error: {split}[0]: frames: expected 5 (model.F), found 4 (and {n} more like it)\n"
-        for split, n in (("train", 39), ("val", 19))
+        f"error: {path}:1: frames: expected 5 (model.F), found 4 (and {n} more like it)\n"
+        for path, n in ((data.train_split_path, 39), (data.val_split_path, 19))
     )
     assert one.stdout.endswith("\n2 problems\n")
     both = runner.invoke(

@@ -87,7 +87,8 @@ def test_the_same_window_in_train_and_val_is_leakage(make_config: MakeConfig, ma
     (tmp_path / "val.jsonl").write_text("\n".join([*own_rows, json.dumps({**copied, "group": "val"})]) + "\n")
     report = check(make_config(data={"val_split_path": str(tmp_path / "val.jsonl")}))
     assert report.warnings[-1] == (
-        "LEAKAGE: val[24] is the same window as train[31]; the val figures will flatter the model. Split by recording."
+        f"LEAKAGE: {tmp_path / 'val.jsonl'}:25 is the same window as {manifests / 'train.jsonl'}:32; the val figures "
+        "will flatter the model. Split by recording."
     )
 
 
@@ -155,11 +156,11 @@ def test_what_workers_hand_over_is_compared_with_the_room(
 def test_a_misspelt_key_is_warned_of(make_config: MakeConfig, tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path / "train.jsonl", 30, seed=3, wieght=2.0, weather="rain")
     said = check(make_config(data={"train_split_path": str(manifest)})).warnings
-    assert said[0] == "train: the key 'wieght' is ignored; did you mean 'weight'?"
+    assert said[0] == f"{manifest}:1: the key 'wieght' is ignored; did you mean 'weight'? (and 29 more like it)"
     assert "weather" not in " ".join(said)
     own_class = check(make_config(data=own(wrong={"groups": "a"}))).warnings
-    assert [line for line in own_class if "mean" in line] == [
-        f"{split}: the key 'groups' is ignored; did you mean 'group'?" for split in ("train", "val")
+    assert [line.partition(" (and")[0] for line in own_class if "mean" in line] == [
+        f"{split}[0]: the key 'groups' is ignored; did you mean 'group'?" for split in ("train", "val")
     ]
 
 
@@ -183,7 +184,7 @@ def test_a_foreign_feature_file_hides_no_fault_of_the_data(
     manifest = write_manifest(tmp_path / "train.jsonl", 30, seed=3, risk_id=7)
     said = problems_of(make_config(cache={"dir": str(features)}, data={"train_split_path": str(manifest)}))
     assert "train.h5: was made of something else: " in said[0]
-    assert said[1] == "train[0]: risk_id: expected 0..3 (none, low, med, high), found 7 (and 29 more like it)"
+    assert said[1] == f"{manifest}:1: risk_id: expected 0..3 (none, low, med, high), found 7 (and 29 more like it)"
 
 
 def test_weights_that_are_neither_here_nor_to_be_had_are_one_line_each(make_config: MakeConfig, tmp_path: Path) -> None:

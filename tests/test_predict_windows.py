@@ -111,10 +111,10 @@ def test_mistakes_of_a_manifest_come_together_and_before_the_networks(
         return str(caught.value)
 
     several = refusal({}, {"frames": rows[1]["frames"][:3]}, {"telemetry": [1.0]}, {"risk_id": 7}).splitlines()
-    assert [line.partition(":")[0] for line in several] == ["new.jsonl[1]", "new.jsonl[2]", "new.jsonl[3]"]
-    assert several[0] == "new.jsonl[1]: frames: expected 4 (model.F), found 3"
+    assert [line.partition(": ")[0] for line in several] == [f"{data}:{line}" for line in (2, 3, 4)]
+    assert several[0] == f"{data}:2: frames: expected 4 (model.F), found 3"
     assert refusal({}, {}, {"sample_id": "new-0"}, {}) == (
-        "new.jsonl[2]: sample_id 'new-0' stands at new.jsonl[0] already; sample_ids are unique within a split"
+        f"{data}:3: sample_id 'new-0' stands at {data}:1 already; sample_ids are unique within a split"
     )
 
 

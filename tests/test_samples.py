@@ -71,6 +71,10 @@ nan = float("nan")
         ({"weight": torch.ones(1)}, "weight: expected a float >= 0, found Tensor tensor([1.])"),
         ({"weight": "heavy"}, "weight: expected a float >= 0, found str 'heavy'"),
         ({"sample_id": 5}, "sample_id: expected a text, found int 5"),
+        ({"sample_id": b"a"}, "sample_id: expected a text, found bytes b'a'"),
+        ({"t": nan}, "t: expected finite seconds, found float nan"),
+        ({"t": True}, "t: expected finite seconds, found bool True"),
+        ({"t": "12:30"}, "t: expected finite seconds, found str '12:30'"),
         ({"group": ""}, "group: expected a text, found str ''"),
         (
             {"frames": None},
@@ -166,6 +170,7 @@ class Rows:
             [sample(group="g"), sample()],
             "val[1]: group is missing, but val[0] has one; give all or none",
         ),
+        ([sample(), sample(t=0.5)], "val[0]: t is missing, but val[1] has one; give all or none"),
     ],
 )
 def test_what_only_the_whole_split_shows(rows: list[dict[str, Any]], message: str) -> None:
