@@ -20,7 +20,7 @@ from simv0.check_warnings import heard, warnings_of_both, warnings_of_split
 from simv0.config import Config
 from simv0.distributed import processes
 from simv0.encoder import check_dv, resolve_precision
-from simv0.errors import ModelError, SimError
+from simv0.errors import SimError
 from simv0.hub import check_encoder_at_hand, check_llm_at_hand
 from simv0.llm import weight_files
 from simv0.outline import EncoderOutline, LLMOutline, outline_encoder, outline_llm
@@ -28,6 +28,7 @@ from simv0.rundir import RunDir
 from simv0.spacing import warn_of_spacing
 from simv0.split_labels import warn_of_leakage
 from simv0.splits import check_pair
+from simv0.vision_files import warn_of_guesses
 from simv0.vision_tags import check_names, facts_of
 from simv0.walk import Watch, unwatched
 
@@ -118,7 +119,8 @@ def _check(config: Config, probe: bool, full: bool, watch: Watch) -> tuple[dict[
     encoder = None
     if any(split is None or split.source == "frames" for split in (train, val)):
         encoder = check_encoder(config, problems)
-        check_encoder_files(config, problems)
+        if encoder is not None:
+            warn_of_guesses(config.model)
     facts["output"] = check_output(config, problems)
     dv = next((split.dv for split in (train, val) if split is not None and split.dv), encoder.dv if encoder else None)
     if encoder is not None:
@@ -185,17 +187,6 @@ def check_encoder(config: Config, problems: list[SimError]) -> EncoderOutline | 
             check_dv(config.model, outline.dv)
         return outline
     return None
-
-
-def check_encoder_files(config: Config, problems: list[SimError]) -> None:
-    """Whether a local folder holds weights."""
-    folder = Path(config.model.vision_encoder_name.removeprefix("local-dir:"))
-    if not (folder / "open_clip_config.json").exists():
-        return
-    if not any(file.suffix in (".safetensors", ".bin", ".pth") for file in folder.iterdir()):
-        problems.append(
-            ModelError(f"model.vision_encoder_name: {folder} holds no weights (open_clip_model.safetensors)")
-        )
 
 
 def check_both(config: Config, train: SplitOutline, val: SplitOutline, problems: list[SimError]) -> Facts:

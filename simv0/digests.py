@@ -55,7 +55,7 @@ def tensors_digest(files: Iterable[Path], prefix: str) -> str:
         files: safetensors or .bin.
         prefix: that a model with a head puts before the names of its body's weights; left out, as is the head.
     """
-    named = ((name, load) for file in files for name, load in _tensors_in(file) if not UNREAD.search(name))
+    named = ((name, load) for file in files for name, load in tensors_in(file) if not UNREAD.search(name))
     return _digest((name.removeprefix(f"{prefix}."), load) for name, load in named)
 
 
@@ -78,7 +78,7 @@ def _digest(named: Iterable[tuple[str, Callable[[], Tensor]]]) -> str:
     return digest.hexdigest()
 
 
-def _tensors_in(file: Path) -> Iterable[tuple[str, Callable[[], Tensor]]]:
+def tensors_in(file: Path) -> Iterable[tuple[str, Callable[[], Tensor]]]:
     """Name and loader of every tensor in a file of weights; mapped, not read."""
     if file.suffix == ".safetensors":
         from safetensors import safe_open

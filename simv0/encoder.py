@@ -20,6 +20,7 @@ from simv0.errors import ModelError
 from simv0.hub import check_encoder_at_hand
 from simv0.packed import pack_tower
 from simv0.threads import over_batch
+from simv0.vision_files import cannot_be_loaded, check_positions, warn_of_guesses
 from simv0.vision_tags import check_names, facts_of, recorded_facts
 
 IMAGES = 8
@@ -196,6 +197,8 @@ def load_encoder(
     name, tag = model.vision_encoder_name, model.vision_pretrained
     check_names(model)
     check_encoder_at_hand(model)
+    if trained is None:
+        warn_of_guesses(model)
     facts = recorded_facts(trained) if trained is not None else facts_of(model)
     silenced = logging.root.level
     logging.root.setLevel(logging.CRITICAL)  # open_clip logs each step, and its errors twice
@@ -216,20 +219,13 @@ def load_encoder(
         raise cannot_be_loaded(model, error) from error
     finally:
         logging.root.setLevel(silenced)
+    if trained is None:
+        check_positions(model, clip.visual)
     del transform  # its facts stand in preprocess_cfg
     preprocess = {**open_clip.get_model_preprocess_cfg(clip), "resize_mode": model.vision_resize_mode}
     encoder = Encoder(clip.visual, preprocess, name, tag, resolve_precision(precision, device)).to(device)
     check_dv(model, encoder.dv)
     return encoder
-
-
-def cannot_be_loaded(model: ModelConfig, error: Exception) -> ModelError:
-    """What open_clip raised, as one line."""
-    return ModelError(
-        f"model.vision_encoder_name: {model.vision_encoder_name} (pretrained: {model.vision_pretrained}) cannot be "
-        f"loaded: {' '.join(str(error).split())[:300]}; without a network, give the "
-        "weights as model.vision_weights, or a local folder as local-dir:PATH"
-    )
 
 
 def check_dv(model: ModelConfig, dv: int) -> None:

@@ -95,7 +95,9 @@ def _claim(run: RunDir, config: Config, overwrite: bool, resume: bool) -> Checkp
 def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: StopRequest) -> None:
     device = pick_device(config)
     check_tensorboard(config)
-    encoder = None if config.model.use_cached_vis_feats else load_encoder(config.model, config.cache.precision, device)
+    trained = None if checkpoint is None else checkpoint.meta.encoder
+    raw = not config.model.use_cached_vis_feats
+    encoder = load_encoder(config.model, config.cache.precision, device, trained) if raw else None
     train, val = (open_split(config, name, encoder) for name in ("train", "val"))
     check_pair(config, (train.identity, val.identity), (train.dv, val.dv))
     warn_of_spacing(train.frame_spacing, val.frame_spacing)

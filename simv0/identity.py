@@ -131,8 +131,10 @@ def _digests_here(config: Config, split: str, stored: Mapping[str, Any], wanted:
     """The digests that tell whether other names mean the same, as far as they can be had without a network."""
     found: dict[str, Any] = {}
     if any(stored.get(key) != wanted[key] for key in TOLD_BY["vision_weights"]) and is_local(config.model):
+        # A bare file does not tell how images are prepared for it: the features do.
+        trained = stored if Path(config.model.vision_pretrained or "").is_file() else None
         with contextlib.suppress(SimError):
-            encoder = load_encoder(config.model, str(stored.get("vision_precision", "fp32")))
+            encoder = load_encoder(config.model, str(stored.get("vision_precision", "fp32")), trained=trained)
             found |= encoder.identity
     names = ("split", "split_file", "dataset_kwargs")
     if stored.get("content_digest") and any(stored.get(key) != wanted.get(key) for key in names):

@@ -15,11 +15,11 @@ import simv0.torchvision_fix  # noqa: F401  before open_clip and transformers
 from simv0.build import compute_dtype
 from simv0.config import Config, ModelConfig
 from simv0.distributed import local_device
-from simv0.encoder import cannot_be_loaded
 from simv0.errors import ModelError
 from simv0.fast_llm import FastStack, unknown_shape
 from simv0.llm import FrozenLLM, LastHidden, quiet_transformers, read_llm_config, text_of
 from simv0.model import SimV0Model
+from simv0.vision_files import cannot_be_loaded
 from simv0.vision_tags import check_names
 
 

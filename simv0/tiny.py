@@ -65,7 +65,13 @@ def save_tiny_tower(folder: Path, *, seed: int = 0, dv: int = 32, image_size: in
         clip = open_clip.CLIP(**model_cfg)
         _rescale(clip.visual)
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"model_cfg": model_cfg, "preprocess_cfg": {"interpolation": "bicubic", "resize_mode": "shortest"}}
+    preprocess_cfg = {
+        "mean": open_clip.OPENAI_DATASET_MEAN,
+        "std": open_clip.OPENAI_DATASET_STD,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+    config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2))
     save_file(
         {name: tensor.contiguous() for name, tensor in clip.state_dict().items()},

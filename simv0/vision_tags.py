@@ -12,6 +12,7 @@ from typing import Any
 
 from simv0.config import ModelConfig
 from simv0.errors import ModelError
+from simv0.vision_files import check_folder, check_weights_file, folder_of
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,14 @@ def check_names(model: ModelConfig) -> None:
     """
     import open_clip
 
-    name, tag = model.vision_encoder_name, model.vision_pretrained
+    name, tag, folder = model.vision_encoder_name, model.vision_pretrained, folder_of(model)
+    if folder is not None:
+        check_folder(folder)
     if name.startswith(("local-dir:", "hf-hub:")):
         return
-    names, tags = open_clip.list_models(), open_clip.list_pretrained_tags_by_model(name)
-    if name.replace("/", "-") not in names:
+    plain = name.replace("/", "-")
+    names, tags = open_clip.list_models(), open_clip.list_pretrained_tags_by_model(plain)
+    if plain not in names:
         close = difflib.get_close_matches(name, names, n=3) or ["local-dir:PATH for a folder of your own"]
         raise ModelError(f"model.vision_encoder_name: open_clip has no model {name}; did you mean {', '.join(close)}?")
     known = ", ".join(tags) or "it has none"
@@ -60,8 +64,10 @@ def check_names(model: ModelConfig) -> None:
         raise ModelError(
             f"model.vision_pretrained: beside model.vision_weights write the tag that the file was trained as ({known})"
         )
-    if model.vision_weights is not None and not Path(model.vision_weights).is_file():
-        raise ModelError(f"model.vision_weights: {model.vision_weights}: there is no such file")
+    if model.vision_weights is not None:
+        check_weights_file(Path(model.vision_weights), "model.vision_weights")
+    elif tag not in tags:
+        check_weights_file(Path(tag), "model.vision_pretrained")
 
 
 def facts_of(model: ModelConfig) -> TagFacts:
@@ -81,7 +87,12 @@ def facts_of(model: ModelConfig) -> TagFacts:
     kinds = {_facts(open_clip.get_pretrained_cfg(name, other)): other for other in tags}
     if len(kinds) == 1:
         return next(iter(kinds))
-    ways = "; ".join(f"{other}: {facts}" for facts, other in kinds.items()) or "it has no tags"
+    if not kinds:
+        raise ModelError(
+            f"model.vision_pretrained: {tag} is a file, which does not tell how {name} prepares images, nor has {name} "
+            "tags; write local-dir:PATH of a folder with the file and an open_clip_config.json that does"
+        )
+    ways = "; ".join(f"{other}: {facts}" for facts, other in kinds.items())
     raise ModelError(
         f"model.vision_pretrained: {tag} is a file, which does not tell how {name} prepares images ({ways}); write the "
         "tag it was trained as, and the file as model.vision_weights"

@@ -7,12 +7,15 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from safetensors.torch import load_file
+from conftest import MakeConfig
+from safetensors.torch import load_file, save_file
 
 from simv0.checkpoint import check_frozen
 from simv0.config import ModelConfig
 from simv0.encoder import load_encoder
-from simv0.errors import CheckpointError, ModelError
+from simv0.errors import CacheError, CheckpointError, ModelError
+from simv0.identity import check_features, wanted_identity
+from simv0.tiny import save_tiny_tower
 
 HALVES = (0.5, 0.5, 0.5)
 OTHER: dict[str, Any] = {"mean": HALVES, "std": HALVES, "interpolation": "bilinear", "quick_gelu": True}
@@ -84,5 +87,58 @@ def test_an_older_checkpoint_of_a_tag_with_quick_gelu_predicts_as_it_was_trained
 def test_a_file_without_its_tag_or_that_is_not_there(weights: Path) -> None:
     with pytest.raises(ValueError, match=r"vision_weights is set without model.vision_pretrained"):
         ModelConfig(vision_encoder_name="local-dir:x", vision_pretrained=None, vision_weights=str(weights))
-    with pytest.raises(ModelError, match=r"/nowhere.pt: there is no such file"):
+    with pytest.raises(ModelError, match=r"^model.vision_weights: /nowhere.pt: there is no such file$"):
         load_encoder(tiny("plain", vision_weights="/nowhere.pt"))
+    with pytest.raises(ModelError, match=r"is a folder; name the file in it; found .*tiny.pt"):
+        load_encoder(tiny("plain", vision_weights=str(weights.parent)))
+
+
+def test_a_file_of_another_architecture_is_told_by_its_name(weights: Path, tmp_path: Path) -> None:
+    torch.save({"visual.proj": torch.ones(2)}, tmp_path / "other.pt")
+    with pytest.raises(ModelError) as caught:
+        load_encoder(tiny("plain", vision_weights=str(tmp_path / "other.pt")))
+    assert str(caught.value).startswith(
+        f"model.vision_encoder_name: Tiny-32 (pretrained: plain) from {tmp_path}/other.pt cannot be loaded: the "
+        "weights are of another architecture: "
+    )
+    assert str(caught.value).endswith("1 of another size (visual.proj)")
+
+
+def test_weights_of_another_image_size_are_told(weights: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """open_clip stretches their positions without a word: the features would be others than the tag's."""
+    state = torch.load(weights)
+    state["visual.positional_embedding"] = torch.randn(5, 32)
+    torch.save(state, weights)
+    told = "the weights are of another image size: 5 positions, the tower has 2; "
+    with pytest.raises(ModelError) as caught:
+        load_encoder(tiny("plain", vision_weights=str(weights)))
+    assert str(caught.value) == (
+        f"model.vision_encoder_name: {weights}: {told}write the architecture and the tag that the file was trained as"
+    )
+    folder = weights.parent / "tower"
+    save_tiny_tower(folder)
+    save_file(state, folder / "open_clip_model.safetensors")
+    identity = load_encoder(ModelConfig(vision_encoder_name=f"local-dir:{folder}", vision_pretrained=None)).identity
+    assert caplog.messages == [
+        f"model.vision_encoder_name: {folder}/open_clip_model.safetensors: {told}they are stretched to it"
+    ]
+    load_encoder(tiny("plain", vision_weights=str(weights)), trained=identity)  # as it was trained
+
+
+def test_a_bare_file_of_an_architecture_without_tags(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(open_clip.pretrained._PRETRAINED, "Tiny-32")
+    with pytest.raises(
+        ModelError, match=r"nor has Tiny-32 tags; write local-dir:PATH of a folder with the file and an"
+    ):
+        load_encoder(tiny(str(weights)))
+
+
+def test_older_features_of_a_bare_file_are_accepted(weights: Path, make_config: MakeConfig) -> None:
+    """Their identity holds the file's whole path and how images were prepared, nothing of QuickGELU."""
+    made = load_encoder(tiny("plain", vision_weights=str(weights))).identity
+    config = make_config(model={"vision_encoder_name": "Tiny-32", "vision_pretrained": str(weights)})
+    stored = wanted_identity(config, "train") | made | {"vision_pretrained": str(weights)}
+    del stored["vision_file"], stored["vision_quick_gelu"]
+    check_features(config, "train", stored, "train.h5")
+    with pytest.raises(CacheError, match=r'vision_weights is "0", wanted is "'):
+        check_features(config, "train", stored | {"vision_weights": "0"}, "train.h5")
