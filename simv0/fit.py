@@ -26,6 +26,7 @@ from simv0.config import Config
 from simv0.datasets import read_jsonl
 from simv0.distributed import anywhere, check_same, from_first, like_the_first, process_group, rank, share_of
 from simv0.encoder import load_encoder
+from simv0.epoch_view import epoch_bar, table_head, table_row
 from simv0.labels import HEADS, HIGH
 from simv0.metrics import Metrics, Tally, chosen_by, ranking
 from simv0.model import SimV0Model
@@ -166,21 +167,23 @@ class Epochs:
             while position.epoch < training.epochs and not self._gave_up():
                 order = self.batches.order
                 order.epoch, order.start = position.epoch, position.step
-                learnt = train_one_epoch(
-                    self.model,
-                    self.batches,
-                    self.optimizer,
-                    self.scaler,
-                    self.device,
-                    class_weights=weights,
-                    confidence_weight=training.confidence_weight,
-                    grad_clip=training.grad_clip,
-                    tally=position.tally,
-                    before_step=self._before_step,
-                    after_step=self._after_step,
-                )
+                with epoch_bar(f"epoch {position.epoch + 1}", self.steps, position.step, rank() == 0) as self.moved:
+                    learnt = train_one_epoch(
+                        self.model,
+                        self.batches,
+                        self.optimizer,
+                        self.scaler,
+                        self.device,
+                        class_weights=weights,
+                        confidence_weight=training.confidence_weight,
+                        grad_clip=training.grad_clip,
+                        tally=position.tally,
+                        before_step=self._before_step,
+                        after_step=self._after_step,
+                    )
                 self.val_logits.clear()
-                measured = evaluate(self.model, self.val_batches, self.device, on_batch=self._after_val_batch)
+                with epoch_bar("val", len(self.val_batches.order), shown=rank() == 0) as self.moved:
+                    measured = evaluate(self.model, self.val_batches, self.device, on_batch=self._after_val_batch)
                 position.epoch, position.step, position.tally = position.epoch + 1, 0, Tally()
                 from_first(self._write_lines, learnt, measured)
                 to_board(position.epoch, learnt, measured)
@@ -202,6 +205,7 @@ class Epochs:
 
     def _after_step(self) -> None:
         self.position.step += 1
+        self.moved()
         self._stop_if_asked()
         every = self.config.training.checkpoint_every_steps
         if every and self.position.step % every == 0:
@@ -210,6 +214,7 @@ class Epochs:
 
     def _after_val_batch(self, batch: Batch, logits: dict[str, Tensor]) -> None:
         self.val_logits.keep(batch, logits)
+        self.moved()
         self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
@@ -309,32 +314,3 @@ def _introduce(
     )
     if (position.epoch, position.step) != (0, 0):
         log.info(f"resuming in epoch {position.epoch + 1} after step {position.step}")
-
-
-COLUMNS = (
-    ("val loss", "loss"),
-    ("high recall", "risk_high_recall"),
-    ("false alarms", "risk_high_false_alarm_rate"),
-    ("risk F1", "risk_macro_f1"),
-    ("action F1", "action_macro_f1"),
-    ("reason F1", "reason_macro_f1"),
-    ("composite", "composite"),
-)
-
-
-def table_head() -> str:
-    """The header of the table of epochs."""
-    return "epoch  train loss  " + "  ".join(f"{title:>9}" for title, _ in COLUMNS) + "  data wait  seconds"
-
-
-def table_row(epoch: int, learnt: Metrics, measured: Metrics, better: bool) -> str:
-    """One epoch; a star marks a new best."""
-    cells = "  ".join(f"{show(measured[key]):>{max(9, len(title))}}" for title, key in COLUMNS)
-    wait = f"{learnt['data_wait_share'] or 0:.1%}"
-    star = " *" if better else ""
-    return f"{epoch:>5}  {show(learnt['loss']):>10}  {cells}  {wait:>9}  {learnt['seconds'] or 0:>7.1f}{star}"
-
-
-def show(value: float | None) -> str:
-    """A metric as people read it."""
-    return "-" if value is None else f"{value:.3f}"
