@@ -235,7 +235,7 @@ def evaluate(
 ) -> None:
     """Say how good a checkpoint is."""
     with user_errors():
-        from simv0.config_file import load_config
+        from simv0.config_file import load_config, load_run_config
         from simv0.errors import ConfigError
 
         if split not in ("train", "val"):
@@ -247,7 +247,7 @@ def evaluate(
         check_checkpoint(ckpt)
         if out is not None:
             check_chosen(out, {"--data": Path(data) if data is not None else None, "--ckpt": ckpt})
-        loaded = load_config(config if config is not None else config_of_run(ckpt), set_)
+        loaded = load_config(config, set_) if config is not None else load_run_config(config_of_run(ckpt), set_)
         if data is not None:
             check_data(data, loaded.data.dataset_class_path)
         from cli.tables import metrics_table

@@ -1,6 +1,7 @@
 """One YAML file -> one `Config`: overrides, environment, absolute paths, and every mistake in the user's words."""
 
 import difflib
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -10,17 +11,34 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from simv0.config import Config, Section
-from simv0.errors import ConfigError
+from simv0.errors import ConfigError, shown
 from simv0.yaml_safe import dump_yaml, parse_yaml
 
+log = logging.getLogger("simv0")
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+
+def load_config(path: str | Path, overrides: Sequence[str] | None = None) -> Config:
     """Read a YAML config, apply `section.key=value` overrides, check it, make its paths absolute.
 
     Raises:
         ConfigError: every mistake, one line each, with the file, the key, and what to write instead.
     """
-    path = Path(path)
+    return build_config(_read_tree(Path(path)), str(path), overrides=overrides or [])
+
+
+def load_run_config(path: str | Path, overrides: Sequence[str] | None = None) -> Config:
+    """Read a finished run's `config_resolved.yaml`, which may hold keys that this simv0 no longer knows.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    tree, unknown = known_keys(_read_tree(Path(path)))
+    if unknown:
+        log.info(f"{path}: keys that this simv0 does not know are left out: {shown(', '.join(unknown))}")
+    return build_config(tree, str(path), overrides=overrides or [])
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -32,7 +50,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected sections ({', '.join(Config.model_fields)}), found no mapping")
-    return build_config(tree, str(path), overrides=overrides or [])
+    return tree
 
 
 def build_config(
@@ -161,15 +179,18 @@ def all_keys() -> dict[str, Any]:
     }
 
 
-def known_keys(tree: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def known_keys(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """What of a config, written by another version, this one knows; and the names of what it does not."""
-    known, names = all_keys(), [f"{section}.{key}" for section, values in tree.items() for key in values]
-    kept = {
-        section: {key: value for key, value in values.items() if f"{section}.{key}" in known}
-        for section, values in tree.items()
-        if section in Config.model_fields
-    }
-    return kept, [name for name in names if name not in known]
+    known, kept, unknown = all_keys(), {}, []
+    for section, values in tree.items():
+        if not isinstance(values, Mapping):
+            kept[section] = values  # a mistake, which is told when the config is built
+            continue
+        gone = [key for key in values if f"{section}.{key}" not in known]
+        unknown += [f"{section}.{key}" for key in gone]
+        if section in Config.model_fields:
+            kept[section] = {key: value for key, value in values.items() if key not in gone}
+    return kept, unknown
 
 
 def _section_class(info: Any) -> type[Section]:

@@ -16,7 +16,7 @@ from simv0.baselines import fit_baselines, recall_at_false_alarms
 from simv0.cached import CachedDataset
 from simv0.checkpoint import Checkpoint, load_checkpoint
 from simv0.config import Config
-from simv0.config_file import load_config
+from simv0.config_file import load_run_config
 from simv0.datasets import read_jsonl
 from simv0.distributed import check_same, in_order, process_group, rank
 from simv0.encoder import Encoder
@@ -90,7 +90,7 @@ def _evaluate(
     checkpoint = load_checkpoint(ckpt)
     run = run_of(ckpt)
     if config is None:
-        config = load_config(config_of_run(ckpt), list(overrides))
+        config = load_run_config(config_of_run(ckpt), overrides)
     if data is not None:
         check_data(data, config.data.dataset_class_path)
     folder, origin = evaluation_folder(

@@ -104,3 +104,19 @@ def test_set_alone_works_on_the_runs_config(make_config: MakeConfig, features: P
         assert (
             bad.stderr == "error: --set model.K=9: model.K is 9 but a window has only model.F = 4 frames; make K <= F\n"
         )
+
+
+def test_a_run_outlives_the_keys_it_was_trained_with(make_config: MakeConfig, features: Path) -> None:
+    from test_cli import run
+
+    finished = fit(make_config(cache={"dir": str(features)}, training={"epochs": 1}))
+    text = finished.config.read_text(encoding="utf-8")
+    finished.config.write_text(text.replace("training:\n", "training:\n  smoothing: 0.1\n"), encoding="utf-8")
+    found = run("evaluate", "--no-baselines", "--ckpt", finished.best)
+    assert found.exit_code == 0, found.output
+    told = f"{finished.config}: keys that this simv0 does not know are left out: training.smoothing\n"
+    assert told in found.stdout
+    wrong = run(
+        "evaluate", "--no-baselines", "--ckpt", finished.best, "--config", finished.config
+    )  # the user's own word
+    assert "training.smoothing: unknown key" in wrong.stderr
