@@ -16,8 +16,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from simv0.errors import DataError, Mistakes
+from simv0.errors import ConfigError, DataError, Mistakes
 from simv0.images import load_image as load_image  # earlier runs' exported scripts take it from here
+from simv0.locate import Folder
 from simv0.own_class import naming
 
 OPEN_VIDEOS = 4
@@ -32,30 +33,33 @@ class ManifestDataset(Dataset[dict[str, Any]]):
 
     `frames` are paths relative to the manifest, never outside its folder. Instead of them a row may name a video and
     the seconds of its frames, `"video": "run1.mp4", "timestamps": [0.0, 0.2, ...]`: the nearest frame is taken each
-    time. `sample_id`, `weight` and `group` are optional; the labels too, for prediction; further fields are ignored.
+    time. `sample_id`, `weight`, `group` and `t` are optional; the labels too, for prediction; further keys are ignored.
 
     Args:
         manifest: path of the JSONL file.
+        follow_links: whether links in its folder may lead outside (`images -> /mnt/nas`); a name with `..` never may.
 
     Raises:
         DataError: unreadable, a line that is not such an object, a frame that is missing or outside the folder.
-        ConfigError: videos, but PyAV is not installed.
+        ConfigError: videos, but PyAV is not installed; `follow_links` is neither true nor false.
     """
 
-    def __init__(self, manifest: str | Path) -> None:
+    def __init__(self, manifest: str | Path, follow_links: Any = False) -> None:
+        if not isinstance(follow_links, bool):
+            raise ConfigError(f"data.dataset_kwargs: follow_links: expected true or false, found {follow_links!r:.60}")
         self.manifest = Path(manifest)
         self.root = self.manifest.resolve().parent
         self.rows = read_jsonl(self.manifest)
         self._videos: dict[str, Any] = {}
         self._process = os.getpid()
         self._paths: dict[str, str] = {}
-        mistakes = Mistakes()
+        mistakes, folder = Mistakes(), Folder(self.root, follow_links)
         for line, row in enumerate(self.rows, 1):
             with mistakes:
                 for key, name in self._files_of(row, line):
                     if name not in self._paths:
                         self._paths[name] = ""  # told once, if it is missing
-                        self._paths[name] = str(self._locate(name, key, line))
+                        self._paths[name] = str(folder.locate(name, f"{self.manifest}:{line}: {key}"))
             if mistakes.enough:
                 break
         mistakes.tell()
@@ -75,19 +79,6 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         if not isinstance(times, list) or not times or not all(0 <= _as_float(t) < math.inf for t in times):
             raise DataError(f"{where}: timestamps: expected a list of seconds >= 0, found {times!r:.60}")
         return [("video", video)]
-
-    def _locate(self, name: str, key: str, line: int) -> Path:
-        where, shown = f"{self.manifest}:{line}: {key}", repr(name) if len(name) <= 200 else f"{name[:200]!r}..."
-        try:
-            path = (self.root / name).resolve()
-            found = path.is_file()
-        except (OSError, ValueError, RuntimeError):  # too long, NUL, lone surrogates, links in a circle
-            raise DataError(f"{where}: there is no file {shown} beside the manifest") from None
-        if not path.is_relative_to(self.root):
-            raise DataError(f"{where}: {shown} leads outside the manifest's folder")
-        if not found:
-            raise DataError(f"{where}: there is no file {shown} beside the manifest")
-        return path
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -145,7 +136,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         """sha256 over the manifest's bytes and those of every frame, in order of first use."""
         digest = hashlib.sha256(self.manifest.read_bytes())
         for name in dict.fromkeys(name for i, row in enumerate(self.rows, 1) for _, name in self._files_of(row, i)):
-            with (self.root / name).open("rb") as file:
+            with open(self._paths[name], "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 

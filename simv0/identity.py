@@ -17,6 +17,9 @@ from simv0.split_labels import Labels
 OF_THE_SPLIT = ("split", "split_file", "N", "content_digest", "labels_digest")
 """Fields in which train and val differ."""
 
+OF_PLACES = {"simv0.datasets.ManifestDataset": ("follow_links",)}
+"""Arguments of our own classes that change where files may lie, and no feature."""
+
 MISSING = "(missing)"
 
 
@@ -27,6 +30,8 @@ def wanted_identity(config: Config, split: str) -> dict[str, Any]:
     """
     model, cache, data = config.model, config.cache, config.data
     source = Path(data.train_split_path if split == "train" else data.val_split_path)
+    places = OF_PLACES.get(data.dataset_class_path, ())
+    kwargs = {key: value for key, value in data.dataset_kwargs.items() if key not in places}
     wanted: dict[str, Any] = {
         "vision_encoder_name": portable_name(model.vision_encoder_name),
         "vision_pretrained": _file_name(model.vision_pretrained),
@@ -35,7 +40,7 @@ def wanted_identity(config: Config, split: str) -> dict[str, Any]:
         "F": model.F,
         "dtype": cache.dtype,
         "dataset_class_path": data.dataset_class_path,
-        "dataset_kwargs": _without_folders(data.dataset_kwargs),
+        "dataset_kwargs": _without_folders(kwargs),
         "split": source.name,
     }
     if source.is_file():

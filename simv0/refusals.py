@@ -108,9 +108,9 @@ def config_differences(stored: dict[str, dict[str, Any]], wanted: dict[str, dict
 
 
 def _without_places(value: Any) -> Any:
-    """A value whose absolute paths are all the same: data may move."""
+    """A value whose absolute paths are all the same: data may move, behind a link too."""
     if isinstance(value, dict):
-        return {key: _without_places(item) for key, item in value.items()}
+        return {key: _without_places(item) for key, item in value.items() if key != "follow_links"}
     if isinstance(value, list):
         return [_without_places(item) for item in value]
     return "/" if isinstance(value, str) and PurePath(value).is_absolute() else value

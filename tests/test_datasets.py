@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import unicodedata
 import zlib
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,57 @@ def test_manifest_problems_name_file_and_line(tmp_path: Path) -> None:
     assert refusal(manifest(tmp_path, {})) == no_list + "None"
     missing = "DIR/m.jsonl:2: frames: there is no file 'c.png' beside the manifest"
     assert refusal(manifest(tmp_path, {"frames": ["a.png"]}, {"frames": ["a.png", "c.png"]})) == missing
-    for name in ("../a.png", "link.png", str(tmp_path / "a.png")):
-        outside = f"DIR/m.jsonl:1: frames: {name!r} leads outside the manifest's folder"
+    link = " by a link; if you trust it: data.dataset_kwargs={follow_links: true}"
+    for name, by in (("../a.png", ""), ("..\\a.png", ""), ("link.png", link), (str(tmp_path / "a.png"), "")):
+        outside = f"DIR/m.jsonl:1: frames: {name!r} leads outside the manifest's folder{by}"
         assert refusal(manifest(inside, {"frames": [name]})) == outside.replace(str(inside), "DIR")
+
+
+def test_links_lead_outside_only_where_that_is_allowed(tmp_path: Path) -> None:
+    nas, data = tmp_path / "nas", tmp_path / "data"
+    for folder in (nas / "cam", data):
+        folder.mkdir(parents=True)
+    for path in (nas / "cam" / "a.png", nas / "b.png", tmp_path / "c.png"):
+        Image.new("RGB", (4, 4)).save(path)
+    (data / "images").symlink_to(nas / "cam")
+    path = manifest(data, {"frames": ["images/a.png"]})
+    assert "leads outside the manifest's folder by a link; if you trust it: " in refusal(path)
+    followed = ManifestDataset(path, follow_links=True)
+    assert followed[0]["frames"].shape == (1, 3, 4, 4)
+    assert followed.frame_ids(0) == [str((nas / "cam" / "a.png").resolve())]
+    assert len(followed.content_digest()) == 64
+    for name in ("images/../b.png", "../c.png", "images\\..\\..\\c.png", str(tmp_path / "c.png")):
+        with pytest.raises(DataError, match="leads outside the manifest's folder$"):
+            ManifestDataset(manifest(data, {"frames": [name]}), follow_links=True)
+    with pytest.raises(ConfigError, match="^data.dataset_kwargs: follow_links: expected true or false, found 'yes'$"):
+        ManifestDataset(path, follow_links="yes")
+
+
+def test_names_that_another_system_wrote_are_found(tmp_path: Path) -> None:
+    """Accents composed in the other way, backslashes; of two candidates neither is guessed."""
+    composed, taken_apart = (unicodedata.normalize(form, "Straße_ü") for form in ("NFC", "NFD"))
+    for folder, file in ((composed, "é.png"), (taken_apart + "2", "a.png")):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / folder / file)
+    for name, file in (
+        (f"{taken_apart}/{unicodedata.normalize('NFD', 'é.png')}", f"{composed}/é.png"),
+        (f"{composed}2/a.png", f"{taken_apart}2/a.png"),
+        (f"{composed}\\é.png", f"{composed}/é.png"),
+        (f".\\{taken_apart}\\é.png", f"{composed}/é.png"),
+    ):
+        dataset = ManifestDataset(manifest(tmp_path, {"frames": [name]}))
+        assert dataset.frame_ids(0) == [str((tmp_path / file).resolve())]
+        assert dataset[0]["frames"].shape == (1, 3, 4, 4)
+        assert len(dataset.content_digest()) == 64
+    for form in ("NFC", "NFD"):
+        Image.new("RGB", (4, 4)).save(tmp_path / unicodedata.normalize(form, "ệ.png"))
+    mixed = unicodedata.normalize("NFC", "ê") + "\N{COMBINING DOT BELOW}.png"
+    assert "there is no file" in refusal(manifest(tmp_path, {"frames": [mixed]}))
+    for name in ("C:\\data\\0.jpg", "d:/data/0.jpg", "\\\\nas\\data\\0.jpg"):
+        assert refusal(manifest(tmp_path, {"frames": [name]})) == (
+            f"DIR/m.jsonl:1: frames: {name!r} is an absolute path of Windows; write it relative to the manifest, with "
+            "slashes, such as 'images/0.jpg'"
+        )
 
 
 def test_the_mistakes_of_a_manifest_come_together(tmp_path: Path) -> None:

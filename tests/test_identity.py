@@ -12,6 +12,7 @@ from simv0.cached import CachedDataset
 from simv0.config import Config
 from simv0.errors import CacheError
 from simv0.identity import compare_identity, compare_splits, wanted_identity
+from simv0.refusals import config_differences
 from simv0.splits import open_split
 
 WAYS_OUT = r"Make it anew with `simv0 cache-vis --overwrite`, or choose another cache.dir$"
@@ -53,6 +54,14 @@ def test_what_cache_vis_refuses(config: Config, tmp_path: Path, monkeypatch: pyt
     image = tmp_path / "train" / "3.png"
     image.write_bytes((tmp_path / "train" / "4.png").read_bytes())
     refused(config, r"content_digest is \"\w+\", wanted is")
+
+
+def test_leave_to_follow_links_changes_no_feature_and_no_run(config: Config) -> None:
+    followed = changed(config, "data", dataset_kwargs={"follow_links": True})
+    assert cache_vis(followed) == cache_vis(config)  # nothing to do
+    assert config_differences(config.model_dump(), followed.model_dump()) == []
+    own = changed(followed, "data", dataset_class_path="windows.Windows")
+    assert wanted_identity(own, "train")["dataset_kwargs"] == {"follow_links": True}
 
 
 def test_a_moved_world_is_the_same_world(config: Config, tmp_path: Path) -> None:
