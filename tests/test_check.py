@@ -136,7 +136,8 @@ def test_the_command_lists_all_of_them_and_exits_non_zero(make_config: MakeConfi
 def test_the_commands_begin_with_it(command: str, make_config: MakeConfig, features: Path, tmp_path: Path) -> None:
     """Several problems are told at once, before data is read; one keeps the text and code of the part that has it."""
     path = tmp_path / "config.yaml"
-    config = make_config(data={"train_split_path": str(tmp_path / "none.jsonl")}, model={"use_cached_vis_feats": False})
+    (tmp_path / "bad.jsonl").write_text("{")
+    config = make_config(data={"train_split_path": str(tmp_path / "bad.jsonl")}, model={"use_cached_vis_feats": False})
     path.write_text(dump_config(config))
     wrong = ["--set", "model.d=63", "--set", "model.dv=31"]
     done = runner.invoke(app, [command, "--config", str(path), *wrong], catch_exceptions=False)

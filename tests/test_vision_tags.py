@@ -8,12 +8,14 @@ import open_clip
 import pytest
 import torch
 from conftest import MakeConfig
+from fit_world import fit_until
 from safetensors.torch import load_file, save_file
 
-from simv0.checkpoint import check_frozen
-from simv0.config import ModelConfig
+from simv0.checkpoint import check_frozen, load_checkpoint, save_checkpoint
+from simv0.config import Config, ModelConfig
 from simv0.encoder import load_encoder
 from simv0.errors import CacheError, CheckpointError, ModelError
+from simv0.fit import fit
 from simv0.identity import check_features, wanted_identity
 from simv0.tiny import save_tiny_tower
 
@@ -142,3 +144,33 @@ def test_older_features_of_a_bare_file_are_accepted(weights: Path, make_config: 
     check_features(config, "train", stored, "train.h5")
     with pytest.raises(CacheError, match=r'vision_weights is "0", wanted is "'):
         check_features(config, "train", stored | {"vision_weights": "0"}, "train.h5")
+
+
+def test_an_older_run_on_frames_of_a_tag_with_quick_gelu_goes_on(
+    weights: Path, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had none then, since the tag was not heard."""
+    monkeypatch.setitem(
+        open_clip.pretrained._PRETRAINED["Tiny-32"], "gelu", {"url": f"file://{weights}", "quick_gelu": True}
+    )
+
+    def raw(tag: str) -> Config:
+        model = {"vision_encoder_name": "Tiny-32", "vision_pretrained": tag, "vision_weights": str(weights)}
+        return make_config(
+            model={**model, "use_cached_vis_feats": False},
+            training={"epochs": 1, "checkpoint_every_steps": 1},
+            output={"output_dir": str(tmp_path / "run")},
+        )
+
+    with pytest.MonkeyPatch.context() as dying:
+        fit_until(raw("plain"), 2, dying)
+    last = tmp_path / "run/checkpoints/last.pt"
+    old = load_checkpoint(last)
+    assert old.meta.encoder is not None
+    assert old.meta.encoder.pop("vision_quick_gelu") is False
+    old.meta.encoder["vision_pretrained"] = "gelu"
+    save_checkpoint(last, old)
+    resumed = load_checkpoint(fit(raw("gelu"), resume=True).last).meta
+    assert resumed.epoch == 1
+    assert resumed.encoder is not None
+    assert resumed.encoder["vision_quick_gelu"] is False
