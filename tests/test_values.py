@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import write_manifest
+from conftest import MakeConfig, write_manifest
 from PIL import Image
 from test_samples import F, refusal, sample
 
+from cache.pipeline import cache_vis
+from simv0.cached import CachedDataset
 from simv0.datasets import ManifestDataset
 from simv0.errors import DataError
 from simv0.samples import check_sample
@@ -130,3 +132,16 @@ def test_a_manifests_line_has_one_name(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         ManifestDataset(path)
     assert str(error.value) == f"{path}:1: the key 'weight' stands twice in one object"
+
+
+def test_the_moments_of_windows_are_kept_in_feature_files(make_config: MakeConfig, tmp_path: Path) -> None:
+    for split, n in (("train", 20), ("val", 3)):  # 20 windows: two shards
+        path = write_manifest(tmp_path / f"{split}.jsonl", n, seed=n)
+        rows = [json.loads(line) | {"t": i / 8} for i, line in enumerate(path.read_text().splitlines())]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make_config(data={f"{split}_split_path": str(tmp_path / f"{split}.jsonl") for split in ("train", "val")})
+    cache_vis(config)
+    cached = CachedDataset(Path(config.cache.dir) / "train.h5")
+    assert cached.labels.t is not None
+    assert cached.labels.t.tolist() == [i / 8 for i in range(20)]
+    assert cached[3]["t"] == 3 / 8
