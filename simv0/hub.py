@@ -44,8 +44,12 @@ def check_encoder_at_hand(model: ModelConfig) -> None:
         files = [file.rpartition(".")[0] + ".safetensors", file] if file else files
         if not repository:  # a plain address, or a name that open_clip will refuse
             return
-    if not _any_here(repository, files, None):
-        _refuse_offline("model.vision_encoder_name", f"the weights of {name} ({repository})", repository)
+    what, whole, instead = "weights", _any_here(repository, files, None), "give the file as model.vision_weights"
+    if name.startswith("hf-hub:"):
+        what, instead = "weights and the open_clip_config.json", "give a folder as local-dir:PATH"
+        whole = whole and _any_here(repository, ("open_clip_config.json",), None)
+    if not whole:
+        _refuse_offline("model.vision_encoder_name", f"the {what} of {name} ({repository})", repository, instead)
 
 
 def _is_hub_name(name: str) -> bool:
@@ -61,7 +65,7 @@ def _any_here(repository: str, files: Sequence[str], revision: str | None) -> bo
         return True
 
 
-def _refuse_offline(key: str, what: str, repository: str) -> None:
+def _refuse_offline(key: str, what: str, repository: str, instead: str = "give a local folder") -> None:
     from huggingface_hub import constants
 
     host = urlparse(constants.ENDPOINT).hostname or constants.ENDPOINT
@@ -69,7 +73,7 @@ def _refuse_offline(key: str, what: str, repository: str) -> None:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{host} cannot be reached"
         raise ModelError(
             f"{key}: {what} are not on this machine ({constants.HF_HUB_CACHE}) and {why}; check the name, run "
-            f"`hf download {repository}` where there is a network, or give a local folder"
+            f"`hf download {repository}` where there is a network, or {instead}"
         )
 
 

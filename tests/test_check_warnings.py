@@ -206,7 +206,7 @@ def test_weights_that_are_neither_here_nor_to_be_had_are_one_line_each(make_conf
         f"error: model.llm_name_or_path: there is no folder Qwen/Qwen2.5-0.5B, its weights {here}; check the name, run "
         "`hf download Qwen/Qwen2.5-0.5B` where there is a network, or give a local folder",
         f"error: model.vision_encoder_name: the weights of ViT-B-32 ({vit}) {here}; check the name, run "
-        f"`hf download {vit}` where there is a network, or give a local folder",
+        f"`hf download {vit}` where there is a network, or give the file as model.vision_weights",
     ]
     assert done.returncode == 1
 

@@ -186,3 +186,23 @@ def test_what_a_folder_leaves_open_is_told(
     caplog.clear()
     load_encoder(local(tower), trained=identity)  # a checkpoint knows
     assert caplog.messages == []
+
+
+def test_half_a_copy_in_the_cache_of_the_hub_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights without open_clip_config.json: the hub's client would look for it for a minute."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--timm--tiny"
+    save_tiny_tower(repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    model = ModelConfig(vision_encoder_name="hf-hub:timm/tiny", vision_pretrained=None)
+    assert load_encoder(model).dv == 32
+    (repository / "snapshots" / "abc" / CONFIG).unlink()
+    with pytest.raises(ModelError) as caught:
+        load_encoder(model)
+    assert str(caught.value) == (
+        "model.vision_encoder_name: the weights and the open_clip_config.json of hf-hub:timm/tiny (timm/tiny) are not "
+        f"on this machine ({tmp_path}) and HF_HUB_OFFLINE is set; check the name, run `hf download timm/tiny` where "
+        "there is a network, or give a folder as local-dir:PATH"
+    )
