@@ -175,7 +175,7 @@ def test_foreign_content_names_the_field(tmp_path: Path, content: Any, message: 
 def test_what_is_no_file_or_grows_when_read_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # would wait for ever
     assert refusal(tmp_path / "pipe").endswith("pipe: is not a file; name a .pt such as checkpoints/best.pt")
-    assert "is not a file" in refusal(tmp_path)
+    assert refusal(tmp_path).endswith("is a folder, not a checkpoint; name a .pt such as checkpoints/best.pt")
     with (tmp_path / "huge.pt").open("wb") as file:
         file.truncate(1 << 40)
     assert "not a simv0 checkpoint: larger than" in refusal(tmp_path / "huge.pt")
