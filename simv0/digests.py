@@ -40,6 +40,8 @@ def settled(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> set[str]:
         or name == "roberta-ViT-B-32"
     ):
         told.add("vision_quick_gelu")  # older files do not say it: then only a tag could ask for it, and was not heard
+    if "vision_tower" not in stored:  # older files do not say it
+        told.add("vision_tower")
     return told
 
 

@@ -115,6 +115,7 @@ class Encoder(nn.Module):
             "vision_weights": weights_digest(visual.state_dict()),
             "vision_precision": precision,
             "vision_quick_gelu": any(type(layer).__name__ == "QuickGELU" for layer in visual.modules()),
+            "vision_tower": unseen_in_weights(visual),
             "vision_preprocess": {
                 "size": list(self.image_size),
                 "resize_mode": self.resize.mode,
@@ -226,6 +227,16 @@ def load_encoder(
     encoder = Encoder(clip.visual, preprocess, name, tag, resolve_precision(precision, device)).to(device)
     check_dv(model, encoder.dv)
     return encoder
+
+
+def unseen_in_weights(visual: nn.Module) -> dict[str, Any]:
+    """What changes a tower's features and neither names nor shapes of its weights: heads, epsilons, pooling."""
+    layers = list(visual.modules())
+    return {
+        "heads": sorted({layer.num_heads for layer in layers if isinstance(getattr(layer, "num_heads", None), int)}),
+        "eps": sorted({layer.eps for layer in layers if isinstance(getattr(layer, "eps", None), float)}),
+        "pool": getattr(visual, "pool_type", None),
+    }
 
 
 def check_dv(model: ModelConfig, dv: int) -> None:

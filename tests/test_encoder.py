@@ -1,6 +1,7 @@
 """The frozen encoder: agrees with open_clip's own transform, never trains, knows itself."""
 
 import copy
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from simv0.checkpoint import check_frozen
 from simv0.config import ModelConfig
 from simv0.datasets import load_image
 from simv0.encoder import Encoder, Resize, load_encoder, weights_digest
-from simv0.errors import ModelError
+from simv0.errors import CheckpointError, ModelError
 from simv0.tiny import save_tiny_tower
 
 needs_panels = pytest.mark.skipif(
@@ -137,6 +139,25 @@ def test_identity_follows_weights_and_preprocessing_not_the_place(models: Path, 
     weights["visual.proj"][0, 0] += 1e-6
     save_file(weights, moved / "open_clip_model.safetensors")
     assert {key for key, value in identity(moved).items() if value != here[key]} == {"vision_weights"}
+
+
+@pytest.mark.parametrize(("key", "value"), [("head_width", 32), ("pool_type", "tok"), ("norm_kwargs", {"eps": 0.1})])
+def test_identity_follows_what_the_weights_do_not_show(tmp_path: Path, key: str, value: Any) -> None:
+    """The same weights in another config are another network."""
+    frames = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    save_tiny_tower(tmp_path)
+    path = tmp_path / "open_clip_config.json"
+    before = load_encoder(config(tmp_path))
+    tree = json.loads(path.read_text())
+    tree["model_cfg"]["vision_cfg"][key] = value
+    path.write_text(json.dumps(tree))
+    after = load_encoder(config(tmp_path))
+    assert (after(frames) - before(frames)).norm() > 0.01 * before(frames).norm()
+    assert after.identity["vision_weights"] == before.identity["vision_weights"]
+    with pytest.raises(CheckpointError, match="vision_tower: trained with "):
+        check_frozen("vision encoder", before.identity, after.identity, "c.pt")
+    old = {field: fact for field, fact in before.identity.items() if field != "vision_tower"}
+    check_frozen("vision encoder", old, before.identity, "c.pt")
 
 
 def test_digest_sees_names_types_and_shapes() -> None:
