@@ -1,6 +1,5 @@
 """A recording, frame after frame, each with its telemetry: a folder of images, a video, or a sequence.jsonl."""
 
-import csv
 import math
 import re
 import statistics
@@ -17,9 +16,12 @@ from torch import Tensor
 from simv0.datasets import load_image, read_jsonl
 from simv0.errors import ConfigError, DataError
 from simv0.labels import TELEMETRY
+from simv0.telemetry import Reading, numbers_in, read_telemetry, seconds_in
 from simv0.video import VideoReader
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+TIMED = re.compile(r"(\D*?)([0-9]+\.[0-9]+(?:[eE][+-]?[0-9]+)?|[0-9]+[eE]-[0-9]+)")
+"""A picture's name that is a time, as Python writes a float, after a common beginning."""
 FARTHEST = 0.5
 """Seconds; a frame without a reading this near has no telemetry."""
 
@@ -48,7 +50,7 @@ class Sequence:
     length: int | None
     seconds: float | None
     _frames: Any
-    _readings: list[tuple[float, list[float]]]
+    _readings: list[Reading]
 
     def __iter__(self) -> Iterator[Moment]:
         times = [t for t, _ in self._readings]
@@ -74,10 +76,10 @@ def open_sequence(frames: Path, telemetry: Path | None, fps: float | None = None
     if fps is not None and not 0 < fps < math.inf:
         raise ConfigError(f"fps: expected frames a second > 0, found {fps}")
     if frames.suffix == ".jsonl":
-        rows = [(_seconds(row, f"{frames}:{i}"), row) for i, row in enumerate(read_jsonl(frames), 1)]
+        rows = [(seconds_in(row, f"{frames}:{i}"), row) for i, row in enumerate(read_jsonl(frames), 1)]
         images = [(t, frames.parent / _image(row, f"{frames}:{i}")) for i, (t, row) in enumerate(rows, 1)]
         if telemetry is None:
-            own = [(t, _numbers(row.get("telemetry"), f"{frames}:{i}")) for i, (t, row) in enumerate(rows, 1)]
+            own = [(t, numbers_in(row.get("telemetry"), f"{frames}:{i}")) for i, (t, row) in enumerate(rows, 1)]
             return _of_images(images, own, frames)
         return _of_images(images, read_telemetry(telemetry), frames)
     if telemetry is None:
@@ -86,7 +88,8 @@ def open_sequence(frames: Path, telemetry: Path | None, fps: float | None = None
     if not frames.is_dir():
         reader = VideoReader(frames)
         return Sequence(reader.interval(), *reader.extent(), reader, readings)
-    paths = sorted((path for path in frames.iterdir() if path.suffix.lower() in IMAGES), key=_by_number)
+    found = [path for path in frames.iterdir() if path.suffix.lower() in IMAGES]
+    paths = in_order([path for path in found if not path.name.startswith(".")])  # ._x.jpg is macOS's, and no picture
     if fps is not None:
         return _of_images([(i / fps, path) for i, path in enumerate(paths)], readings, frames)
     if len(paths) != len(readings):
@@ -97,7 +100,7 @@ def open_sequence(frames: Path, telemetry: Path | None, fps: float | None = None
     return _of_images([(t, path) for (t, _), path in zip(readings, paths, strict=True)], readings, frames)
 
 
-def _of_images(images: list[tuple[float, Path]], readings: list[tuple[float, list[float]]], source: Path) -> Sequence:
+def _of_images(images: list[tuple[float, Path]], readings: list[Reading], source: Path) -> Sequence:
     if not images:
         raise DataError(f"{source}: holds no images ({', '.join(IMAGES)})")
     gaps = [after - before for (before, _), (after, _) in pairwise(images)]
@@ -109,74 +112,10 @@ def _of_images(images: list[tuple[float, Path]], readings: list[tuple[float, lis
     )
 
 
-def read_telemetry(path: Path) -> list[tuple[float, list[float]]]:
-    """Rows of (t, 8 numbers) in order of time, from CSV or JSONL.
-
-    Raises:
-        DataError: missing columns, what is no number, times out of order.
-    """
-    if path.suffix == ".jsonl":
-        rows: list[dict[str, Any]] = read_jsonl(path)
-        first = 1
-    else:
-        rows, first = _read_csv(path), 2
-    readings = []
-    for line, row in enumerate(rows, first):
-        where = f"{path}:{line}"
-        values = row["telemetry"] if "telemetry" in row else [row.get(name) for name in TELEMETRY]
-        readings.append((_seconds(row, where), _numbers(values, where)))
-    if not readings:
-        raise DataError(f"{path}: holds no readings")
-    for line, (before, after) in enumerate(pairwise(readings), first + 1):
-        if after[0] < before[0]:
-            raise DataError(f"{path}:{line}: t: {after[0]:g} comes before {before[0]:g}; sort the rows by t")
-    return readings
-
-
-def _read_csv(path: Path) -> list[dict[str, Any]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            missing = [name for name in ("t", *TELEMETRY) if name not in (reader.fieldnames or [])]
-            if missing:
-                raise DataError(
-                    f"{path}: the columns {', '.join(missing)} are missing; expected t,{','.join(TELEMETRY)}"
-                )
-            return list(reader)
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
-
-
-def _nearest(readings: list[tuple[float, list[float]]], times: list[float], t: float) -> list[float]:
+def _nearest(readings: list[Reading], times: list[float], t: float) -> list[float]:
     at = bisect_left(times, t)
     near = min(range(max(0, at - 1), min(len(times), at + 1)), key=lambda i: abs(times[i] - t))
     return readings[near][1] if abs(times[near] - t) <= FARTHEST else [math.nan] * len(TELEMETRY)
-
-
-def _seconds(row: dict[str, Any], where: str) -> float:
-    value = _number(row.get("t"))
-    if not math.isfinite(value):
-        raise DataError(f"{where}: t: expected seconds, found {row.get('t')!r:.40}")
-    return value
-
-
-def _numbers(values: Any, where: str) -> list[float]:
-    """8 floats; what was not recorded (null, an empty cell) is NaN, and the stream will say so."""
-    if not isinstance(values, list) or len(values) != len(TELEMETRY):
-        raise DataError(f"{where}: telemetry: expected 8 numbers ({', '.join(TELEMETRY)}), found {values!r:.60}")
-    for name, value in zip(TELEMETRY, values, strict=True):
-        if value not in (None, "") and math.isnan(_number(value)) and str(value).strip().lower() != "nan":
-            raise DataError(f"{where}: {name}: expected a number, found {value!r:.40}")
-    return [_number(value) for value in values]
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
 
 
 def _image(row: dict[str, Any], where: str) -> str:
@@ -185,6 +124,24 @@ def _image(row: dict[str, Any], where: str) -> str:
     return str(row["image"])
 
 
+def in_order(paths: list[Path]) -> list[Path]:
+    """Pictures in the order that their names mean: by time where each is named by seconds with a decimal point, else
+    frame2 before frame10.
+
+    Raises:
+        DataError: two names of one time.
+    """
+    timed = [TIMED.fullmatch(path.stem) for path in paths]
+    if not all(timed) or len({match[1] for match in timed if match}) > 1:
+        return sorted(paths, key=_by_number)
+    times = {path: float(match[2]) for path, match in zip(paths, timed, strict=True) if match}
+    ordered = sorted(paths, key=times.__getitem__)
+    for before, after in pairwise(ordered):
+        if times[before] == times[after]:
+            raise DataError(f"{after}: is of the same time as {before.name}; keep one of them")
+    return ordered
+
+
 def _by_number(path: Path) -> list[Any]:
     """frame2 before frame10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]
