@@ -20,7 +20,7 @@ test: venv
 # What a GPU computes, on a GPU; `make test` hides it.
 GPU_TESTS := baselines cache cli compiled encoder fast_llm fit llm model resume stream stream_parity
 test-gpu: venv
-	SIMV0_TEST_GPU=1 $(BIN)/python -m pytest $(GPU_TESTS:%=tests/test_%.py)
+	SIMV0_TEST_GPU=1 $(BIN)/python -m pytest $(foreach name,$(GPU_TESTS),$(wildcard tests/*/test_$(name).py tests/*/*/test_$(name).py))
 
 coverage: venv
 	$(BIN)/python -m pytest --cov --cov-report=term
@@ -32,8 +32,8 @@ check: venv
 	$(BIN)/lint-imports
 
 torture: venv
-	$(BIN)/python tests/torture_cache.py
-	$(BIN)/python benchmarks/torture_train.py
+	$(BIN)/python tests/torture/torture_cache.py
+	$(BIN)/python tests/torture/torture_train.py
 
 clean:
 	rm -rf .venv runs

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from cache.pipeline import cache_vis
 from cli.demo import LLM, TOWER, demo_config
-from simv0.config import Config
-from simv0.config_file import build_config
-from simv0.encoder import has_bf16_units
-from simv0.fit import fit
-from simv0.synthetic import write_world
-from simv0.tiny import save_tiny_llm, save_tiny_tower
+from simv0.config.load import build_config
+from simv0.config.schema import Config
+from simv0.demo.networks import save_tiny_llm, save_tiny_tower
+from simv0.demo.world import write_world
+from simv0.runtime.device import has_bf16_units
+from simv0.training.fit import fit
 
 
 def curve(config: Config, run: str, epochs: int, amp: bool) -> list[float]:

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 
 from cache.pipeline import SPLITS, cache_split, open_split, start_over
-from simv0.config import Config
-from simv0.config_file import build_config
-from simv0.encoder import Encoder, resolve_precision
-from simv0.features import FeatureInfo, sha256
+from simv0.config.load import build_config
+from simv0.config.schema import Config
+from simv0.data.labels import Labels
+from simv0.features.reader import FeatureInfo, sha256
+from simv0.features.shards import Parts, Record
+from simv0.features.writer import write_features
 from simv0.labels import HEADS
-from simv0.parts import Parts, Record
-from simv0.split_labels import Labels
-from simv0.store import write_features
+from simv0.vision.encoder import Encoder, resolve_precision
 
 F, BATCH = 8, 32
 
@@ -44,7 +44,7 @@ class Film:
         return self.windows
 
     def frame_ids(self, index: int) -> list[int]:
-        """See `simv0.samples.SharesFrames`."""
+        """See `simv0.data.contract.SharesFrames`."""
         return list(range(index * self.stride, index * self.stride + F))
 
     def load_frame(self, frame_id: int) -> torch.Tensor:

@@ -13,9 +13,10 @@ from collections.abc import Callable
 
 import torch
 
-import simv0.torchvision_fix  # noqa: F401  before open_clip
+import simv0.runtime.torchvision_fix  # noqa: F401  before open_clip
 from benchmarks.quiet import measure
-from simv0.encoder import Encoder, resolve_precision
+from simv0.cpu_step.prepare import prepare_encoder
+from simv0.vision.encoder import Encoder, resolve_precision
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def ways(name: str, batch: int) -> list[Callable[[], object]]:
     }
     encoder = Encoder(copy.deepcopy(tower), preprocess, name, None, resolve_precision("auto"))
     robots = copy.deepcopy(encoder)
-    robots.for_prediction()
+    prepare_encoder(robots)
     tower = tower.to(encoder.dtype)
     frames = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
 

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-import simv0.torchvision_fix  # noqa: F401  before open_clip and transformers
+import simv0.runtime.torchvision_fix  # noqa: F401  before open_clip and transformers
 from benchmarks.llms import device_name, save_random
 from cache.pipeline import cache_vis
-from simv0.config import Config
-from simv0.config_file import build_config
-from simv0.fit import fit
-from simv0.synthetic import write_world
+from simv0.config.load import build_config
+from simv0.config.schema import Config
+from simv0.demo.world import write_world
+from simv0.training.fit import fit
 
 F = 8
 

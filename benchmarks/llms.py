@@ -11,10 +11,10 @@ import torch.nn.functional as F
 import transformers as tf
 from torch import Tensor, nn
 
-import simv0.torchvision_fix  # noqa: F401  before transformers looks for torchvision
+import simv0.runtime.torchvision_fix  # noqa: F401  before transformers looks for torchvision
 from benchmarks.quiet import DEVICE, synchronize
-from simv0.build import compute_dtype
-from simv0.config import TrainingConfig
+from simv0.config.schema import TrainingConfig
+from simv0.runtime.device import compute_dtype
 
 
 def config_of(arch: str, layers: int | None = None) -> Any:

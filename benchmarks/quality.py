@@ -22,18 +22,19 @@ from torch.utils.data import Subset
 
 from cache.pipeline import cache_vis
 from cli.demo import LLM, TOWER, WORLD, demo_config
-from simv0.baselines import baseline_logits, read_inputs, score
-from simv0.build import build_model, class_weights, lr_factor, make_optimizer, set_stats, visual_dropout
-from simv0.config import Config
-from simv0.config_file import build_config, load_config
+from simv0.config.load import build_config, load_config
+from simv0.config.schema import Config
+from simv0.demo.networks import save_tiny_llm, save_tiny_tower
+from simv0.demo.world import write_world
+from simv0.evaluation.baselines import baseline_logits, read_inputs, score
 from simv0.labels import HEADS
-from simv0.llm import FrozenLLM
-from simv0.metrics import Metrics
-from simv0.model import SimV0Model
-from simv0.splits import Batches, BatchOrder, Split, open_split
-from simv0.synthetic import write_world
-from simv0.tiny import save_tiny_llm, save_tiny_tower
-from simv0.trainer import LogitsKept, evaluate, train_one_epoch
+from simv0.llm.load import FrozenLLM
+from simv0.model.build import build_model
+from simv0.model.metrics import Metrics
+from simv0.model.network import SimV0Model
+from simv0.training.epoch import LogitsKept, evaluate, train_one_epoch
+from simv0.training.recipe import class_weights, lr_factor, make_optimizer, set_stats, visual_dropout
+from simv0.training.splits import Batches, BatchOrder, Split, open_split
 
 SHOWN = ("risk_macro_f1", "action_macro_f1", "reason_macro_f1", "risk_high_recall", "risk_high_recall_at_5")
 T_975 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}

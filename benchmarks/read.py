@@ -19,12 +19,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.cache_vis import alternate
-from simv0.cached import CachedDataset
-from simv0.features import FeatureInfo, sha256
+from simv0.data.contract import collate
+from simv0.data.labels import Labels
+from simv0.features.dataset import CachedDataset
+from simv0.features.reader import FeatureInfo, sha256
+from simv0.features.writer import write_features
 from simv0.labels import HEADS
-from simv0.samples import collate
-from simv0.split_labels import Labels
-from simv0.store import write_features
 
 F, DV, BATCH, BLOCK = 8, 512, 64, 1000
 SECONDS = 2.0

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from benchmarks.read import BATCH, DV, F
-from simv0.cached import CachedDataset
-from simv0.features import FeatureInfo, sha256
+from simv0.data.labels import Labels
+from simv0.features.dataset import CachedDataset
+from simv0.features.reader import FeatureInfo, sha256
+from simv0.features.shards import Parts, Plan, Record, take_labels
+from simv0.features.writer import write_features
 from simv0.labels import HEADS
-from simv0.parts import Parts, Plan, Record, take_labels
-from simv0.split_labels import Labels
-from simv0.store import write_features
 
 ROW = F * DV * 2
 SAMPLES = 100 * BATCH

@@ -20,19 +20,19 @@ from typing import Any
 import numpy as np
 
 from benchmarks.shard_sim import random_lives, random_speeds, simulate
-from simv0.cached import CachedDataset
-from simv0.datasets import ManifestDataset
-from simv0.features import FeatureInfo, sha256
-from simv0.parts import MAX_SHARDS, SHARD_WINDOWS
-from simv0.split_labels import read_labels
-from simv0.splits import BatchOrder
-from simv0.store import file_bytes, write_features
+from simv0.data.labels import read_labels
+from simv0.data.manifest import ManifestDataset
+from simv0.features.dataset import CachedDataset
+from simv0.features.reader import FeatureInfo, sha256
+from simv0.features.shards import MAX_SHARDS, SHARD_WINDOWS
+from simv0.features.writer import file_bytes, write_features
+from simv0.training.splits import BatchOrder
 
 F, DV, EPOCHS = 8, 512, 10
 SIZES = [10**power for power in range(4, 10)]
 RATES: dict[str, float] = {
     "cpu_frames_a_second": 38.1,  # ViT-B-32, bf16, 2 cores: docs/reliability.md
-    "cpu_operations_a_second": 1e12,  # matrix products in bf16, 2 cores: simv0/compiled.py
+    "cpu_operations_a_second": 1e12,  # matrix products in bf16, 2 cores: simv0/llm/compile.py
     "gpu_frames_a_second": 5000.0,  # ASSUMED, never measured here
     "gpu_operations_a_second": 1e14,  # ASSUMED; SmolLM2-135M on an H200: 3e13 to 6e13, docs/performance.md
     "llm_weights": 357_855_104,  # Qwen2.5-0.5B without its embedding, as `simv0 check` counts them

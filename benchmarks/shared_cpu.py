@@ -31,8 +31,8 @@ def prepare(root: Path) -> None:
     from benchmarks.epoch import save_vit_b_32, write_windows
     from benchmarks.llms import save_random
     from cache.pipeline import cache_vis
-    from simv0.fit import fit
-    from simv0.tiny import save_tiny_llm, save_tiny_tower
+    from simv0.demo.networks import save_tiny_llm, save_tiny_tower
+    from simv0.training.fit import fit
 
     for size, (train, val) in WINDOWS.items():
         folder = root / size
@@ -48,7 +48,7 @@ def prepare(root: Path) -> None:
 
 
 def config(root: Path, size: str, cache: str = "cache", run: str = "run", epochs: int = 1) -> Any:
-    from simv0.config_file import build_config
+    from simv0.config.load import build_config
 
     folder = root / size
     tree = {
@@ -69,7 +69,7 @@ def seconds_of(work: str, root: Path) -> float:
     """Seconds of the work itself, without start and loading."""
     kind, size = work.split()
     if kind == "train":
-        from simv0.fit import fit
+        from simv0.training.fit import fit
 
         run = fit(config(root, size, run="again", epochs=4 if size == "small" else 2), overwrite=True)
         lines = run.train_metrics.read_text().splitlines()

@@ -19,19 +19,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import simv0.torchvision_fix  # noqa: F401  before open_clip and transformers
+import simv0.runtime.torchvision_fix  # noqa: F401  before open_clip and transformers
 from benchmarks.quiet import DEVICE, synchronize
-from simv0.build import compute_dtype
-from simv0.checkpoint import Checkpoint, Meta
-from simv0.config import ModelConfig, TrainingConfig
-from simv0.encoder import Encoder, has_bf16_units, load_encoder
-from simv0.fast_llm import FastStack
-from simv0.llm import FrozenLLM, load_llm
-from simv0.model import SimV0Model
-from simv0.packed import PackedLinear, pack_linears
+from simv0.config.schema import ModelConfig, TrainingConfig
+from simv0.cpu_step.packed import PackedLinear, pack_linears
+from simv0.demo.networks import save_tiny_llm, save_tiny_tower
+from simv0.llm.fast import FastStack
+from simv0.llm.load import FrozenLLM, load_llm
+from simv0.model.checkpoint import Checkpoint, Meta
+from simv0.model.network import SimV0Model
 from simv0.predict import Predictor
+from simv0.runtime.device import compute_dtype, has_bf16_units
 from simv0.stream import Stream
-from simv0.tiny import save_tiny_llm, save_tiny_tower
+from simv0.vision.encoder import Encoder, load_encoder
 
 F, K, SPACING = 8, 4, 0.2
 ROUNDS = 5

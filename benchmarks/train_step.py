@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from benchmarks.llms import Autocast, HiddenFromOutput, Limit, config_of, device_name, own_dtype, save_random
 from benchmarks.quiet import DEVICE, measure
-from simv0.compiled import compile_llm
+from simv0.data.contract import to_device
 from simv0.labels import HEADS
-from simv0.llm import FrozenLLM, LastHidden, load_llm
-from simv0.losses import loss_sums, objective
-from simv0.model import TRAINABLE, SimV0Model
-from simv0.trainer import to_device
+from simv0.llm.compile import compile_llm
+from simv0.llm.load import FrozenLLM, LastHidden, load_llm
+from simv0.model.losses import loss_sums, objective
+from simv0.model.network import TRAINABLE, SimV0Model
 
 DV, F = 512, 8
 VARIANTS = {

@@ -12,11 +12,11 @@ from jaxtyping import Num
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from simv0.data.contract import SharesFrames, check_frame_count, check_sample, place_of
+from simv0.data.loading import handed_over, make_loader, started
+from simv0.data.user_class import calling
+from simv0.data.values import check_frames
 from simv0.errors import DataError, SimError
-from simv0.loading import handed_over, make_loader, started
-from simv0.own_class import calling
-from simv0.samples import SharesFrames, check_frame_count, check_sample, place_of
-from simv0.values import check_frames
 
 CARRIED_FRAMES = 65_536
 """Frames whose features are kept for the shards to come: 64 MiB of float16 at dv = 512."""

@@ -11,25 +11,25 @@ from typing import Any, Literal
 import torch
 
 from cache.frames import FrameSource
-from cache.locks import FileLock
 from cache.progress import show_progress
 from cache.publish import mendable_write, publish, room_for_both
 from cache.shards import Counts, ShardWork, check_unchanged
-from simv0.config import Config
-from simv0.datasets import class_weights_of
-from simv0.distributed import from_first, local_device, process_group
-from simv0.encoder import Encoder, load_encoder
+from simv0.config.schema import Config
+from simv0.data.class_weights import class_weights_of
+from simv0.data.labels import Labels, read_labels, warn_of_leakage
+from simv0.data.spacing import split_spacing
+from simv0.data.user_class import calling, load_dataset, windows_in
+from simv0.disk.files import sync_folder
+from simv0.disk.locks import FileLock
 from simv0.errors import CacheError, DataError
-from simv0.features import read_features
-from simv0.files import sync_folder
-from simv0.identity import compare_identity, full_identity
+from simv0.features.identity import compare_identity, full_identity
+from simv0.features.reader import read_features
+from simv0.features.shards import Parts, Plan, parts_of, shard_windows_of
 from simv0.labels import HEADS
-from simv0.own_class import calling, load_dataset, windows_in
-from simv0.parts import Parts, Plan, parts_of, shard_windows_of
-from simv0.spacing import split_spacing
-from simv0.split_labels import Labels, read_labels, warn_of_leakage
-from simv0.splits import yields_features
-from simv0.threads import sharing
+from simv0.runtime.distributed import from_first, local_device, process_group
+from simv0.runtime.threads import sharing
+from simv0.training.splits import yields_features
+from simv0.vision.encoder import Encoder, load_encoder
 
 log = logging.getLogger("simv0")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from simv0.data.labels import Labels
 from simv0.errors import CacheError
-from simv0.features import FeatureInfo
-from simv0.parts import Parts, Plan
-from simv0.split_labels import Labels
-from simv0.store import write_features
+from simv0.features.reader import FeatureInfo
+from simv0.features.shards import Parts, Plan
+from simv0.features.writer import write_features
 
 
 @contextmanager

@@ -13,14 +13,14 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from cache.frames import CARRIED_FRAMES, Carry, FrameSource, Job, in_stretches, read_jobs
-from cache.locks import FileLock
 from cache.publish import mendable_write
-from simv0.encoder import Encoder
+from simv0.data.labels import Labels
+from simv0.disk.locks import FileLock
 from simv0.errors import CacheError
-from simv0.features import FeatureInfo, sha256
-from simv0.parts import Parts, Plan, Record, take_labels
-from simv0.split_labels import Labels
-from simv0.store import write_features
+from simv0.features.reader import FeatureInfo, sha256
+from simv0.features.shards import Parts, Plan, Record, take_labels
+from simv0.features.writer import write_features
+from simv0.vision.encoder import Encoder
 
 log = logging.getLogger("simv0")
 

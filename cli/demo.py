@@ -10,14 +10,14 @@ from typing import Any
 
 from cache.pipeline import cache_vis
 from cli.tables import metrics_table
-from simv0.config import Config
-from simv0.config_file import load_config
-from simv0.evaluation import evaluate_checkpoint
-from simv0.files import write_atomically
-from simv0.fit import fit
-from simv0.refusals import check_demo
-from simv0.synthetic import write_world
-from simv0.tiny import save_tiny_llm, save_tiny_tower
+from simv0.config.load import load_config
+from simv0.config.schema import Config
+from simv0.demo.networks import save_tiny_llm, save_tiny_tower
+from simv0.demo.world import write_world
+from simv0.disk.files import write_atomically
+from simv0.evaluation.run import evaluate_checkpoint
+from simv0.training.fit import fit
+from simv0.training.refusals import check_demo
 
 log = logging.getLogger("simv0")
 

@@ -14,8 +14,8 @@ import typer
 from typer.core import TyperCommand
 
 from simv0 import __version__
+from simv0.disk.locks import check_platform
 from simv0.errors import SimError, of_lost_worker
-from simv0.locks import check_platform
 
 
 class WholeCommand(TyperCommand):
@@ -99,7 +99,7 @@ def user_errors(answers_on_stdout: bool = False) -> Iterator[None]:
 
 def cpu_threads(threads: int | None) -> AbstractContextManager[None]:
     """`--threads` for one command."""
-    from simv0.threads import limited_to
+    from simv0.runtime.threads import limited_to
 
     return nullcontext() if threads is None else limited_to(threads)
 
@@ -113,7 +113,7 @@ def _first_to_fail() -> bool:
     """Whether to speak: of torchrun's processes only the one that failed first does."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return True
-    from simv0.distributed import first_to_fail
+    from simv0.runtime.distributed import first_to_fail
 
     return first_to_fail()
 
@@ -129,12 +129,12 @@ def check(
 ) -> None:
     """Look for every problem before the expensive part, and say what would happen here; exits with 1 or 2 if any."""
     with user_errors():
-        from simv0.config_file import load_config
+        from simv0.config.load import load_config
 
         loaded = load_config(config, set_)
         from cli.tables import facts_table, watched
-        from simv0.check import check as run
-        from simv0.check import refuse
+        from simv0.checks.run import check as run
+        from simv0.checks.run import refuse
 
         report = run(loaded, probe=probe, full=full, watch=watched)
         if not _is_first():  # the others have measured with it, and would end it by failing first
@@ -155,15 +155,15 @@ def cache_vis(
 ) -> None:
     """Run the vision encoder once over both splits and write their feature files."""
     with user_errors():
-        from simv0.config_file import load_config
+        from simv0.config.load import load_config
 
         loaded = load_config(config, set_)
-        from simv0.refusals import check_split_paths
+        from simv0.training.refusals import check_split_paths
 
         check_split_paths(loaded)
         from cache.pipeline import cache_vis as run
         from cache.pipeline import keep_freed_memory
-        from simv0.check import preflight
+        from simv0.checks.run import preflight
 
         preflight(loaded, "cache-vis")
         keep_freed_memory()
@@ -190,18 +190,18 @@ def train(
 ) -> None:
     """Train projector, telemetry MLP, task token and heads."""
     with user_errors():
-        from simv0.config_file import load_config
+        from simv0.config.load import load_config
         from simv0.errors import ConfigError
 
         loaded = load_config(config, set_)
         if resume and overwrite:
             raise ConfigError("--resume and --overwrite exclude each other")
-        from simv0.refusals import check_train
+        from simv0.training.refusals import check_train
 
         if os.environ.get("WORLD_SIZE", "1") == "1":  # another process may have begun the run already
             check_train(loaded, resume=resume, overwrite=overwrite)
-        from simv0.check import preflight
-        from simv0.fit import fit
+        from simv0.checks.run import preflight
+        from simv0.training.fit import fit
 
         preflight(loaded, "train")
         with cpu_threads(threads):
@@ -235,14 +235,14 @@ def evaluate(
 ) -> None:
     """Say how good a checkpoint is."""
     with user_errors():
-        from simv0.config_file import load_config, load_run_config
+        from simv0.config.load import load_config, load_run_config
         from simv0.errors import ConfigError
 
         if split not in ("train", "val"):
             raise ConfigError(f"--split: expected train or val, found {split}")
-        from simv0.evaluation_folder import check_chosen
-        from simv0.files import check_checkpoint
-        from simv0.refusals import check_data, config_of_run
+        from simv0.disk.files import check_checkpoint
+        from simv0.evaluation.folder import check_chosen
+        from simv0.training.refusals import check_data, config_of_run
 
         check_checkpoint(ckpt)
         if out is not None:
@@ -251,7 +251,7 @@ def evaluate(
         if data is not None:
             check_data(data, loaded.data.dataset_class_path)
         from cli.tables import metrics_table
-        from simv0.evaluation import evaluate_checkpoint
+        from simv0.evaluation.run import evaluate_checkpoint
 
         with cpu_threads(threads):
             found, folder = evaluate_checkpoint(ckpt, loaded, data, split, baselines, out=out)
@@ -282,17 +282,17 @@ def predict(
 ) -> None:
     """Print one JSON line a window: risk, reason, action and their probabilities."""
     with user_errors(answers_on_stdout=out is None):
-        from simv0.config_file import load_config
+        from simv0.config.load import load_config
 
         loaded = load_config(config, set_) if config is not None else None
-        from simv0.files import check_checkpoint, check_out, write_atomically
-        from simv0.refusals import check_data, class_of_run
+        from simv0.disk.files import check_checkpoint, check_out, write_atomically
+        from simv0.training.refusals import check_data, class_of_run
 
         check_checkpoint(ckpt)
         if out is not None:
             check_out(out, {"--data": Path(data), "--ckpt": ckpt, "--config": config})
         check_data(data, loaded.data.dataset_class_path if loaded else None, class_of_run(ckpt))
-        from simv0.predict_windows import predict_windows
+        from simv0.evaluation.predict_windows import predict_windows
 
         lines = (json.dumps(row) for row in predict_windows(ckpt, data, loaded, overrides=set_ or ()))
         with cpu_threads(threads):
@@ -312,11 +312,11 @@ def inspect(
 ) -> None:
     """Say what a file holds, what it was made of, and whether it is whole; exits with 1 if it is damaged."""
     with user_errors(answers_on_stdout=True):
-        from simv0.refusals import check_inspected
+        from simv0.training.refusals import check_inspected
 
         check_inspected(path)
-        from simv0.inspect_file import inspect_path
-        from simv0.yaml_safe import dump_yaml
+        from simv0.checks.files import inspect_path
+        from simv0.config.yaml import dump_yaml
 
         facts = inspect_path(path, verify)
         typer.echo(dump_yaml(facts).rstrip())
@@ -353,7 +353,7 @@ def overlay(
 
         wanted = Wanted(ckpt, frames, out, telemetry, spacing, fps, live)
         wanted.check()
-        from simv0.config_file import load_config
+        from simv0.config.load import load_config
 
         loaded = load_config(config, set_) if config is not None else None
         with cpu_threads(threads):
@@ -366,7 +366,7 @@ def demo(
 ) -> None:
     """Make a small rover world, cache, train and evaluate in it: offline, about a minute."""
     with user_errors():
-        from simv0.refusals import check_demo
+        from simv0.training.refusals import check_demo
 
         check_demo(out)
         from cli.demo import run_demo

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cli.numbers import check_number
+from simv0.disk.files import check_out
 from simv0.errors import ConfigError
-from simv0.files import check_out
 
 log = logging.getLogger("simv0")
 
@@ -85,13 +85,13 @@ def run_overlay(wanted: Wanted, config: Any, overrides: Sequence[str] = ()) -> N
     Raises:
         SimError: what the user can mend.
     """
-    from simv0.checkpoint import load_checkpoint
-    from simv0.live import LivePage, Pace
-    from simv0.overlay import check_recording, render_overlay
+    from simv0.data.recording import open_sequence
+    from simv0.data.video import import_av
+    from simv0.model.checkpoint import load_checkpoint
+    from simv0.overlay.draw import check_recording, render_overlay
+    from simv0.overlay.live import LivePage, Pace
     from simv0.predict import Predictor
-    from simv0.sequence import open_sequence
     from simv0.stream import Stream
-    from simv0.video import import_av
 
     import_av()
     sequence = open_sequence(wanted.frames, wanted.telemetry, wanted.fps)

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from simv0.metrics import Metrics
+from simv0.model.metrics import Metrics
 
 if TYPE_CHECKING:
-    from simv0.evaluated import Evaluated
+    from simv0.evaluation.evaluated import Evaluated
 
 ROWS = {
     "risk_high_recall": 'share of "high" windows that were called high',

@@ -10,9 +10,9 @@ from typing import Any
 from typer.main import get_command
 
 from cli.main import app
-from simv0.config import Config
-from simv0.config_file import all_keys
-from simv0.yaml_safe import dump_yaml
+from simv0.config.load import all_keys
+from simv0.config.schema import Config
+from simv0.config.yaml import dump_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = {"data.train_split_path": "data/train.jsonl", "data.val_split_path": "data/val.jsonl"}

@@ -7,9 +7,9 @@ Import it before torch: it asks the threads of torch's OpenMP not to spin for lo
 once, when it is loaded.
 """
 
-import os
-import sys
 from typing import TYPE_CHECKING, Any
+
+import simv0.runtime.waiting  # noqa: F401  before torch
 
 if TYPE_CHECKING:
     from simv0.predict import Predictor
@@ -32,16 +32,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
-
-
-# By default a waiting thread of GNU's OpenMP spins for milliseconds, on a core that another program may need: beside
-# one busy process everything is 5 to 30 times slower. So many turns are some 10 microseconds: longer than the gap
-# between two operations, shorter than anything the scheduler does. LLVM's OpenMP counts milliseconds (by default 200).
-WAITING = {"GOMP_SPINCOUNT": "300", "KMP_BLOCKTIME": "1"}
-
-if not {"OMP_WAIT_POLICY", *WAITING} & set(os.environ):
-    os.environ.update(WAITING)
-    WAITS_BRIEFLY = "torch" not in sys.modules
-    """Whether that could still reach torch."""
-else:
-    WAITS_BRIEFLY = True

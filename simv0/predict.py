@@ -10,16 +10,17 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from simv0.arguments import require
-from simv0.build import build_model, pick_device
-from simv0.checkpoint import Checkpoint, check_frozen, load_checkpoint, load_state
-from simv0.config import Config
-from simv0.config_file import build_config, known_keys
-from simv0.encoder import Encoder, has_bf16_units, load_encoder
+from simv0.config.load import build_config, known_keys
+from simv0.config.schema import Config
+from simv0.cpu_step.prepare import prepare_encoder, prepare_llm
+from simv0.data.contract import Batch, check_sample, collate, to_device
 from simv0.errors import CheckpointError, shown
-from simv0.model import SimV0Model
-from simv0.samples import Batch, check_sample, collate
-from simv0.threads import check_threads, limited_to, tell_of_waiting
-from simv0.trainer import to_device
+from simv0.model.build import build_model
+from simv0.model.checkpoint import Checkpoint, check_frozen, load_checkpoint, load_state
+from simv0.model.network import SimV0Model
+from simv0.runtime.device import has_bf16_units, pick_device
+from simv0.runtime.threads import check_threads, limited_to, tell_of_waiting
+from simv0.vision.encoder import Encoder, load_encoder
 
 log = logging.getLogger("simv0")
 
@@ -46,9 +47,9 @@ class Predictor:
         tell_of_waiting()
         self.model, self.meta, self.threads = model.eval(), checkpoint.meta, threads or torch.get_num_threads()
         with limited_to(self.threads):
-            model.llm.for_prediction(model.K + 2, sixteen_bit=amp)
+            prepare_llm(model.llm, model.K + 2, sixteen_bit=amp)
             if amp and model.encoder is not None:
-                model.encoder.for_prediction()
+                prepare_encoder(model.encoder)
 
     @classmethod
     def load(

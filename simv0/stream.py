@@ -17,14 +17,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from simv0.alarm.confirmation import Confirmation
 from simv0.arguments import is_number, require
-from simv0.confirmation import Confirmation
+from simv0.data.contract import check_sample
+from simv0.data.spacing import choose_spacing, unit_of_clock, unit_of_gap
+from simv0.data.values import check_frames
 from simv0.errors import DataError
 from simv0.labels import HIGH, RISKS
 from simv0.predict import Predictor
-from simv0.samples import check_sample
-from simv0.spacing import choose_spacing, unit_of_clock, unit_of_gap
-from simv0.values import check_frames
 
 Outcome = Literal["judged", "waiting", "dropped", "bad"]
 

@@ -1,22 +1,19 @@
 """Tiny real models and data that the tests share."""
 
-import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from fit_world import outcome
-from PIL import Image
+from small_world import MakeConfig, config_tree, write_manifest
 
 from cache.pipeline import cache_vis
-from simv0.config import Config
-from simv0.config_file import build_config
-from simv0.fit import fit
-from simv0.tiny import save_tiny_llm, save_tiny_tower
+from simv0.config.load import build_config
+from simv0.config.schema import Config
+from simv0.demo.networks import save_tiny_llm, save_tiny_tower
+from simv0.training.fit import fit
 
 if "SIMV0_TEST_GPU" not in os.environ:  # `make test-gpu` sets it
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests fork, start processes and count threads: on the CPU
@@ -32,30 +29,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_manifest(path: Path, n: int, *, seed: int, F: int = 4, **extra: Any) -> Path:
-    """n windows of F frames, stride 1, in a folder of small images whose brightness tells the risk."""
-    rng = np.random.default_rng(seed)
-    images = path.parent / f"{path.stem}_images"
-    images.mkdir(parents=True, exist_ok=True)
-    for i in range(n + F - 1):
-        pixels = rng.integers(0, 60, (24, 40, 3)) + 60 * (i // 2 % 4)
-        Image.fromarray(pixels.astype(np.uint8)).save(images / f"{i:04d}.png")
-    rows = []
-    for i in range(n):
-        row = {
-            "sample_id": f"{path.stem}-{i}",
-            "frames": [f"{images.name}/{j:04d}.png" for j in range(i, i + F)],
-            "telemetry": [round(float(x), 4) for x in rng.normal(size=8)],
-            "risk_id": i // 2 % 4,
-            "reason_id": int(rng.integers(4)),
-            "action_id": i % 6,
-            "group": path.stem,
-        }
-        rows.append(json.dumps({**row, **extra}))
-    path.write_text("\n".join(rows) + "\n")
-    return path
-
-
 @pytest.fixture(scope="session")
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train.jsonl (40 windows) and val.jsonl (20)."""
@@ -63,28 +36,6 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_manifest(folder / "train.jsonl", 40, seed=1)
     write_manifest(folder / "val.jsonl", 20, seed=2)
     return folder
-
-
-def config_tree(models: Path, manifests: Path, cache: Path) -> dict[str, dict[str, Any]]:
-    return {
-        "data": {
-            "train_split_path": str(manifests / "train.jsonl"),
-            "val_split_path": str(manifests / "val.jsonl"),
-            "batch_size": 8,
-        },
-        "cache": {"dir": str(cache), "batch_size": 16, "shard_windows": 16, "precision": "fp32"},
-        "model": {
-            "llm_name_or_path": str(models / "llm"),
-            "vision_encoder_name": f"local-dir:{models / 'vision'}",
-            "vision_pretrained": None,
-            "F": 4,
-            "K": 2,
-        },
-        "training": {"epochs": 2, "amp": False},
-    }
-
-
-MakeConfig = Callable[..., Config]
 
 
 @pytest.fixture

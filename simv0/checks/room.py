@@ -1,0 +1,178 @@
+"""What cache-vis and train would take of disk and memory, and whether there is room."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from simv0.checks.data import Facts, Noting, SplitOutline
+from simv0.checks.networks import EncoderOutline, LLMOutline, outline_trained
+from simv0.config.schema import Config
+from simv0.data.loading import SHARED_MEMORY
+from simv0.errors import CacheError, ConfigError, SimError
+from simv0.features.dataset import available_memory
+from simv0.features.shards import parts_of
+from simv0.llm.compile import worth_compiling
+from simv0.runtime.distributed import local_world, processes
+from simv0.vision.encoder import resolve_precision
+
+log = logging.getLogger("simv0")
+
+SAVED_STATES = 10
+"""Trained weights kept on disk at once: last.pt, last.prev.pt and the one being written with AdamW's two moments each,
+and best.pt."""
+
+BACKWARD = 1.5
+"""Memory of a step beside what the forward pass keeps: the gradients under way, and what the allocator holds on to.
+Llama and GPT-2 shapes of 0.1 billion weights, batch 256, fp32 and bf16 on a CPU: the sum is within 12 % of the peak."""
+
+
+def check_cache(config: Config, splits: list[SplitOutline | None], dv: int, problems: list[SimError]) -> Facts:
+    """Room for the feature files that cache-vis has yet to make."""
+    folder = Path(config.cache.dir)
+    facts: Facts = {}
+    need = 0
+    for split in splits:
+        if split is not None and split.source == "frames":
+            facts[f"{split.name}_frames"] = split.frames
+            facts[f"{split.name}_file_bytes"] = split.feature_bytes(config, dv)
+            parts = parts_of(folder / f"{split.name}.h5")
+            done = [shard.stat().st_size for shard in parts.folder.glob("shard-*.h5")]
+            if done:
+                with Noting(problems):
+                    plan = parts.read_plan()
+                    facts[f"{split.name}_shards_there"] = f"{len(done)} of {len(plan) if plan else 'unknown'}"
+            need += max(0, split.feature_bytes(config, dv) - sum(done))
+    with Noting(problems):
+        facts["free_on_disk_bytes"] = check_room(folder, need, "cache.dir", "the features need")
+    return facts
+
+
+def check_training(
+    config: Config,
+    llm: LLMOutline,
+    encoder: EncoderOutline | None,
+    train: SplitOutline,
+    val: SplitOutline,
+    dv: int,
+    problems: list[SimError],
+) -> Facts:
+    """Weights, steps, memory and disk that training takes."""
+    trained = sum(outline_trained(config, llm, dv).values())
+    steps = -(-train.windows // config.batch_size)
+    share = -(-config.batch_size // processes())
+    vectors = config.training.epochs * steps * share * (config.model.K + 2)
+    sharded = config.training.shard_llm and processes() > 1
+    compiled = not sharded and worth_compiling(config.training.compile, llm.matrix_weights, vectors)
+    features = features_in_ram(config, [train, val], dv)
+    tower = 0
+    if encoder is not None and not config.model.use_cached_vis_feats:
+        precision = resolve_precision(config.cache.precision, "cuda" if torch.cuda.is_available() else "cpu")
+        tower = encoder.weights * (2 if precision == "bf16" else 4)
+    # What loading has taken, a CPU's allocator seldom gives back; AdamW: weight, gradient, two moments, in fp32.
+    on_device = llm.weights_bytes // processes() if sharded else llm.weights_bytes
+    llm_bytes = on_device if torch.cuda.is_available() else llm.loading_bytes
+    peak = llm_bytes + tower + int(BACKWARD * (llm.step_bytes or 0)) + 16 * trained
+    with Noting(problems):
+        check_memory(peak, features)
+    saved = 4 * trained * SAVED_STATES
+    with Noting(problems):
+        check_room(Path(config.output.output_dir), saved, "output.output_dir", "the checkpoints need")
+    return {
+        "trained weights": trained,
+        "steps an epoch": steps,
+        "epochs": config.training.epochs,
+        "LLM compiled": compiled,
+        "peak_memory_beyond_python_bytes": peak,
+        "features_in_RAM_bytes": features,
+        "free_RAM_bytes": available_memory() or None,
+        "checkpoints_on_disk_bytes": saved,
+    }
+
+
+def features_in_ram(config: Config, splits: list[SplitOutline], dv: int) -> int:
+    """Bytes of the feature files that `cache.in_memory` would hold in RAM."""
+    cache, room = config.cache, available_memory() / 2 / local_world()
+    sizes = [
+        split.windows * config.model.F * dv * np.dtype(cache.dtype).itemsize
+        for split in splits
+        if config.model.use_cached_vis_feats and split.source != "vis_feats"
+    ]
+    if cache.in_memory == "auto":
+        sizes = [size for size in sizes if size < room]
+    return sum(sizes) if cache.in_memory != "never" else 0
+
+
+def check_shared_memory(config: Config, splits: list[SplitOutline | None], picture: tuple[int, int]) -> None:
+    """Compare what workers hand over, two batches each ahead, with the room for it.
+
+    Args:
+        config: `data.num_workers` and the batch sizes.
+        splits: those from frames have workers.
+        picture: height and width at which frames are handed over.
+
+    Raises:
+        ConfigError: too little, with the way out.
+    """
+    workers = config.data.num_workers
+    if not workers or not SHARED_MEMORY.is_dir() or all(split is None or split.source != "frames" for split in splits):
+        return
+    cached = config.model.use_cached_vis_feats
+    frames = config.cache.batch_size if cached else -(-config.batch_size // processes()) * config.model.F
+    need = 2 * workers * local_world() * frames * 3 * picture[0] * picture[1]
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if need > free:
+        raise ConfigError(
+            f"data.num_workers: {workers} processes hold up to {need / 1e6:.1f} MB of frames in {SHARED_MEMORY}, where "
+            f"{free / 1e6:.1f} MB are free; give it more room (docker run --shm-size=8g), or set data.num_workers=0"
+        )
+
+
+def check_memory(peak: int, features: int) -> None:
+    """Compare what one machine's processes hold with what is free.
+
+    Raises:
+        ConfigError: too much, with the way out.
+    """
+    local = local_world()
+    room = available_memory()
+    if not room:
+        log.warning("machine: this system does not tell how much memory is free; whether training fits was not checked")
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        if peak > free:
+            raise ConfigError(
+                f"model.llm_name_or_path: training takes about {peak / 1e9:.1f} GB, but {free / 1e9:.1f} GB of the GPU "
+                "are free; choose a smaller LLM or data.batch_size"
+            )
+    elif 0 < room < local * peak:
+        raise ConfigError(
+            f"model.llm_name_or_path: training takes about {local * peak / 1e9:.1f} GB, but {room / 1e9:.1f} GB of "
+            "memory are free; choose a smaller LLM or data.batch_size"
+        )
+    if 0 < room < local * features:
+        raise ConfigError(
+            f"cache.in_memory: the features take {local * features / 1e9:.1f} GB, but {room / 1e9:.1f} GB of memory "
+            "are free; write auto or never"
+        )
+
+
+def check_room(folder: Path, need: int, key: str, what: str) -> int:
+    """Free bytes where `folder` is or will be.
+
+    Raises:
+        CacheError: it cannot be made or written, or less than `need` is free.
+    """
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise CacheError(f"{key}: {folder} cannot be written: {there} is {'read-only' if there.is_dir() else 'a file'}")
+    free = shutil.disk_usage(there).free
+    if need > free:
+        raise CacheError(
+            f"{key}: {what} {need / 1e6:.0f} MB, {free / 1e6:.0f} MB are free at {there}; free some space, or choose "
+            f"another {key}"
+        )
+    return free

@@ -1,0 +1,142 @@
+"""What `simv0 check` warns of: training would run, but its figures would say little, or flatter."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from jaxtyping import Float
+
+from simv0.alarm.threshold import too_few
+from simv0.checks.data import SplitOutline
+from simv0.config.schema import Config
+from simv0.data.contract import place_of
+from simv0.data.labels import Labels
+from simv0.labels import HEADS, HIGH, TELEMETRY
+
+FEW_WINDOWS = 20
+"""A smaller split is a mistake more often than not."""
+GRAVITY = 9.81
+MOST_COMPARED = 64
+"""Pairs of windows with equal telemetry whose frames are compared."""
+
+
+class Heard(logging.Filter):
+    """Takes down what simv0's logger warns of, instead of printing it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warnings: list[str] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to print a record."""
+        if record.levelno != logging.WARNING:
+            return True
+        if record.getMessage() not in self.warnings:
+            self.warnings.append(record.getMessage())
+        return False
+
+
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """The warnings of a `with` block."""
+    log, ear = logging.getLogger("simv0"), Heard()
+    log.addFilter(ear)
+    try:
+        yield ear.warnings
+    finally:
+        log.removeFilter(ear)
+
+
+def warnings_of_split(config: Config, split: SplitOutline) -> Iterator[str]:
+    """What is odd about one split."""
+    name = split.name
+    if split.windows < FEW_WINDOWS:
+        say = "too few to learn from" if name == "train" else "too few to judge an epoch by"
+        yield f"{name}: only {split.windows} windows: {say}"
+    if name == "train" and config.batch_size > split.windows:
+        yield f"data.batch_size: {config.batch_size} windows a step, but train has {split.windows}: one step an epoch"
+    if split.differs:
+        yield (
+            f"{name}[0]: is another window when it is read again: the class draws from a generator of its own, so no "
+            "run can be repeated or resumed exactly; draw from torch, numpy.random or random, which are seeded"
+        )
+    if split.labels is not None:
+        yield from _of_labels(config, name, split.labels)
+    if config.data.telemetry_norm == "train" and len(split.telemetry):
+        yield from warnings_of_telemetry(name, split.telemetry)
+
+
+def _of_labels(config: Config, name: str, labels: Labels) -> Iterator[str]:
+    for head, names in HEADS.items():
+        counts = np.bincount(labels.ids[head], minlength=len(names))
+        absent = [names[i] for i in np.flatnonzero(counts == 0)]
+        if absent:
+            say = "it cannot be learnt" if name == "train" else "how well it is told is not measured"
+            yield f"{name}: no window has {head} {' or '.join(absent)}: {say}"
+    reason = too_few(labels.ids["risk"] == HIGH, config.evaluation) if name == "val" else None
+    if reason is not None:
+        yield f"{reason} to choose the alarm's threshold: best.pt will have none"
+
+
+def warnings_of_telemetry(name: str, telemetry: Float[np.ndarray, "N 8"]) -> Iterator[str]:
+    """Channels that say nothing, and those whose unit is another one than the contract's."""
+    values = telemetry.astype(np.float64)
+    constant = [channel for channel, values in zip(TELEMETRY, values.T, strict=True) if np.ptp(values) == 0]
+    if constant and len(values) > 1:
+        yield f"{name}: telemetry {', '.join(constant)}: the same in every window, so nothing can be learnt from it"
+    pull = np.linalg.norm(values[:, :3], axis=1)
+    gyro, yaw, speed, turn = np.abs(values[:, 3:6]), values[:, 5], np.abs(values[:, 6]), values[:, 7]
+    middle = float(np.median(pull))
+    where, how = f"{name}: telemetry", "expected m/s^2"
+    if 0.9 < middle < 1.1 and np.mean(np.abs(pull - 1) < 0.3) > 0.8:
+        yield f"{where} ax ay az: the median of |a| is {middle:.2f}, as in g; {how} (about {GRAVITY} with gravity)"
+    elif middle > 5 * GRAVITY:
+        yield f"{where} ax ay az: the median of |a| is {middle:.4g}; {how} (about {GRAVITY} with gravity)"
+    if float(np.quantile(gyro, 0.99)) > 20 or _is_degrees(yaw, turn):
+        yield f"{where} gx gy gz: up to {gyro.max():.4g}, as in degrees/s; expected rad/s"
+    if float(np.quantile(np.abs(turn), 0.99)) > 20 or _is_degrees(turn, yaw):
+        yield f"{where} w: up to {np.abs(turn).max():.4g}, as in degrees/s; expected rad/s"
+    if float(np.quantile(speed, 0.99)) > 60:
+        yield f"{where} v: up to {speed.max():.4g}; expected m/s"
+
+
+def _is_degrees(rate: Float[np.ndarray, " N"], other: Float[np.ndarray, " N"]) -> bool:
+    """Whether two measurements of one turn rate differ by the factor of degrees (57.3)."""
+    if len(rate) < 10 or np.ptp(rate) == 0 or np.ptp(other) == 0:
+        return False
+    return bool(abs(np.corrcoef(rate, other)[0, 1]) > 0.9 and 45 < rate.std() / other.std() < 70)
+
+
+def warnings_of_both(train: SplitOutline, val: SplitOutline, leaks: bool) -> Iterator[str]:
+    """What the two splits must not share."""
+    groups = [split.name for split in (train, val) if split.grouped is False]
+    if groups:
+        yield (
+            f"{' and '.join(groups)}: no group: whether train and val share recordings cannot be seen; give each "
+            "window the name of its recording"
+        )
+    if not leaks:
+        yield from _same_windows(train, val)
+
+
+def _same_windows(train: SplitOutline, val: SplitOutline) -> Iterator[str]:
+    same = [(index, train.contents[content]) for content, index in val.contents.items() if content in train.contents]
+    same += [pair for pair in _equal_telemetry(train, val) if train.content_of(pair[1]) == val.content_of(pair[0])]
+    if same:
+        (index, other), found = same[0], len({index for index, _ in same})
+        more = f" ({found} such windows among those compared)" if found > 1 else ""
+        yield (
+            f"LEAKAGE: {place_of(val.dataset, 'val', index)} is the same window as "
+            f"{place_of(train.dataset, 'train', other)}{more}; "
+            "the val figures will flatter the model. Split by recording."
+        )
+
+
+def _equal_telemetry(train: SplitOutline, val: SplitOutline) -> list[tuple[int, int]]:
+    """(window of val, window of train) with the same telemetry."""
+    if train.labels is None or val.labels is None:
+        return []
+    rows = {row.tobytes(): i for i, row in enumerate(train.labels.telemetry)}
+    found = [(i, rows[row.tobytes()]) for i, row in enumerate(val.labels.telemetry) if row.tobytes() in rows]
+    return found[:: max(1, len(found) // MOST_COMPARED)][:MOST_COMPARED]

@@ -1,0 +1,200 @@
+"""What an evaluation found, and how far it can be trusted: intervals, and the cautions before the figures."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from simv0.alarm.threshold import Alarm, Rate, rate_of, recordings, softmax
+from simv0.data.labels import Labels
+from simv0.labels import HEADS, HIGH
+from simv0.model.metrics import Metrics, from_confusions
+
+RESAMPLES = 300
+FEW_HIGH = 20
+"""Fewer "high" windows cannot tell a recall of 0.95 from 1."""
+MODEL = "this checkpoint"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Everything the report tells."""
+
+    about: Mapping[str, Any]
+    metrics: Metrics
+    logits: Mapping[str, Float[np.ndarray, "N _"]]
+    labels: Labels
+    alarm: Alarm | None
+    epoch: int
+    baselines: Mapping[str, Metrics] | str
+    """Name -> metrics, or why there are none."""
+    history: tuple[list[dict[str, Any]], list[dict[str, Any]]]
+    """Lines of train_metrics.jsonl and val_metrics.jsonl; empty outside a run."""
+    frames: Callable[[int], Tensor] | str
+    """Window -> its frames [F,3,H,W], or why they cannot be shown."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Run, data, networks, versions, date and command, for people."""
+    leakage: Sequence[str] = ()
+    """What these windows share with those that the checkpoint was trained on."""
+    notes: Sequence[str] = ()
+    """What else bears on the figures, but is no fault."""
+    best_metric: str = "composite"
+    """What best.pt follows."""
+    raw_telemetry: bool = True
+    """Whether the telemetry is in SI units; else the dataset has normalised it."""
+
+    @property
+    def split(self) -> str:
+        """What was evaluated, as a word: "val", or the name of a file."""
+        return str(self.about["data"]).rstrip("/").rpartition("/")[2]
+
+    @cached_property
+    def is_high(self) -> Bool[np.ndarray, " N"]:
+        """Which windows are of risk "high"."""
+        high: np.ndarray = self.labels.ids["risk"] == HIGH
+        return high
+
+    @cached_property
+    def unit(self) -> Int[np.ndarray, " N"] | None:
+        """The recording of each window, which intervals are resampled over; None: windows."""
+        return recordings(self.labels.sample_id, self.labels.group, self.is_high)
+
+    @cached_property
+    def spread(self) -> dict[str, tuple[float, float]]:
+        """95 % intervals, by metric."""
+        rates = {key: (rate.low, rate.high) for key, rate in self._rates()}
+        return {**intervals(self.logits, self.labels, self.unit), **rates}
+
+    @cached_property
+    def classes(self) -> dict[str, dict[str, dict[str, float | None]]]:
+        """Head -> class -> precision, recall, F1 (None where nothing was counted) and support."""
+        return {head: dict(_classes(self, head)) for head in HEADS}
+
+    @cached_property
+    def cautions(self) -> list[str]:
+        """What to know before believing the figures, one line each, the worst first."""
+        return [*self.leakage, *_too_few(self), *_absent(self), *_perfect(self), *_as_good(self)]
+
+    def _rates(self) -> Iterator[tuple[str, Rate]]:
+        called = self.logits["risk"].argmax(1) == HIGH
+        if self.is_high.any():
+            yield "risk_high_recall", rate_of(called, self.is_high, self.unit)
+        if self.alarm is not None and self.alarm.threshold is not None:
+            p_high = softmax(self.logits["risk"], self.alarm.temperatures["risk"])[:, HIGH]
+            raised = p_high >= self.alarm.threshold
+            if self.is_high.any():
+                yield "alarm_recall", rate_of(raised, self.is_high, self.unit)
+            if not self.is_high.all():
+                yield "alarm_false_alarm_rate", rate_of(raised, ~self.is_high, self.unit)
+
+
+def _classes(evaluated: Evaluated, head: str) -> Iterator[tuple[str, dict[str, float | None]]]:
+    names = HEADS[head]
+    counts = confusion(evaluated.logits[head].argmax(1), evaluated.labels.ids[head], len(names)).numpy()
+    for i, name in enumerate(names):
+        right, support, said = int(counts[i, i]), int(counts[i].sum()), int(counts[:, i].sum())
+        rates = {"precision": (right, said), "recall": (right, support), "f1": (2 * right, said + support)}
+        shares = {key: part / whole if whole else None for key, (part, whole) in rates.items()}
+        yield name, {**shares, "support": support}
+
+
+def _too_few(evaluated: Evaluated) -> Iterator[str]:
+    n, N = int(evaluated.is_high.sum()), len(evaluated.labels)
+    if n == 0:
+        yield f'NO HIGH: none of {N} windows is of risk "high": nothing here tells whether danger would be found.'
+    elif n < FEW_HIGH:
+        called = evaluated.logits["risk"].argmax(1) == HIGH
+        rate = rate_of(called, evaluated.is_high, evaluated.unit)
+        yield (
+            f'FEW WINDOWS: {n} of {N} are of risk "high"; their recall, {rate.value:.3f}, may be anything from '
+            f"{rate.low:.3f} to {rate.high:.3f} (95 %). {FEW_HIGH} or more would tell something."
+        )
+
+
+def _absent(evaluated: Evaluated) -> Iterator[str]:
+    missing = [
+        f"{head} {', '.join(absent)}"
+        for head, names in HEADS.items()
+        if (absent := [name for i, name in enumerate(names) if not (evaluated.labels.ids[head] == i).any()])
+    ]
+    if missing:
+        yield f"ABSENT: no window has {'; '.join(missing)}: nothing here tells how those are judged."
+
+
+def _perfect(evaluated: Evaluated) -> Iterator[str]:
+    if evaluated.metrics.get("composite") == 1:
+        yield (
+            "PERFECT: every risk and action is right. That is more often a leak, or few and similar windows, than a "
+            "good model: try recordings of another day."
+        )
+
+
+def _as_good(evaluated: Evaluated) -> list[str]:
+    """Simple models that lie within the checkpoint's interval or above: as a whole, else in the F1 of single heads."""
+    whole = "macro_f1" if evaluated.metrics.get("composite") is None else "composite"
+    lines = {key: _matched(evaluated, key) for key in (whole, *(f"{head}_macro_f1" for head in HEADS))}
+    told = [line for line in lines.values() if line is not None]
+    return told[:1] if lines[whole] is not None else told
+
+
+def _matched(evaluated: Evaluated, key: str) -> str | None:
+    """By which figures the best simple model equals or beats the checkpoint in one metric; None where it does not."""
+    baselines = {} if isinstance(evaluated.baselines, str) else evaluated.baselines
+    scores = {name: score for name, metrics in baselines.items() if (score := metrics.get(key)) is not None}
+    ours, interval = evaluated.metrics.get(key), evaluated.spread.get(key)
+    if ours is None or interval is None or not scores or max(scores.values()) < interval[0]:
+        return None
+    name = max(scores, key=lambda name: scores[name])
+    what = "A LINEAR MODEL" if name.startswith("linear") else "A SIMPLE MODEL"
+    how = "better" if scores[name] > ours else "as good"
+    return (
+        f"{what} is {how} in {key}: {name!r} has {scores[name]:.3f}, {MODEL} {ours:.3f} "
+        f"(95 % interval {interval[0]:.3f} to {interval[1]:.3f})."
+    )
+
+
+def intervals(
+    logits: Mapping[str, Float[np.ndarray, "N _"]], labels: Labels, unit: Int[np.ndarray, " N"] | None
+) -> dict[str, tuple[float, float]]:
+    """95 % percentile bootstrap of the metrics that are read off the confusions of whole resampled splits.
+
+    A resample cannot show a mistake that was never made: where all are right the lower end is the exact binomial one of
+    as many independent units (as `alarm.rate_of`), for the composite of as many units with "high".
+
+    Args:
+        logits: head -> logits of every window.
+        labels: of the windows.
+        unit: the recording of each window, resampled as a whole; None resamples windows.
+    """
+    unit = np.arange(len(labels)) if unit is None else unit
+    n, rng = int(unit.max()) + 1, np.random.default_rng(0)
+    predicted = {head: logits[head].argmax(1) for head in HEADS}
+    drawn: dict[str, list[float]] = {}
+    for _ in range(RESAMPLES):
+        weight = np.bincount(rng.integers(0, n, n), minlength=n)[unit]
+        counts = {
+            head: confusion(predicted[head], labels.ids[head], len(names), weight) for head, names in HEADS.items()
+        }
+        for key, value in from_confusions(counts).items():
+            if value is not None:
+                drawn.setdefault(key, []).append(value)
+    units_of_high = len(np.unique(unit[labels.ids["risk"] == HIGH]))
+    spread = {}
+    for key, values in drawn.items():
+        low, high = (float(end) for end in np.percentile(values, [2.5, 97.5]))
+        units = units_of_high if key in ("composite", "risk_high_recall") else n
+        spread[key] = (0.025 ** (1 / units) if min(values) == 1 else low, high)
+    return spread
+
+
+def confusion(
+    predicted: Int[np.ndarray, " N"], labels: Int[np.ndarray, " N"], n: int, weight: Int[np.ndarray, " N"] | None = None
+) -> Int[Tensor, "n n"]:
+    """Counts [label, prediction] of n classes, each window `weight` times."""
+    counts = np.bincount(labels * n + predicted, weight, n * n).astype(np.int64)
+    return torch.from_numpy(counts.reshape(n, n))

@@ -1,0 +1,226 @@
+"""`evaluation/report.html`: what a checkpoint is worth, and what it misses, on one page that opens from disk.
+
+Self-contained: styles, SVG figures and pictures stand in the file; it asks no network for anything and runs no script.
+`report.html.j2` is the page; here is what it shows.
+"""
+
+import base64
+import io
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from simv0.alarm.threshold import Alarm, choose_alarm, softmax
+from simv0.config.schema import EvaluationConfig
+from simv0.disk.files import write_atomically
+from simv0.errors import ConfigError, SimError
+from simv0.evaluation import plots
+from simv0.evaluation.evaluated import MODEL, Evaluated, confusion
+from simv0.labels import HEADS, HIGH, TELEMETRY, UNITS
+from simv0.model.metrics import chosen_by
+
+STRIPS = 8
+"""Missed highs, and false alarms, shown at most."""
+THUMB = 150
+"""Width of a frame in a strip, pixels."""
+SHOWN = {
+    "risk_high_recall": ("high, called high (argmax)", "high"),
+    "alarm_recall": ("high, raised the alarm", "high"),
+    "alarm_false_alarm_rate": ("others, raised the alarm", "others"),
+    "risk_macro_f1": ("risk, macro F1", "all"),
+    "reason_macro_f1": ("reason, macro F1", "all"),
+    "action_macro_f1": ("action, macro F1", "all"),
+    "action_accuracy": ("action, accuracy", "all"),
+    "composite": ("composite", "all"),
+}
+"""Metric -> what it is, and which windows it is taken over."""
+COMPARED = {
+    "risk_high_recall": "high recall",
+    "risk_high_false_alarm_rate": "false alarms",
+    "risk_macro_f1": "risk F1",
+    "action_macro_f1": "action F1",
+    "composite": "composite",
+}
+UNCOUNTED = ("checkpoint", "data")
+
+
+def write_report(path: Path, evaluated: Evaluated) -> None:
+    """Write the page.
+
+    Raises:
+        ConfigError: matplotlib or jinja2 is not installed.
+    """
+    write_atomically(path, render(evaluated).encode())
+
+
+def render(evaluated: Evaluated) -> str:
+    """The page.
+
+    Raises:
+        ConfigError: as `write_report`.
+    """
+    plots.import_pyplot()
+    try:
+        import jinja2
+        from markupsafe import Markup
+    except ImportError:
+        raise ConfigError("evaluation/report.html needs jinja2: pip install 'simv0[report]'") from None
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
+        files("simv0.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
+    )
+    # Without a stored alarm (last.pt) the probabilities are shown as they come.
+    alarm = evaluated.alarm or choose_alarm(
+        evaluated.logits, evaluated.labels.ids, evaluated.labels.sample_id, evaluated.labels.group, EvaluationConfig()
+    )
+    return page.render(
+        title=f"{evaluated.about['checkpoint']} on {evaluated.split}",
+        number=_number,
+        breakable=lambda name: Markup(name.replace("_", "_<wbr>")),  # of the vocabularies only
+        **_about(evaluated),
+        **_scores(evaluated),
+        **_figures(evaluated, alarm, Markup),
+        heads=[_head(evaluated, head) for head in HEADS],
+        strips=_strips(evaluated, alarm),
+    )
+
+
+def _about(evaluated: Evaluated) -> dict[str, Any]:
+    """Where the figures come from, and how far they can be trusted."""
+    _, val = evaluated.history
+    best = next((row for row in val if row["epoch"] == evaluated.epoch), None)
+    is_best = best is not None and evaluated.about["checkpoint"] == "best.pt"
+    counted = {key: str(value) for key, value in evaluated.about.items() if key not in UNCOUNTED}
+    return {
+        "facts": evaluated.facts or counted,
+        "cautions": evaluated.cautions,
+        "notes": evaluated.notes,
+        "leaked": bool(evaluated.leakage),
+        "split": evaluated.split,
+        "windows": f"{len(evaluated.labels):,}",
+        "raw_telemetry": evaluated.raw_telemetry,
+        "epoch": evaluated.epoch,
+        "chosen_by": chosen_by(best, val, evaluated.best_metric) if best is not None and is_best else None,
+    }
+
+
+def _scores(evaluated: Evaluated) -> dict[str, Any]:
+    """The metrics with their intervals, and those of simple models."""
+    n, N = int(evaluated.is_high.sum()), len(evaluated.labels)
+    sizes = {"high": f"{n:,} high", "others": f"{N - n:,} others", "all": f"{N:,}"}
+    rows = [
+        {
+            "meaning": meaning,
+            "value": (value := evaluated.metrics.get(key)),
+            "of": sizes[over],
+            "interval": None if value is None else evaluated.spread.get(key),
+        }
+        for key, (meaning, over) in SHOWN.items()
+    ]
+    unit, baselines = evaluated.unit, evaluated.baselines
+    compared = {} if isinstance(baselines, str) else {MODEL: evaluated.metrics, **baselines}
+    return {
+        "metrics": rows,
+        "over": "windows; neighbours are alike, so they are too narrow"
+        if unit is None
+        else f"{int(unit.max()) + 1} recordings",
+        "not_compared": baselines if isinstance(baselines, str) else None,
+        "compared_by": list(COMPARED.values()),
+        "compared": {name: [metrics.get(key) for key in COMPARED] for name, metrics in compared.items()},
+    }
+
+
+def _head(evaluated: Evaluated, head: str) -> dict[str, Any]:
+    """One head's confusions and classes."""
+    names = HEADS[head]
+    counts = confusion(evaluated.logits[head].argmax(1), evaluated.labels.ids[head], len(names))
+    return {"name": head, "names": names, "counts": counts.tolist(), "classes": evaluated.classes[head]}
+
+
+def _figures(evaluated: Evaluated, alarm: Alarm, markup: Callable[[str], str]) -> dict[str, Any]:
+    """The plots, and the lines beside them."""
+    labels, (train, val) = evaluated.labels, evaluated.history
+    after = softmax(evaluated.logits["risk"], alarm.temperatures["risk"])
+    alarm_figures = [plots.reliability(softmax(evaluated.logits["risk"]), after, labels.ids["risk"])]
+    if evaluated.is_high.any():
+        alarm_figures.insert(0, plots.precision_recall(after[:, HIGH], evaluated.is_high, alarm.chosen))
+    channels = range(len(TELEMETRY))
+    figures = {
+        "alarm_figures": alarm_figures,
+        "curves": plots.training_curves(train, val, evaluated.epoch) if val else [],
+        "label_figures": [plots.label_histogram(head, labels.ids[head]) for head in HEADS],
+        "telemetry_figures": [
+            plots.telemetry_histogram(i, labels.telemetry[:, i], evaluated.raw_telemetry) for i in channels
+        ],
+    }
+    calibration = (f"{head} {alarm.ece_before[head]:.3f} → {alarm.ece_after[head]:.3f}" for head in HEADS)
+    safe = {name: [markup(svg) for svg in some] for name, some in figures.items()}
+    return {**safe, "alarm": str(alarm), "calibration": ", ".join(calibration)}
+
+
+def _strips(evaluated: Evaluated, alarm: Alarm) -> list[dict[str, Any]]:
+    """The worst misses and the worst false alarms, each window with its numbers and its frames."""
+    p_high = softmax(evaluated.logits["risk"], alarm.temperatures["risk"])[:, HIGH]
+    is_high, threshold = evaluated.is_high, alarm.threshold
+    raised = p_high >= threshold if threshold is not None else evaluated.logits["risk"].argmax(1) == HIGH
+    missed = "High windows that it missed" if threshold is None else "High windows that raised no alarm"
+    return [
+        _kind(evaluated, missed, np.flatnonzero(is_high & ~raised), p_high, p_high),
+        _kind(evaluated, "Worst false alarms", np.flatnonzero(~is_high & raised), -p_high, p_high),
+    ]
+
+
+def _kind(
+    evaluated: Evaluated,
+    title: str,
+    wrong: np.ndarray,
+    order: Float[np.ndarray, " N"],
+    p_high: Float[np.ndarray, " N"],
+) -> dict[str, Any]:
+    worst = wrong[np.argsort(order[wrong], kind="stable")][:STRIPS]
+    no_frames = evaluated.frames if isinstance(evaluated.frames, str) else None
+    windows = [_window(evaluated, int(i), float(p_high[i])) for i in worst]
+    return {"title": title, "count": len(wrong), "windows": windows, "no_frames": no_frames}
+
+
+def _window(evaluated: Evaluated, i: int, p_high: float) -> dict[str, Any]:
+    labels = evaluated.labels
+    words = "; ".join(
+        f"{head} {names[labels.ids[head][i]]}, said {names[evaluated.logits[head][i].argmax()]}"
+        for head, names in HEADS.items()
+    )
+    units = UNITS if evaluated.raw_telemetry else [""] * len(UNITS)
+    numbers = zip(TELEMETRY, labels.telemetry[i], units, strict=True)
+    shown: dict[str, Any] = {
+        "caption": f"{labels.sample_id[i]}: P(high) {p_high:.3f}; {words}",
+        "telemetry": [f"{name} {round(float(value), 2) + 0.0:.2f} {unit}".rstrip() for name, value, unit in numbers],
+        "frames": [],
+        "problem": None,
+    }
+    if not isinstance(evaluated.frames, str):
+        try:
+            pictures = evaluated.frames(i)
+        except SimError as error:
+            return {**shown, "problem": str(error)}
+        jpegs = [{"number": number, "jpeg": _jpeg(frame)} for number, frame in enumerate(pictures, 1)]
+        shown["frames"] = jpegs[::-1]
+    return shown
+
+
+def _jpeg(frame: Tensor) -> str:
+    pixels = frame if frame.dtype == torch.uint8 else (frame * 255).round().to(torch.uint8)
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    image.thumbnail((THUMB, THUMB))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

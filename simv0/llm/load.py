@@ -1,0 +1,374 @@
+"""The frozen decoder-only LLM: prefix vectors in, the hidden state of the last position out.
+
+Any decoder-only family of transformers runs through its own module (`LastHidden`, the reference path); the Llama-like
+ones through our own stack (`fast_llm.FastStack`). `load_llm` checks by behaviour what a config cannot promise: that
+positions see only what came before them, and that the two paths agree; and that every weight came from the checkpoint.
+"""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+import simv0.runtime.torchvision_fix  # noqa: F401
+from simv0.errors import ModelError
+from simv0.llm.cuda_graphs import captured
+from simv0.llm.fast import FastStack, why_not
+from simv0.runtime.digests import UNREAD, files_digest, tensors_digest
+from simv0.runtime.distributed import shard_blocks
+from simv0.runtime.hub import check_llm_at_hand
+from simv0.runtime.threads import over_batch
+
+log = logging.getLogger("simv0")
+
+ROWS = 32
+"""Prefixes that one thread takes through the stack by itself."""
+PAYS = 3e8
+"""Operations of one layer on so many prefixes from which that beats one thread: d = 256 and wider. The calls of a
+smaller layer take as long as its products, and only one thread at a time can make them."""
+
+
+class FrozenLLM(nn.Module):
+    """A frozen LLM without token embedding and without LM head; always in eval mode.
+
+    Attributes:
+        d: width of the input vectors.
+        hidden_size: width of the hidden state (differs from `d` in a few families, such as OPT-350m).
+        embed_rms: RMS of the LLM's own token embeddings, as they would stand in `inputs_embeds`.
+        path: `fast` or `reference`.
+        compiled_for: (batch, tokens) that `compiled.compile_llm` compiled the blocks for.
+        sharded: whether the weights are split over several processes.
+        captured: (batch, tokens, with gradients) -> the stack as CUDA graphs.
+        identity: `llm_name`, `llm_revision` (None for a folder), `llm_tensors` (`digests.tensors_digest`).
+        files: the files that the weights came from.
+    """
+
+    def __init__(
+        self,
+        stack: nn.Module,
+        *,
+        d: int,
+        hidden_size: int,
+        embed_rms: float,
+        identity: dict[str, str | None],
+        files: tuple[Path, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.stack = stack.requires_grad_(False)
+        self.path = "fast" if isinstance(stack, FastStack) else "reference"
+        self.compiled_for: tuple[int, int] | None = None
+        self.sharded = False
+        self.captured: dict[tuple[int, int, bool], Callable[[Tensor], Tensor]] = {}
+        self.d, self.hidden_size, self.embed_rms, self.identity, self.files = d, hidden_size, embed_rms, identity, files
+        weights = sum(weight.numel() for weight in stack.parameters() if weight.ndim > 1)
+        depth = max((len(layers) for layers in stack.modules() if isinstance(layers, nn.ModuleList)), default=1)
+        self._layer_weights = weights / depth
+        self.train(False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights and of the matrix products."""
+        stack: Any = self.stack
+        dtype: torch.dtype = stack.dtype
+        return dtype
+
+    def train(self, mode: bool = True) -> "FrozenLLM":
+        """Stay in eval mode, whatever is asked for: dropout would make the frozen LLM a moving target."""
+        super().train(False)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without CUDA graphs, which belong to the process that captured them."""
+        return {**super().__getstate__(), "captured": {}}  # type: ignore[no-untyped-call]
+
+    def blocks(self) -> nn.ModuleList:
+        """The decoder layers: the outermost list of modules, and the longest of those."""
+        lists = [(name, module) for name, module in self.named_modules() if isinstance(module, nn.ModuleList)]
+        return max(lists, key=lambda item: (-item[0].count("."), len(item[1])))[1]
+
+    def identity_like(self, stored: Mapping[str, Any]) -> dict[str, str | None]:
+        """`identity`, with the digest that `stored` has: older checkpoints hold that of the files' bytes."""
+        if "llm_tensors" in stored or "llm_weights" not in stored or not self.files:
+            return self.identity
+        names = {key: value for key, value in self.identity.items() if key != "llm_tensors"}
+        return {**names, "llm_weights": files_digest(self.files)}
+
+    def shard(self, device: torch.device) -> None:
+        """Split the weights of the blocks over the processes, on `device`; every process must run every step."""
+        shard_blocks(self.blocks(), device)
+        self.sharded = True
+
+    def forward(self, inputs_embeds: Float[Tensor, "B T {self.d}"]) -> Float[Tensor, "B {self.hidden_size}"]:
+        """Hidden state of the last position, after the final norm; gradients flow back to `inputs_embeds`."""
+        B, T, _ = inputs_embeds.shape
+        graphs = self.captured.get((B, T, torch.is_grad_enabled()))
+        return (graphs or self._run)(inputs_embeds).float()
+
+    def _run(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B h"]:
+        if self.compiled_for is None or (self.compiled_for == tuple(x.shape[:2]) and torch.is_grad_enabled()):
+            return self._over_threads(x)
+        with torch.compiler.set_stance("force_eager"):
+            return self.stack(x)  # type: ignore[no-any-return]
+
+    def _over_threads(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B h"]:
+        """On a CPU, `ROWS` prefixes a thread, where a layer is work enough for that."""
+        splits = isinstance(self.stack, FastStack) and self.compiled_for is None and not self.sharded
+        work = 2 * self._layer_weights * min(len(x), ROWS) * x.shape[1]
+        return over_batch(self.stack, x, ROWS, pays=work >= PAYS, splits=splits)
+
+    def capture(self, x: Float[Tensor, "B T d"]) -> None:
+        """Have prefixes of x's shape run as CUDA graphs, with gradients if x asks for them (that is said if not)."""
+        if graphs := captured(self._run, x):
+            B, T, _ = x.shape
+            self.captured[B, T, x.requires_grad] = graphs
+
+
+class LastHidden(nn.Module):
+    """Transformers' own module, read out at the last position: the reference path."""
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B h"]:
+        """Run in the compute dtype."""
+        hidden: Tensor = self.model(inputs_embeds=x.to(self.dtype), use_cache=False).last_hidden_state
+        return hidden[:, -1]
+
+
+@torch.inference_mode(False)  # the trials need gradients, whatever the caller has switched off
+def load_llm(
+    name: str,
+    revision: str | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    trust_remote_code: bool = False,
+    fast: bool = True,
+) -> FrozenLLM:
+    """Load a decoder-only LLM, frozen, its weights held once and in `dtype`.
+
+    Args:
+        name: hub name, or path of a local folder with `config.json` and weights.
+        revision: branch, tag or commit on the hub.
+        dtype: type of the weights and of the computation.
+        device: where it runs.
+        trust_remote_code: whether code from the LLM's repository may run.
+        fast: take the fast path where it exists and agrees; False: the reference path.
+
+    Raises:
+        ModelError: not found or not loadable; not decoder-only; weights missing from the checkpoint or not finite;
+            code of its own without `trust_remote_code`.
+    """
+    check_llm_at_hand(name, revision)
+    with quiet_transformers(progress=not os.path.isdir(name)):  # a download is worth watching
+        model, identity, files = _load_model(name, revision, dtype, trust_remote_code)
+    d, embed_rms = _drop_embedding(model, name)
+    stack: nn.Module = LastHidden(model.to(device), dtype).requires_grad_(False).eval()
+    hidden_size = _check_causal(model, name, d, dtype)
+    if fast:
+        if reason := why_not(model, embed_rms):
+            log.info("%s runs on transformers' own module: %s", name, reason)
+        else:
+            stack = FastStack(model, dtype)
+    return FrozenLLM(stack, d=d, hidden_size=hidden_size, embed_rms=embed_rms, identity=identity, files=files)
+
+
+def _load_model(
+    name: str, revision: str | None, dtype: torch.dtype, trust_remote_code: bool
+) -> tuple[Any, dict[str, str | None], tuple[Path, ...]]:
+    """The body of the LLM (no LM head, no vision tower), its identity and its files."""
+    from transformers import AutoModel
+
+    config, is_folder = read_llm_config(name, revision, trust_remote_code), os.path.isdir(name)
+    try:
+        model, report = AutoModel.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype,
+            attn_implementation="eager",  # faster than sdpa at a handful of tokens
+            output_loading_info=True,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+    except Exception as error:  # whatever a foreign checkpoint can make its loader raise
+        raise _explain(name, is_folder, error) from error
+    prefix = model.base_model_prefix
+    model = text_of(model)
+    _check_weights(model, name, report)
+    files = tuple(weight_files(name, revision))
+    identity = {
+        "llm_name": Path(name).resolve().name if is_folder else name,
+        "llm_revision": None if is_folder else files[0].parent.name,  # the hub's cache: snapshots/COMMIT/file
+        "llm_tensors": tensors_digest(files, prefix),
+    }
+    return model, identity, files
+
+
+def text_of(model: Any) -> Any:
+    """The decoder of a model that also sees or hears: the rest would be held and never used."""
+    if model.config.get_text_config() is model.config:
+        return model
+    return getattr(model, "language_model", None) or model.get_decoder()
+
+
+def read_llm_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The LLM's config.json, as transformers reads it; no weights.
+
+    Raises:
+        ModelError: not found, not readable, an encoder-decoder, quantised, a LoRA adapter beside it, code of its own
+            without `trust_remote_code`.
+    """
+    from transformers import AutoConfig
+
+    is_folder = os.path.isdir(name)
+    if not is_folder and name.startswith(("/", ".", "~")):
+        raise ModelError(f"{name}: there is no such folder; give a folder with config.json and weights, or a hub name")
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # whatever a foreign config can make its loader raise
+        raise _explain(name, is_folder, error) from error
+    if config.is_encoder_decoder:
+        raise ModelError(f"{name}: {config.model_type} is an encoder-decoder model; choose a decoder-only LLM")
+    if quantised := getattr(config, "quantization_config", None):
+        kind = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
+        raise ModelError(f"{name}: its weights are quantised ({kind}); give the LLM's unquantised weights")
+    if is_folder and os.path.exists(os.path.join(name, "adapter_config.json")):
+        raise ModelError(
+            f"{name}: holds an adapter (adapter_config.json), which would not be applied; merge it into the weights "
+            "(peft's merge_and_unload, then save_pretrained into another folder), or remove it"
+        )
+    return config
+
+
+def _explain(name: str, is_folder: bool, error: Exception) -> ModelError:
+    """The loader's error as one line that says what to do."""
+    text = " ".join(str(error).split())
+    short = text if len(text) <= 150 else text[:147] + "..."
+    if "trust_remote_code" in text:
+        return ModelError(
+            f"{name}: wants to run code from its own repository; read that code, then set model.trust_remote_code: "
+            "true, or choose another LLM"
+        )
+    if is_folder and os.path.exists(os.path.join(name, "open_clip_config.json")):
+        return ModelError(f"{name}: is the folder of a vision encoder (open_clip_config.json); give an LLM's folder")
+    if is_folder or not isinstance(error, OSError):
+        return ModelError(f"{name}: cannot be loaded as an LLM: {type(error).__name__}: {short}")
+    return ModelError(
+        f"{name}: no such folder, and the hub did not give it; check the name and the network, or download it "
+        f"elsewhere and give the path of its folder ({short})"
+    )
+
+
+def _check_weights(model: nn.Module, name: str, report: dict[str, Any]) -> None:
+    """Refuse what transformers would fill in at random or leave out, and NaN or inf."""
+    missing = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
+    if missing:
+        raise ModelError(
+            f"{name}: {len(missing)} weights are missing from the checkpoint (first: {missing[0]}); "
+            "is it a whole checkpoint of a decoder-only LLM?"
+        )
+    if unused := sorted(key for key in report["unexpected_keys"] if not UNREAD.search(key)):
+        raise ModelError(
+            f"{name}: {len(unused)} weights are unused, first: {unused[0]}; config.json describes another model than "
+            "the one whose weights lie beside it"
+        )
+    for key, weight in model.named_parameters():
+        if not all(extreme.isfinite() for extreme in weight.aminmax()):  # passes NaN on; needs no memory
+            raise ModelError(f"{name}: the weight {key} has values that are not finite in {weight.dtype}")
+
+
+def _check_causal(model: Any, name: str, d: int, dtype: torch.dtype) -> int:
+    """Refuse a model whose first position sees later ones; returns the width of its hidden state."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 3, d, generator=generator).to(next(model.parameters()).device, dtype).requires_grad_()
+    try:
+        hidden = model(inputs_embeds=x, use_cache=False).last_hidden_state
+        # A random direction: the plain sum over a LayerNorm's output does not depend on its input.
+        direction = torch.randn(hidden.shape[-1], generator=generator).to(hidden.device)
+        (gradient,) = torch.autograd.grad(hidden[0, 0].float() @ direction, x)
+    except Exception as error:  # a model that takes no inputs_embeds can fail in any way
+        raise ModelError(f"{name}: does not run on inputs_embeds: {' '.join(str(error).split())[:200]}") from error
+    if gradient[0, 1:].any():
+        raise ModelError(f"{name}: its first position sees later ones (an encoder); choose a decoder-only LLM")
+    if not gradient[0, 0].any():
+        raise ModelError(f"{name}: its output does not depend on inputs_embeds; choose another LLM")
+    return int(hidden.shape[-1])
+
+
+@torch.no_grad()
+def _drop_embedding(model: Any, name: str) -> tuple[int, float]:
+    """Take the token embedding out; returns width and RMS of what it gives, over its whole vocabulary.
+
+    The module is asked rather than its weight read: Gemma scales inside it. What a family does to `inputs_embeds` after
+    that (Granite multiplies) it does to tokens and prefix vectors alike.
+    """
+    embedding = model.get_input_embeddings()
+    if not isinstance(embedding, nn.Embedding):
+        raise ModelError(f"{name}: has no token embedding, so it is not a language model; choose a decoder-only LLM")
+    total, count, width = 0.0, 0, 0
+    for ids in torch.split(torch.arange(embedding.num_embeddings), 8192):
+        vectors = embedding(ids).float()
+        total, count, width = total + vectors.square().sum().item(), count + vectors.numel(), vectors.shape[-1]
+    model.set_input_embeddings(nn.Identity())  # often the largest weight of all, and nothing looks tokens up
+    return width, (total / count) ** 0.5
+
+
+def weight_files(name: str, revision: str | None = None) -> list[Path]:
+    """The files on this machine that transformers reads the weights from: safetensors, else bin; one file, else shards.
+
+    Raises:
+        ModelError: there are none, or not all.
+    """
+    from transformers.utils.hub import cached_file
+
+    def find(file: str) -> Path | None:
+        # `from_pretrained` has just downloaded what there is.
+        path = cached_file(
+            name,
+            file,
+            revision=revision,
+            local_files_only=True,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return Path(path) if path else None
+
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        if path := find(whole):
+            return [path]
+        if index := find(f"{whole}.index.json"):
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            found = [(shard, find(shard)) for shard in shards]
+            if lost := [shard for shard, path in found if path is None]:
+                raise ModelError(f"{name}: {index.name} names {lost[0]}, which is missing: the copy is incomplete")
+            return [path for _, path in found if path is not None]
+    raise ModelError(f"{name}: has neither model.safetensors nor pytorch_model.bin; save it with save_pretrained")
+
+
+@contextlib.contextmanager
+def quiet_transformers(progress: bool) -> Iterator[None]:
+    """No loading report (our own checks read it), no word of retries, no sending of .bin files to a converter."""
+    from transformers.utils import logging as noise
+
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    verbosity, bars, hub = noise.get_verbosity(), noise.is_progress_bar_enabled(), logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    noise.set_verbosity(logging.ERROR)
+    hub.setLevel(logging.CRITICAL)
+    if not progress:
+        noise.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        noise.set_verbosity(verbosity)
+        hub.setLevel(hub_level)
+        if bars:
+            noise.enable_progress_bar()  # type: ignore[no-untyped-call]

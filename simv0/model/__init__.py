@@ -1,0 +1,20 @@
+"""Tensors in, logits out: the trainable modules around a frozen LLM, their losses, metrics and checkpoints.
+
+`network.SimV0Model` is the model, `build.build_model` makes it of a config. Imports data, vision, llm and the alarm.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simv0.model.network import SimV0Model
+
+__all__ = ["SimV0Model"]
+
+
+def __getattr__(name: str) -> Any:
+    """`from simv0.model import SimV0Model`, without loading the networks for those who want the metrics only."""
+    if name != "SimV0Model":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from simv0.model.network import SimV0Model
+
+    return SimV0Model

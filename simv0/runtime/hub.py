@@ -1,0 +1,91 @@
+"""Whether the weights that a config names by a hub name are on this machine, or can be had."""
+
+import functools
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlparse
+
+from simv0.config.schema import ModelConfig
+from simv0.errors import ModelError
+
+LLM_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+ENCODER_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+PATIENCE = 3.0
+"""Seconds to wait for the hub to answer."""
+
+
+def check_llm_at_hand(name: str, revision: str | None) -> None:
+    """Refuse an LLM of the hub that is not here where there is no network: the hub's client would try for minutes.
+
+    Raises:
+        ModelError: naming it.
+    """
+    if _is_hub_name(name) and not _any_here(name, LLM_WEIGHTS, revision):
+        _refuse_offline("model.llm_name_or_path", f"there is no folder {name}, its weights", name)
+
+
+def check_encoder_at_hand(model: ModelConfig) -> None:
+    """Refuse an encoder whose weights are not here where there is no network: so would it, with a page of warnings.
+
+    Raises:
+        ModelError: naming it.
+    """
+    name, tag = model.vision_encoder_name, model.vision_pretrained
+    if name.startswith("local-dir:") or model.vision_weights or (tag is not None and Path(tag).is_file()):
+        return
+    repository, files = name.removeprefix("hf-hub:"), list(ENCODER_WEIGHTS)
+    if repository == name:
+        import open_clip
+
+        found = open_clip.get_pretrained_cfg(name, tag or "")
+        repository, _, file = str(found.get("hf_hub", "")).rpartition("/")
+        files = [file.rpartition(".")[0] + ".safetensors", file] if file else files
+        if not repository:  # a plain address, or a name that open_clip will refuse
+            return
+    what, whole, instead = "weights", _any_here(repository, files, None), "give the file as model.vision_weights"
+    if name.startswith("hf-hub:"):
+        what, instead = "weights and the open_clip_config.json", "give a folder as local-dir:PATH"
+        whole = whole and _any_here(repository, ("open_clip_config.json",), None)
+    if not whole:
+        _refuse_offline("model.vision_encoder_name", f"the {what} of {name} ({repository})", repository, instead)
+
+
+def _is_hub_name(name: str) -> bool:
+    return name.count("/") <= 1 and not name.startswith((".", "~", "/")) and not Path(name).exists()
+
+
+def _any_here(repository: str, files: Sequence[str], revision: str | None) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        return any(isinstance(try_to_load_from_cache(repository, file, revision=revision), str) for file in files)
+    except ValueError:  # no name of the hub: whoever loads it says so
+        return True
+
+
+def _refuse_offline(key: str, what: str, repository: str, instead: str = "give a local folder") -> None:
+    from huggingface_hub import constants
+
+    host = urlparse(constants.ENDPOINT).hostname or constants.ENDPOINT
+    if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{host} cannot be reached"
+        raise ModelError(
+            f"{key}: {what} are not on this machine ({constants.HF_HUB_CACHE}) and {why}; check the name, run "
+            f"`hf download {repository}` where there is a network, or {instead}"
+        )
+
+
+@functools.cache
+def _reachable(endpoint: str) -> bool:
+    """Whether a server answers; behind a proxy that cannot be told so quickly."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    address = urlparse(endpoint)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or endpoint, port), PATIENCE).close()
+    except OSError:
+        return False
+    return True

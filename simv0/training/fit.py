@@ -1,0 +1,310 @@
+"""`fit`: a config in, a finished run out; killed at any moment, `resume` goes on to the same end."""
+
+import logging
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simv0.alarm.threshold import choose_alarm
+from simv0.config.schema import Config
+from simv0.data.contract import Batch
+from simv0.data.labels import warn_of_leakage
+from simv0.data.manifest import read_jsonl
+from simv0.data.spacing import warn_of_spacing
+from simv0.labels import HEADS, HIGH
+from simv0.llm.compile import compile_llm
+from simv0.model.build import build_model
+from simv0.model.checkpoint import Checkpoint, Meta, Training, load_checkpoint, save_checkpoint
+from simv0.model.metrics import Metrics, Tally, chosen_by, ranking
+from simv0.model.network import SimV0Model
+from simv0.runtime.device import pick_device
+from simv0.runtime.distributed import anywhere, check_same, from_first, like_the_first, process_group, rank, share_of
+from simv0.runtime.threads import sharing
+from simv0.training.board import check_tensorboard, tensorboard
+from simv0.training.epoch import LogitsKept, evaluate, train_one_epoch
+from simv0.training.epoch_view import epoch_bar, table_head, table_row
+from simv0.training.recipe import class_weights, lr_factor, make_optimizer, set_stats, visual_dropout
+from simv0.training.resume import Position, find_checkpoint, numerics, restore
+from simv0.training.rundir import RunDir, append_line, provenance
+from simv0.training.splits import (
+    Batches,
+    Split,
+    check_pair,
+    eval_batches,
+    no_worker_left,
+    open_split,
+    split_digest,
+    train_batches,
+)
+from simv0.training.stopping import Stopped, StopRequest, asked_by_signals
+from simv0.vision.encoder import load_encoder
+
+log = logging.getLogger("simv0")
+
+
+def fit(config: Config, *, overwrite: bool = False, resume: bool = False) -> RunDir:
+    """Train as the config says; everything lands in `output.output_dir`.
+
+    Args:
+        config: a checked config.
+        overwrite: replace the run that is there.
+        resume: go on with the run that is there, or begin one.
+
+    Raises:
+        SimError: what the user can mend; found before training starts wherever it can be.
+
+    Under torchrun every process takes its share of each batch; the first alone reads and writes the run's folder.
+    """
+    run, request = RunDir(config.output.output_dir), StopRequest()
+    with process_group(), sharing():
+        try:
+            checkpoint = from_first(_claim, run, config, overwrite, resume)
+            if checkpoint is not None and checkpoint.meta.epoch == config.training.epochs:
+                log.info(
+                    f"{run.root}: this run is finished ({config.training.epochs} epochs); nothing to do "
+                    "(more epochs are another learning-rate cycle: train them in another output.output_dir)"
+                )
+            else:
+                _train(config, run, checkpoint, request)
+        finally:
+            run.release()
+    return run
+
+
+def _claim(run: RunDir, config: Config, overwrite: bool, resume: bool) -> Checkpoint | None:
+    """Own the run's folder; the checkpoint to go on from, if any."""
+    run.claim()
+    run.check_asked(overwrite=overwrite, resume=resume)
+    checkpoint = find_checkpoint(run, config) if resume else None
+    if checkpoint is None:
+        run.check_ours()
+        if resume:
+            log.info(f"{run.root}: holds no run to go on with; beginning one")
+    return checkpoint
+
+
+def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: StopRequest) -> None:
+    device = pick_device(config)
+    check_tensorboard(config)
+    trained = None if checkpoint is None else checkpoint.meta.encoder
+    raw = not config.model.use_cached_vis_feats
+    encoder = load_encoder(config.model, config.cache.precision, device, trained) if raw else None
+    train, val = (open_split(config, name, encoder) for name in ("train", "val"))
+    check_pair(config, (train.identity, val.identity), (train.dv, val.dv))
+    warn_of_spacing(train.frame_spacing, val.frame_spacing)
+    model = build_model(config, train.dv, encoder, device)
+    model.visual_dropout = visual_dropout(config.training, train)
+    digests = {"train": split_digest(train), "val": split_digest(val)}
+    sizes = {"data.batch_size": config.batch_size, "evaluation.batch_size": config.evaluation.batch_size}
+    splits = {f"{name} split": digest for name, digest in digests.items()}
+    frozen: dict[str, Any] = {"LLM": model.llm.identity, "type of the LLM (units for bf16)": str(model.llm.dtype)}
+    frozen["vision encoder"] = None if encoder is None else encoder.identity
+    check_same({**frozen, **splits, "training": config.training, **sizes})
+    optimizer = make_optimizer(model, config.training)
+    scaler = torch.amp.GradScaler(device.type) if model.llm.dtype is torch.float16 else None
+    position = Position()
+    batches = train_batches(config, train)
+    steps = len(batches.order)
+    start, stop = share_of(config.batch_size)
+    all_steps = config.training.epochs * steps
+    seconds = compile_llm(
+        model.llm, config.training.compile, batch=max(stop - start, 1), tokens=model.K + 2, steps=all_steps
+    )
+    if seconds is not None:
+        log.info(f"compiled the LLM's blocks in {seconds:.0f} s")
+    if checkpoint is None:
+        set_stats(model, train, config)
+        like_the_first(model.trainable_state())
+        from_first(run.begin, config)
+    else:
+        position = restore(checkpoint, run, model, optimizer, scaler, digests, steps)
+        from_first(run.go_on, config, position.epoch)
+        if rank() > 0:
+            position.tally = Tally()  # the first process's goes on; in the end all are added up
+    with run.log_to_file() if rank() == 0 else nullcontext():
+        _introduce(config, model, train, val, device, position)
+        Epochs(config, run, position, model, optimizer, scaler, train, val, digests, batches, request).go_on()
+
+
+@dataclass
+class Epochs:
+    """A run under way: what its epochs work with, and what they leave."""
+
+    config: Config
+    run: RunDir
+    position: Position
+    model: SimV0Model
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
+    train: Split
+    val: Split
+    digests: dict[str, str]
+    batches: Batches
+    request: StopRequest
+
+    def __post_init__(self) -> None:
+        self.device, self.steps = self.model.task_token.device, len(self.batches.order)
+        self.val_batches, self.val_logits = eval_batches(self.config, self.val), LogitsKept()
+        self.about: dict[str, Any] = describe(self.config, self.model, self.train)
+
+    def go_on(self) -> None:
+        """The epochs from `position` on."""
+        position, training = self.position, self.config.training
+        weights = class_weights(training.class_weights, self.train, self.device)
+        board = tensorboard(self.config, self.run.tensorboard, position.epoch)
+        log.info(table_head())
+        with asked_by_signals(self.request), no_worker_left(self.batches, self.val_batches), board as to_board:
+            while position.epoch < training.epochs and not self._gave_up():
+                order = self.batches.order
+                order.epoch, order.start = position.epoch, position.step
+                with epoch_bar(f"epoch {position.epoch + 1}", self.steps, position.step, rank() == 0) as self.moved:
+                    learnt = train_one_epoch(
+                        self.model,
+                        self.batches,
+                        self.optimizer,
+                        self.scaler,
+                        self.device,
+                        class_weights=weights,
+                        confidence_weight=training.confidence_weight,
+                        grad_clip=training.grad_clip,
+                        tally=position.tally,
+                        before_step=self._before_step,
+                        after_step=self._after_step,
+                    )
+                self.val_logits.clear()
+                with epoch_bar("val", len(self.val_batches.order), shown=rank() == 0) as self.moved:
+                    measured = evaluate(self.model, self.val_batches, self.device, on_batch=self._after_val_batch)
+                position.epoch, position.step, position.tally = position.epoch + 1, 0, Tally()
+                from_first(self._write_lines, learnt, measured)
+                to_board(position.epoch, learnt, measured)
+                better = self._end_epoch(measured)
+                log.info(table_row(position.epoch, learnt, measured, better))
+        if self._gave_up() and position.epoch < training.epochs:
+            log.info(f"stopped after epoch {position.epoch}: {training.patience} epochs without a new best")
+        best = from_first(load_checkpoint, self.run.best).meta
+        epochs = from_first(read_jsonl, self.run.val_metrics)
+        log.info(f"best epoch {best.epoch} (by {chosen_by(best.metrics, epochs, training.best_metric)}); {best.alarm}")
+
+    def _before_step(self) -> None:
+        training = self.config.training
+        step = self.position.epoch * self.steps + self.position.step
+        torch.manual_seed(training.seed * 1_000_003 + step)  # every random draw is a function of (seed, step)
+        factor = lr_factor(step, training.epochs * self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+    def _after_step(self) -> None:
+        self.position.step += 1
+        self.moved()
+        self._stop_if_asked()
+        every = self.config.training.checkpoint_every_steps
+        if every and self.position.step % every == 0:
+            self._save_last({})
+            self._stop_if_asked()
+
+    def _after_val_batch(self, batch: Batch, logits: dict[str, Tensor]) -> None:
+        self.val_logits.keep(batch, logits)
+        self.moved()
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if anywhere(self.request.asked is not None):  # not by what one process knows: others would not follow
+            self._save_last({})
+            raise Stopped(
+                f"{self.run.root}: stopped by {self.request.asked or 'a signal'} in epoch {self.position.epoch + 1} "
+                f"after step {self.position.step} of {self.steps}; the checkpoint is written: go on with --resume"
+            )
+
+    def _end_epoch(self, measured: Metrics) -> bool:
+        """Write best.pt if this epoch is the best one, and last.pt; returns whether it is."""
+        position, best_metric = self.position, self.config.training.best_metric
+        rates = {key: value for key, value in measured.items() if key not in ("seconds", "data_wait_share")}
+        better = ranking(measured, best_metric) > position.best
+        position.since_best = 0 if better else position.since_best + 1
+        if better:
+            position.best = ranking(measured, best_metric)
+            from_first(self._write_best, rates, self.val_logits.arrays())
+        self._save_last(rates)
+        return better
+
+    def _gave_up(self) -> bool:
+        patience = self.config.training.patience
+        return patience is not None and self.position.since_best >= patience
+
+    def _save_last(self, metrics: Metrics) -> None:
+        from_first(self._write_last, metrics, self.position.tally.whole())
+
+    def _write_last(self, metrics: Metrics, tally: Tally) -> None:
+        state = Training(
+            step=self.position.step,
+            best=self.position.best,
+            since_best=self.position.since_best,
+            tally=tally.state(),
+            optimizer=self.optimizer.state_dict()["state"],
+            scaler=self.scaler.state_dict() if self.scaler else None,
+            digests=self.digests,
+        )
+        about = Meta(**self.about, epoch=self.position.epoch, metrics=metrics, alarm=None)
+        content = Checkpoint(meta=about, state=self.model.trainable_state(), training=state)
+        save_checkpoint(self.run.last, content, previous=self.run.previous)
+
+    def _write_best(self, metrics: Metrics, logits: dict[str, np.ndarray]) -> None:
+        labels = self.val.labels
+        alarm = choose_alarm(logits, labels.ids, labels.sample_id, labels.group, self.config.evaluation)
+        about = Meta(**self.about, epoch=self.position.epoch, metrics=metrics, alarm=alarm)
+        save_checkpoint(self.run.best, Checkpoint(meta=about, state=self.model.trainable_state()))
+
+    def _write_lines(self, learnt: Metrics, measured: Metrics) -> None:
+        append_line(self.run.train_metrics, {"epoch": self.position.epoch, **learnt})
+        append_line(self.run.val_metrics, {"epoch": self.position.epoch, **measured})
+
+
+def describe(config: Config, model: SimV0Model, train: Split) -> dict[str, Any]:
+    """The fields of `Meta` that stay the same throughout a run."""
+    encoder = model.encoder.identity if model.encoder is not None else None
+    if train.identity is not None:
+        encoder = {key: value for key, value in train.identity.items() if key.startswith("vision_")}
+    return {
+        "dv": model.dv,
+        "d": model.llm.d,
+        "F": model.F,
+        "K": model.K,
+        "frame_spacing": train.frame_spacing,
+        "confidence_head": "confidence" in model.heads,
+        "labels": {head: list(names) for head, names in HEADS.items()},
+        "llm": model.llm.identity,
+        "encoder": encoder,
+        "config": config.model_dump(),
+        "provenance": {**provenance(), **numerics(model)},
+    }
+
+
+def _introduce(
+    config: Config, model: SimV0Model, train: Split, val: Split, device: torch.device, position: Position
+) -> None:
+    """Say what is about to happen; refuse a model that would train the wrong weights."""
+    counts = model.trainable_parameters()
+    frozen = sum(weight.numel() for weight in model.llm.parameters())
+    trained = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    log.info(f"device {device}, LLM {model.llm.identity['llm_name']} ({frozen:,} frozen weights, {model.llm.dtype})")
+    encoder = model.encoder.identity if model.encoder is not None else train.identity
+    origin = "the dataset's own" if encoder is None else f"of {encoder.get('vision_encoder_name')}"
+    kind = "frames, encoded in every epoch," if model.encoder is not None else "features"
+    log.info(f"data {config.data.train_split_path} and {config.data.val_split_path}: {kind} {origin}")
+    log.info(f"training {sum(counts.values()):,} weights: {trained}")
+    log.info(f"train {len(train.labels)} windows, val {len(val.labels)}; F={model.F} K={model.K} dv={model.dv}")
+    log.info(f"hiding {model.visual_dropout:.0%} of the pictures, and of the features of the others, in training")
+    if not (val.labels.ids["risk"] == HIGH).any():
+        log.warning('val has no window of risk "high": best.pt follows macro_f1, and no alarm can be judged')
+    warn_of_leakage(
+        getattr(train.dataset, "dataset", None),
+        getattr(val.dataset, "dataset", None),
+        train.labels.group,
+        val.labels.group,
+    )
+    if (position.epoch, position.step) != (0, 0):
+        log.info(f"resuming in epoch {position.epoch + 1} after step {position.step}")

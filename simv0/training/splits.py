@@ -1,0 +1,285 @@
+"""The two splits as training reads them: where the features come from, their labels, their stats, their order."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from simv0.config.schema import Config
+from simv0.data.class_weights import class_weights_of
+from simv0.data.contract import Batch, CheckedDataset, collate
+from simv0.data.labels import Labels, read_labels
+from simv0.data.loading import make_loader, started
+from simv0.data.spacing import split_spacing
+from simv0.data.user_class import calling, load_dataset, windows_in
+from simv0.errors import CacheError, DataError, SimError
+from simv0.features.dataset import CachedDataset
+from simv0.features.identity import check_features, compare_splits, labels_digest
+from simv0.features.shards import parts_of
+from simv0.labels import HEADS
+from simv0.runtime.distributed import share_of, world
+from simv0.vision.encoder import Encoder
+
+log = logging.getLogger("simv0")
+
+STATS_WINDOWS = 65_536
+"""Features of at most so many windows, evenly spaced, give the feature stats."""
+STATS_WINDOWS_RAW = 256
+"""The same where every window must first be encoded."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split, ready to be loaded in batches."""
+
+    name: str
+    dataset: Dataset[Any]
+    labels: Labels
+    class_weights: dict[str, list[float]] | None
+    dv: int
+    identity: dict[str, Any] | None
+    """Of the feature file; None where the dataset itself yields features or frames."""
+    frame_spacing: float | None = None
+    """Seconds between the frames of a window; None: unknown."""
+
+
+def open_split(config: Config, name: str, encoder: Encoder | None = None) -> Split:
+    """Open "train" or "val" as the config says: with an encoder the dataset's frames; else the feature file; else a
+    dataset that yields `vis_feats` itself.
+
+    Raises:
+        CacheError: no feature file, or one of other data or another encoder.
+        DataError: what breaks the sample contract.
+    """
+    path = Path(config.cache.dir) / f"{name}.h5"
+    features = path if path.exists() else parts_of(path).folder
+    if encoder is None and features.exists():
+        cached = CachedDataset(features, config.cache.in_memory)
+        try:
+            check_features(config, name, cached.identity, features)
+        except CacheError:
+            if not brings_features(config, name):  # what lies there is not of this dataset, which needs no file
+                raise
+            return _open_dataset(config, name, None, path)
+        spacing = split_spacing(config.data, cached.frame_spacing, name)
+        return Split(name, cached, cached.labels, cached.class_weights, cached.dv, cached.identity, spacing)
+    return _open_dataset(config, name, encoder, path)
+
+
+def brings_features(config: Config, name: str) -> bool:
+    """Whether the dataset is here and yields `vis_feats` itself."""
+    try:
+        dataset = load_dataset(config.data, name)
+        windows_in(dataset, name)
+    except SimError:
+        return False
+    return yields_features(dataset, name)
+
+
+def yields_features(dataset: Any, name: str) -> bool:
+    """Whether the first sample brings `vis_feats`; a dataset with frames of their own names does not."""
+    if hasattr(dataset, "load_frame"):
+        return False
+    with calling(f"{name}[0]", 0, 0, 0):
+        first = dataset[0]
+    return isinstance(first, Mapping) and "vis_feats" in first
+
+
+def _open_dataset(config: Config, name: str, encoder: Encoder | None, path: Path) -> Split:
+    """The dataset's frames, or its own features; `path` is where the feature file would be."""
+    F = config.model.F
+    dataset = load_dataset(config.data, name)
+    windows_in(dataset, name)
+    seed = config.training.seed if name == "train" else 0  # every epoch is judged on the same val
+    checked = CheckedDataset(dataset, name, F=F, resize=encoder.resize if encoder is not None else None, seed=seed)
+    if encoder is not None:
+        dv = encoder.dv
+    else:
+        if "vis_feats" not in checked[0]:
+            raise CacheError(
+                f"{path}: there is no feature file for split {name}; run `simv0 cache-vis` with this config first "
+                "(or set model.use_cached_vis_feats=false to encode the frames in every epoch)"
+            )
+        dv = checked[0]["vis_feats"].shape[-1]
+        check_own_dv(config, name, dv)
+    labels = read_labels(dataset, name, F)
+    spacing = split_spacing(config.data, getattr(dataset, "frame_spacing", None), name)
+    return Split(name, checked, labels, class_weights_of(dataset, HEADS), dv, None, spacing)
+
+
+def check_own_dv(config: Config, name: str, dv: int) -> None:
+    """Refuse a `model.dv` that is not the width of the dataset's own features.
+
+    Raises:
+        DataError: with both.
+    """
+    if config.model.dv not in (None, dv):
+        raise DataError(f"{name}[0]: vis_feats are {dv} wide, but model.dv is {config.model.dv}; drop model.dv")
+
+
+def check_pair(
+    config: Config, identities: tuple[dict[str, Any] | None, dict[str, Any] | None], widths: tuple[int, int]
+) -> None:
+    """Refuse a train and a val whose features do not belong together; identities are None without a feature file.
+
+    Raises:
+        CacheError: made in two ways, or one from its feature file and one from the dataset itself.
+        DataError: of two widths.
+    """
+    train, val = identities
+    if train is not None and val is not None:
+        compare_splits(train, val, "val")
+    elif train is not None or val is not None:
+        cached, other = ("train", "val") if train is not None else ("val", "train")
+        raise CacheError(
+            f"{config.cache.dir}: {cached} would come from its feature file, {other} from the dataset itself; "
+            "run `simv0 cache-vis` for both, or choose another cache.dir"
+        )
+    if widths[0] != widths[1]:
+        raise DataError(f"val: features of width {widths[1]}, but train has {widths[0]}")
+
+
+def split_digest(split: Split) -> str:
+    """sha256 over a split's labels and its feature file's identity: what a resumed run must find again."""
+    facts = [labels_digest(split.labels, split.class_weights), split.identity]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+class BatchOrder(Sampler[list[int]]):
+    """Batches, shuffled if there is a seed; the order is a function of (seed, epoch) alone, from any step on.
+
+    So a resumed run, or one with another number of workers or processes, sees the same batches. Where several processes
+    work, each batch is theirs together, and this is the order of the shares of this one.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int | None = None) -> None:
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.epoch, self.start = 0, 0
+
+    def __len__(self) -> int:
+        return -(-self.n // self.batch_size) - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self.seed is None:
+            order = np.arange(self.n)
+        else:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
+        for batch, (start, stop, _) in enumerate(self.shares(), self.start):
+            at = batch * self.batch_size
+            yield order[at + start : at + max(stop, start + 1)].tolist()
+
+    def shares(self) -> Iterator[tuple[int, int, int]]:
+        """`Batch.share` of every batch."""
+        for at in range(self.start * self.batch_size, self.n, self.batch_size):
+            total = min(self.batch_size, self.n - at)
+            yield (*share_of(total), total)
+
+
+class _InEpoch(Sampler[list[tuple[int, int]]]):
+    """The order's batches as (epoch, index): what a dataset draws depends on both, and workers know of no epoch."""
+
+    def __init__(self, order: BatchOrder) -> None:
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return ([(self.order.epoch, index) for index in batch] for batch in self.order)
+
+
+class Batches:
+    """A split's batches in `order`, whose `epoch` and `start` the caller moves; this process's shares of them."""
+
+    def __init__(self, split: Split, order: BatchOrder, num_workers: int) -> None:
+        self.order = order
+        if split.identity is not None:  # features are gathered from memory faster than a worker could send them
+            self.loader: DataLoader[Batch] = make_loader(split.dataset, order, collate, 0)
+        else:
+            self.loader = make_loader(split.dataset, _InEpoch(order), collate, num_workers, persistent=True)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if world() == 1:
+            return started(self.loader)
+        return (
+            batch | {"share": share} for batch, share in zip(started(self.loader), self.order.shares(), strict=True)
+        )
+
+
+def train_batches(config: Config, split: Split) -> Batches:
+    """Batches of the config's size, shuffled by its seed."""
+    order = BatchOrder(len(split.labels), config.batch_size, config.training.seed)
+    return Batches(split, order, config.data.num_workers)
+
+
+def eval_batches(config: Config, split: Split) -> Batches:
+    """The split in its own order; a process's share of a batch is `evaluation.batch_size`."""
+    order = BatchOrder(len(split.labels), config.evaluation.batch_size * world())
+    return Batches(split, order, config.data.num_workers)
+
+
+@contextmanager
+def no_worker_left(*all_batches: Batches) -> Iterator[None]:
+    """End the loaders' workers on leaving, also where an error's traceback still holds on to them."""
+    try:
+        yield
+    finally:
+        for batches in all_batches:
+            iterator: Any = batches.loader._iterator
+            if iterator is not None:
+                iterator._shutdown_workers()
+                batches.loader._iterator = None
+
+
+def telemetry_stats(telemetry: Float[np.ndarray, "N 8"]) -> tuple[Float[Tensor, "8"], Float[Tensor, "8"]]:
+    """Mean and std of each channel; a channel that does not vary gets std 1."""
+    values = telemetry.astype(np.float64)
+    return _finish(values.mean(0), values.std(0))
+
+
+def feature_stats(
+    split: Split, encode: Callable[[Batch], Float[Tensor, "B F dv"]], raw: bool
+) -> tuple[Float[Tensor, " dv"], Float[Tensor, " dv"]]:
+    """Mean and std of each feature over a split's frames (of evenly spaced windows); std 1 where it does not vary."""
+    indices = evenly_spaced(len(split.labels), STATS_WINDOWS_RAW if raw else STATS_WINDOWS)
+    step = 16 if raw else 1024
+    count, total, squares = 0, torch.zeros(split.dv).double(), torch.zeros(split.dv).double()
+    shift: Tensor | None = None
+    for at in range(0, len(indices), step):
+        feats = encode(fetch(split.dataset, indices[at : at + step])).flatten(0, 1).double().cpu()
+        shift = feats.mean(0) if shift is None else shift  # sums of squares about a near mean do not cancel
+        count += len(feats)
+        total += (feats - shift).sum(0)
+        squares += (feats - shift).square().sum(0)
+    assert shift is not None
+    mean = total / count
+    variance = (squares / count - mean.square()).clamp(min=0)
+    return _finish((mean + shift).numpy(), variance.sqrt().numpy())
+
+
+def evenly_spaced(n: int, at_most: int) -> list[int]:
+    """Indices of so many of n windows, the first and the last among them."""
+    spread: list[int] = np.unique(np.linspace(0, n - 1, min(n, at_most)).round().astype(int)).tolist()
+    return spread
+
+
+def fetch(dataset: Any, indices: list[int]) -> Batch:
+    """Some samples of a split as one batch."""
+    if hasattr(dataset, "__getitems__"):
+        return collate(dataset.__getitems__(indices))
+    return collate([dataset[i] for i in indices])
+
+
+def _finish(mean: np.ndarray, std: np.ndarray) -> tuple[Tensor, Tensor]:
+    std = np.where(std <= 1e-6 * np.maximum(np.abs(mean), 1e-6), 1.0, std)
+    return torch.from_numpy(mean).float(), torch.from_numpy(std).float()

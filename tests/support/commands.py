@@ -1,0 +1,13 @@
+"""The command line, as a test runs it."""
+
+from typing import Any
+
+from typer.testing import CliRunner
+
+from cli.main import app
+
+runner = CliRunner()
+
+
+def run(*args: object) -> Any:
+    return runner.invoke(app, [str(arg) for arg in args], catch_exceptions=False)

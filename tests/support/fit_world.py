@@ -1,0 +1,91 @@
+"""What a run leaves, runs that die on time, and a dataset that brings its features."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import simv0.training.fit
+from simv0.config.schema import Config
+from simv0.model.checkpoint import load_checkpoint
+from simv0.training.fit import fit
+from simv0.training.rundir import RunDir
+
+
+def moved(config: Config, root: Path, **training: Any) -> Config:
+    changed = {"output": config.output.model_copy(update={"output_dir": str(root)})}
+    if training:
+        changed["training"] = config.training.model_copy(update=training)  # type: ignore[assignment]
+    return config.model_copy(update=changed)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """JSONL without what the clock says."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "data_wait_share")} for row in rows]
+
+
+def outcome(run: RunDir) -> tuple[Any, ...]:
+    """Everything that must be equal to an unbroken run's, bit for bit."""
+    last = load_checkpoint(run.last)
+    best = load_checkpoint(run.best)
+
+    def bits(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.numpy().tobytes()
+        if isinstance(value, dict):
+            return {key: bits(item) for key, item in value.items()}
+        return [bits(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    meta = best.meta.model_dump(exclude={"config"})
+    return (
+        bits(last.state),
+        bits(last.training and last.training.model_dump()),
+        bits(best.state),
+        meta,
+        lines(run.train_metrics),
+        lines(run.val_metrics),
+    )
+
+
+class Killed(Exception):
+    pass
+
+
+def fit_until(config: Config, step: int, monkeypatch: pytest.MonkeyPatch, resume: bool = False) -> None:
+    """Train, and die without a word after `step` steps in all."""
+    count, original = 0, simv0.training.fit.save_checkpoint
+
+    def dying_save(path: Path, content: Any, **kwargs: Any) -> None:
+        nonlocal count
+        original(path, content, **kwargs)
+        if path.name == "last.pt":
+            count += 1
+            if count == step:
+                raise Killed
+
+    monkeypatch.setattr(simv0.training.fit, "save_checkpoint", dying_save)
+    with pytest.raises(Killed):
+        fit(config, resume=resume)
+    monkeypatch.undo()
+
+
+class VisFeats:
+    """A user's dataset that brings its own features."""
+
+    def __init__(self, path: str, poison: int | None = None) -> None:
+        rng = np.random.default_rng(len(path))
+        self.feats = rng.normal(size=(24, 4, 6)).astype(np.float32)
+        self.poison = poison
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        labels = {"risk_id": i % 4, "reason_id": i % 4, "action_id": i % 6}
+        weight = 3e38 if i == self.poison else 1.0  # overflows the weighted sum
+        telemetry = self.feats[i].ravel()[:8]
+        return {"vis_feats": self.feats[i], "telemetry": telemetry, "sample_id": f"w{i}", "weight": weight, **labels}

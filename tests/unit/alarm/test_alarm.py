@@ -1,0 +1,212 @@
+"""The alarm: thresholds worked out by hand, known temperatures, intervals that cover, and what train stores."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_world import MakeConfig
+
+from simv0.alarm.threshold import (
+    Alarm,
+    calibration_error,
+    choose_alarm,
+    fit_temperature,
+    rate_of,
+    recordings,
+    softmax,
+    threshold_for_false_alarms,
+    threshold_for_recall,
+    too_few,
+)
+from simv0.config.schema import EvaluationConfig
+from simv0.data.manifest import ManifestDataset
+from simv0.evaluation.run import evaluate_checkpoint
+from simv0.labels import HEADS, HIGH
+from simv0.model.checkpoint import load_checkpoint
+from simv0.predict import Predictor
+from simv0.training.fit import fit
+from simv0.training.refusals import config_differences
+
+P = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
+IS_HIGH = np.array([1, 0, 1, 0, 1, 0, 1, 0], bool)
+
+
+@pytest.mark.parametrize(
+    ("recall", "threshold", "found", "false_alarms"),
+    [(0.25, 0.85, 1, 0), (0.26, 0.65, 2, 1), (0.75, 0.45, 3, 2), (0.76, 0.25, 4, 3), (0.99, 0.25, 4, 3)],
+)
+def test_threshold_for_recall_by_hand(recall: float, threshold: float, found: int, false_alarms: int) -> None:
+    at = threshold_for_recall(P, IS_HIGH, recall)
+    assert at == pytest.approx(threshold)
+    assert ((at <= P)[IS_HIGH].sum(), (at <= P)[~IS_HIGH].sum()) == (found, false_alarms)
+
+
+@pytest.mark.parametrize(("rate", "threshold"), [(0.01, 0.85), (0.25, 0.65), (0.5, 0.45), (0.99, 0.25)])
+def test_threshold_for_false_alarms_by_hand(rate: float, threshold: float) -> None:
+    at = threshold_for_false_alarms(P, IS_HIGH, rate)
+    assert at == pytest.approx(threshold)
+    assert (at <= P)[~IS_HIGH].mean() <= rate
+
+
+def test_thresholds_are_the_extreme_ones_on_random_scores_with_ties() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        n = int(rng.integers(4, 40))
+        p = rng.integers(1, 12, n) / 12  # many ties
+        is_high = rng.random(n) < 0.4
+        is_high[:2] = True, False
+        recall, rate = rng.uniform(0.05, 0.95, 2)
+        candidates = [0.0, *(np.unique(p) + 1e-9), 1.0]  # every way to split the scores
+        finds = [t for t in candidates if (p >= t)[is_high].mean() >= recall]
+        at = threshold_for_recall(p, is_high, recall)
+        assert (p >= at)[is_high].mean() >= recall
+        assert (p >= at)[~is_high].mean() == min((p >= t)[~is_high].mean() for t in finds)
+        quiet = [t for t in candidates if (p >= t)[~is_high].mean() <= rate]
+        at = threshold_for_false_alarms(p, is_high, rate)
+        assert (p >= at)[~is_high].mean() <= rate
+        assert (p >= at)[is_high].mean() == max((p >= t)[is_high].mean() for t in quiet)
+
+
+def test_a_known_temperature_is_found() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(20_000, 4)) * 2
+    labels = np.array([rng.choice(4, p=row) for row in softmax(logits)])
+    overconfident = logits * 2.5
+    found = fit_temperature(overconfident.astype(np.float32), labels)
+    assert found == pytest.approx(2.5, rel=0.05)
+    assert calibration_error(softmax(overconfident), labels) > 0.1
+    assert calibration_error(softmax(overconfident, found), labels) < 0.02
+    assert fit_temperature(np.eye(4)[labels], labels) == pytest.approx(0.1)  # never wrong: the lower bound
+
+
+def test_calibration_error_by_hand() -> None:
+    probs = np.array([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.4, 0.6]])
+    labels = np.array([0, 1, 1, 0])  # bins: 0.9 twice, half right; 0.8 right; 0.6 wrong
+    assert calibration_error(probs, labels) == pytest.approx((2 * 0.4 + 0.2 + 0.6) / 4)
+
+
+def test_intervals_over_recordings_are_wider_where_windows_of_one_go_alike() -> None:
+    """30 recordings of 20 windows, each found or missed as a whole: the truth is 30 draws, not 600."""
+    raised = np.repeat(np.arange(30) % 3 > 0, 20)
+    among = np.ones(600, bool)
+    over_recordings = rate_of(raised, among, np.repeat(np.arange(30), 20))
+    over_windows = rate_of(raised, among, None)
+    assert over_recordings.value == over_windows.value == pytest.approx(2 / 3)
+    width = 2 * 1.96 * math.sqrt(2 / 9 / 30)  # normal approximation of 30 draws
+    assert over_recordings.high - over_recordings.low == pytest.approx(width, rel=0.1)
+    assert over_windows.high - over_windows.low == pytest.approx(width / math.sqrt(20), rel=0.1)
+
+
+def test_a_rate_of_one_is_not_called_certain() -> None:
+    every = rate_of(np.ones(50, bool), np.ones(50, bool), None)
+    assert (every.value, every.high) == (1, 1)
+    assert every.low == pytest.approx(0.9289, abs=1e-4)  # Clopper-Pearson, 50 of 50
+    none = rate_of(np.zeros(50, bool), np.ones(50, bool), None)
+    assert (none.value, none.low) == (0, 0)
+    assert none.high == pytest.approx(0.0711, abs=1e-4)
+
+
+def test_recordings_are_told_by_group_else_by_sample_id_else_not() -> None:
+    both = np.array([1, 0] * 3, bool)
+    assert recordings(list("abcdef"), ["x", "x", "y", "y", "z", "z"], both) is not None
+    named = recordings(["r1-0", "r1-1", "r2-0", "r2-1", "r3-0", "r3-1"], None, both)
+    assert named is not None
+    assert named.tolist() == [0, 0, 1, 1, 2, 2]
+    assert recordings(["0", "1", "2", "3", "4", "5"], None, both) is None
+    assert recordings([f"rover-{i}" for i in range(6)], None, both) is None  # one recording has no spread
+
+
+def world(n: int, n_high: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
+    rng = np.random.default_rng(1)
+    ids = {head: rng.integers(0, len(names), n) for head, names in HEADS.items()}
+    ids["risk"] = np.where(np.arange(n) < n_high, HIGH, ids["risk"] % HIGH)
+    logits = {
+        head: (rng.normal(size=(n, len(names))) + 2 * np.eye(len(names))[ids[head]]).astype(np.float32)
+        for head, names in HEADS.items()
+    }
+    return logits, ids, [f"r{i % 10}-{i}" for i in range(n)]
+
+
+def test_the_chosen_point_keeps_its_promises_and_the_same_val_gives_the_same_alarm() -> None:
+    logits, ids, names = world(400, 60)
+    alarm = choose_alarm(logits, ids, names, None, EvaluationConfig())
+    assert alarm == choose_alarm(logits, ids, names, None, EvaluationConfig())
+    assert (alarm.groups, alarm.n_high, alarm.windows, alarm.reason) == (10, 60, 400, None)
+    assert alarm.chosen is not None
+    assert alarm.at_max_false_alarm_rate is not None
+    assert alarm.chosen.recall.value == 57 / 60
+    assert alarm.at_max_false_alarm_rate.false_alarm_rate.value <= 0.05
+    assert alarm.chosen.recall.low < 57 / 60 < alarm.chosen.recall.high
+    assert alarm.ece_after["risk"] < alarm.ece_before["risk"]
+    assert str(alarm).startswith(f"alarm: P(high) >= {alarm.chosen.threshold:.3f} finds 0.950 (")
+    assert "(95 % over 10 recordings)" in str(alarm)
+    assert "no groups are known" in str(choose_alarm(logits, ids, list(map(str, range(400))), None, EvaluationConfig()))
+    assert Alarm.model_validate(json.loads(alarm.model_dump_json())) == alarm
+
+
+@pytest.mark.parametrize(
+    ("n", "n_high", "reason"),
+    [
+        (100, 0, 'val has 0 windows of risk "high"; at least 20 are needed'),
+        (100, 19, 'val has 19 windows of risk "high"; at least 20 are needed'),
+        (100, 90, "val has 10 windows of other risks; at least 20 are needed"),
+    ],
+)
+def test_too_few_is_said_instead_of_a_number(n: int, n_high: int, reason: str) -> None:
+    logits, ids, names = world(n, n_high)
+    alarm = choose_alarm(logits, ids, names, None, EvaluationConfig())
+    assert (alarm.reason, alarm.chosen, alarm.threshold) == (reason, None, None)
+    assert str(alarm) == f"alarm: no threshold: {reason}"
+    assert too_few(ids["risk"] == HIGH, EvaluationConfig(target_recall=0.5, max_false_alarm_rate=0.5)) == (
+        reason.replace("20", "10") if n_high == 0 else None
+    )
+
+
+def test_train_stores_the_alarm_and_evaluate_and_predict_use_it(
+    make_config: MakeConfig, features: Path, manifests: Path, tmp_path: Path
+) -> None:
+    both = tmp_path / "both"
+    both.mkdir()
+    for name in ("train", "val"):  # the larger split as val too: 40 windows, 10 of them high
+        (both / f"{name}.h5").symlink_to(features / "train.h5")
+    wanted = {"target_recall": 0.8, "max_false_alarm_rate": 0.2}
+    same = {"val_split_path": str(manifests / "train.jsonl")}
+    run = fit(make_config(cache={"dir": str(both)}, data=same, evaluation=wanted))
+    before = run.best.read_bytes()
+    meta = load_checkpoint(run.best).meta
+    assert meta.alarm is not None
+    assert meta.alarm.chosen is not None
+    assert meta.alarm.n_high == 10
+    tied = "macro_f1: several epochs have a composite of 0.000"
+    assert f"best epoch {meta.epoch} (by {tied}); alarm: P(high) >= " in run.log.read_text()
+
+    found, folder = evaluate_checkpoint(run.best)
+    metrics = found.metrics
+    assert run.best.read_bytes() == before
+    assert metrics["alarm_recall"] == meta.alarm.chosen.recall.value >= 0.8
+    assert metrics["alarm_false_alarm_rate"] == meta.alarm.chosen.false_alarm_rate.value
+    written = json.loads((folder / "metrics.json").read_text())
+    assert Alarm.model_validate(written["alarm_chosen_on_val"]) == meta.alarm
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert all(row["alarm"] == (row["probs"]["risk"]["high"] >= meta.alarm.threshold) for row in rows)
+
+    dataset, predictor = ManifestDataset(manifests / "train.jsonl"), Predictor.load(run.best)
+    for i in (0, 6, 7):
+        sample = dataset[i]
+        predicted = predictor.predict(sample["frames"], torch.tensor(sample["telemetry"]))
+        assert predicted["probs"]["risk"] == pytest.approx(rows[i]["probs"]["risk"], abs=5e-3)  # float16 features
+        assert predicted["alarm"] == rows[i]["alarm"]
+
+
+def test_resume_refuses_another_target_since_best_was_chosen_for_the_first(
+    make_config: MakeConfig,
+) -> None:
+    first, other, batch = (
+        make_config(evaluation=changed).model_dump()
+        for changed in ({}, {"target_recall": 0.9}, {"batch_size": 7, "target_recall": 0.95})
+    )
+    assert config_differences(first, other) == ["evaluation.target_recall: begun with 0.95, now 0.9"]
+    assert config_differences(first, batch) == []

@@ -1,0 +1,137 @@
+"""What cache-vis takes from a dataset, and what it refuses."""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cache_world import Windows, make_world, plain_config, train_file
+
+from cache.frames import Carry
+from cache.pipeline import cache_vis
+from simv0.data.manifest import ManifestDataset
+from simv0.errors import CacheError, DataError
+from simv0.features.dataset import CachedDataset
+from simv0.features.shards import Plan, parts_of
+from simv0.vision.encoder import load_encoder
+
+
+def test_a_plain_dataset_of_float_frames(tmp_path: Path) -> None:
+    config = plain_config(tmp_path)
+    train, _ = cache_vis(config)
+    assert (train.counts.frames, train.counts.encoded) == (27, 27)
+    cached, encoder = CachedDataset(train_file(config)), load_encoder(config.model, "fp32")
+    for i in range(9):
+        torch.testing.assert_close(
+            cached[i]["vis_feats"].float(), encoder(Windows("")[i]["frames"]), rtol=1e-3, atol=1e-3
+        )
+    assert cached.labels.sample_id[8] == "8"
+    assert cached.labels.group is None
+
+
+def test_a_dataset_of_features_needs_no_cache(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train: cache_world.Windows yields vis_feats itself; it needs no cache-vis"):
+        cache_vis(plain_config(tmp_path, feats=True))
+
+
+@pytest.mark.parametrize(
+    ("factor", "what"), [(1e6, r"a feature is .*; set cache.dtype: float32"), (np.nan, "NaN or inf")]
+)
+def test_features_that_cannot_be_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, what: str
+) -> None:
+    from simv0.vision.encoder import Encoder
+
+    config = plain_config(tmp_path)
+    forward = Encoder.forward
+    monkeypatch.setattr(Encoder, "forward", lambda self, frames: forward(self, frames) * factor)
+    with pytest.raises(CacheError, match=r"train\[0\] \(0\), frame 0: .*" + what):
+        cache_vis(config)
+
+
+def test_a_broken_frame_is_named_also_by_workers(tmp_path: Path) -> None:
+    config = make_world(tmp_path)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"num_workers": 1})})
+    (tmp_path / "train" / "20.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"train/20.png: cannot be read as an image") as caught:
+        cache_vis(config)
+    assert "\n" not in str(caught.value)
+    assert len(parts_of(train_file(config)).missing(Plan({"N": 23}, 5, 8))) < 5  # what was finished is kept
+
+
+def test_a_window_of_too_few_frames_is_found_before_the_encoder_is_loaded(tmp_path: Path) -> None:
+    config = make_world(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "val.jsonl").read_text().splitlines()]
+    rows[6]["frames"].pop()
+    (tmp_path / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.rmtree(tmp_path / "encoder")
+    with pytest.raises(DataError, match=r"val.jsonl:7: frames: expected 4 \(model.F\), found 3"):
+        cache_vis(config)
+
+
+def test_frames_of_two_types_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = ManifestDataset.load_frame
+    config = make_world(tmp_path)
+    monkeypatch.setattr(
+        ManifestDataset,
+        "load_frame",
+        lambda self, name: load(self, name) / 255 if "/7." in str(name) else load(self, name),
+    )
+    with pytest.raises(DataError, match="train: some frames are uint8, others float; give one type"):
+        cache_vis(config)
+
+
+@pytest.mark.parametrize("bad", [None, [1]])
+def test_a_first_sample_that_is_no_dict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: Any) -> None:
+    monkeypatch.setattr(Windows, "__getitem__", lambda self, i: bad)
+    with pytest.raises(
+        DataError, match=rf"train\[0\]: expected a dict, found {type(bad).__name__} \(and 8 more like it\)$"
+    ):
+        cache_vis(plain_config(tmp_path))
+
+
+def test_windows_of_two_types_are_refused_where_two_jobs_meet_in_one_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3 frames a window, 8 a batch: each job reads two windows, and window 2 waits for frames of window 0 and 1."""
+    get = Windows.__getitem__
+
+    def mixed(self: Windows, i: int) -> dict[str, Any]:
+        sample = get(self, i)
+        return sample if i in (2, 3) else {**sample, "frames": (sample["frames"] * 255).byte()}
+
+    monkeypatch.setattr(Windows, "__getitem__", mixed)
+    with pytest.raises(DataError, match=r"^train: some frames are uint8, others float; give one type$"):
+        cache_vis(plain_config(tmp_path))
+
+
+def test_carry_keeps_the_most_recent_frames_within_its_limit() -> None:
+    carry = Carry(3)
+    assert carry.plan("abcb") == (["a", "b", "c"], [])
+    assert carry.plan("bd") == (["d"], ["a"])  # c and b were used after a
+    assert carry.plan("ab") == (["a"], ["c"])
+    assert Carry(0).plan("ab") == (["a", "b"], ["a", "b"])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told how to keep its memory")
+def test_memory_that_a_batch_frees_is_kept_for_the_next() -> None:
+    """A guard without timing: pages that the kernel must bring in anew, in a process of its own."""
+    script = """
+import resource, torch
+from cache.pipeline import keep_freed_memory
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+keep_freed_memory()
+for _ in range(20): torch.ones(16 * 2**20)  # 64 MiB, freed at once, until the heap has grown
+before = faults()
+for _ in range(10): torch.ones(16 * 2**20)
+print((faults() - before) * resource.getpagesize() / 2**20)
+"""
+    root = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 64  # of 640 MiB

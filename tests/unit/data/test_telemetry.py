@@ -1,0 +1,113 @@
+"""Telemetry tables and folders of pictures: read as they are meant, or refused with the line and what to write."""
+
+import logging
+import math
+from pathlib import Path
+
+import pytest
+
+from simv0.data.recording import in_order
+from simv0.data.telemetry import read_telemetry
+from simv0.errors import DataError
+
+HEAD = "t,ax,ay,az,gx,gy,gz,v,w\n"
+ROW = "{t},0.5,0.1,9.81,0.01,0.02,0.03,1.25,0.03\n"
+VALUES = [0.5, 0.1, 9.81, 0.01, 0.02, 0.03, 1.25, 0.03]
+
+
+def read(tmp_path: Path, text: str, name: str = "t.csv", encoding: str = "utf-8") -> list[tuple[float, list[float]]]:
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    return read_telemetry(tmp_path / name)
+
+
+def told(tmp_path: Path, text: str, name: str = "t.csv", encoding: str = "utf-8") -> str:
+    with pytest.raises(DataError) as error:
+        read(tmp_path, text, name, encoding)
+    return str(error.value).removeprefix(f"{tmp_path}/")
+
+
+@pytest.mark.parametrize("parted", [",", ";", "\t", ", "])
+def test_a_table_is_read(tmp_path: Path, parted: str) -> None:
+    text = "\ufeff" + (HEAD + "\n" + ROW.format(t=0) + ROW.format(t="2e-1")).replace(",", parted)
+    assert read(tmp_path, text) == [(0.0, VALUES), (0.2, VALUES)]
+
+
+def test_what_was_not_measured_is_nan(tmp_path: Path) -> None:
+    ((_, values),) = read(tmp_path, HEAD + "0, ,NaN,1,2,3,4,5,6\n")
+    assert [math.isnan(value) for value in values] == [True, True] + [False] * 6
+    ((_, values),) = read(tmp_path, '{"t": 1, "telemetry": [null, NaN, 1, 2, 3, 4, 5, 6]}\n', "t.jsonl")
+    assert [math.isnan(value) for value in values] == [True, True] + [False] * 6
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            HEAD + ROW.format(t="0.0") + "0,200,0,5,0,1,9,81,0,01,0,02,0,03,1,25,0,03\n",
+            "t.csv:3: expected 9 fields, as the first line names, found 18; write decimal points, not commas",
+        ),
+        (HEAD + "\n" + "0.1,1,2\n", "t.csv:3: expected 9 fields, as the first line names, found 3"),
+        (HEAD.replace(",", ";") + "0,2;0;0;0;0;0;0;0;0\n", "t.csv:2: t: expected seconds, found '0,2'; write 0.2"),
+        (HEAD + '0.2,"0,5",0,0,0,0,0,0,0\n', "t.csv:2: ax: expected a number, found '0,5'; write 0.5"),
+        (HEAD + "0.2,1_000,0,0,0,0,0,0,0\n", "t.csv:2: ax: expected a number, found '1_000'"),
+        (HEAD + "0.2,1 000,0,0,0,0,0,0,0\n", "t.csv:2: ax: expected a number, found '1 000'"),
+        (HEAD + "0.2,inf,0,0,0,0,0,0,0\n", "t.csv:2: ax: expected a number, found 'inf'"),
+        (HEAD + "0.2,\u0661,0,0,0,0,0,0,0\n", "t.csv:2: ax: expected a number, found '\u0661'"),
+        (HEAD + HEAD, "t.csv:2: t: expected seconds, found 't'"),
+        (HEAD + ",0,0,0,0,0,0,0,0\n", "t.csv:2: t: expected seconds, found ''"),
+        (HEAD.replace("gz", "gx"), "t.csv: the columns gz are missing; expected t,ax,ay,az,gx,gy,gz,v,w"),
+        (HEAD.replace("w\n", "w,v\n"), "t.csv: the column v stands 2 times; keep one"),
+        (
+            HEAD + "".join(ROW.format(t=1.7e12 + 50 * i) for i in range(3)),
+            "t.csv: t: readings are 50 apart (median); expected seconds: divide ms by 1e3, us by 1e6, ns by 1e9",
+        ),
+        (
+            HEAD + ROW.format(t=0.2) + "\n" + ROW.format(t=0.1),
+            "t.csv:4: t: 0.1 comes before 0.2; sort the rows by t",
+        ),
+    ],
+)
+def test_a_malformed_table_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    assert told(tmp_path, text) == message
+
+
+def test_json_is_taken_at_its_word(tmp_path: Path) -> None:
+    row = '{"t": 0.1, "telemetry": [%s, 0, 0, 0, 0, 0, 0, 0]}\n'
+    for value, found in (("true", "True"), ("Infinity", "inf"), ('"0,5"', "'0,5'; write 0.5"), ("[1]", "[1]")):
+        assert told(tmp_path, row % value, "t.jsonl") == f"t.jsonl:1: ax: expected a number, found {found}"
+    assert told(tmp_path, row.replace("0.1", "true") % 0, "t.jsonl") == "t.jsonl:1: t: expected seconds, found True"
+
+
+def test_another_encoding_is_told(tmp_path: Path) -> None:
+    assert told(tmp_path, HEAD, encoding="utf-16") == "t.csv: is not UTF-8 text (byte 0); save it as UTF-8"
+
+
+def test_readings_of_one_moment_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "simv0"):
+        read(tmp_path, HEAD + "".join(ROW.format(t=t) for t in (0.0, 0.2, 0.2, 0.4)))
+    assert caplog.messages == [
+        f"{tmp_path}/t.csv: 1 of 4 readings have the time of the one before (first: line 4); a frame takes the first "
+        "of them"
+    ]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["1700000000.6020231", "1700000000.802282", "1700000001.0027933"],  # 0.2 s apart, in digits 6, 7, 6
+        ["0.0", "5e-05", "0.1", "0.30000000000000004", "0.4", "10.2"],
+        ["cam_9.95", "cam_10.05", "cam_10.1"],
+        ["frame2", "frame10", "frame10b"],
+        ["a_2017_04_16_08_729", "a_2017_04_16_08_917", "a_2017_04_16_09_149"],
+        ["run1_0.5", "run2_0.25"],  # of two recordings: by their names
+    ],
+)
+def test_pictures_stand_in_the_order_that_their_names_mean(names: list[str]) -> None:
+    paths = [Path(f"{name}.PNG") for name in names]
+    assert in_order(sorted(paths)) == paths
+    assert in_order(paths[::-1]) == paths
+
+
+def test_two_pictures_of_one_time_are_refused() -> None:
+    with pytest.raises(DataError, match=r"^d/0\.50\.png: is of the same time as 0\.5\.png; keep one of them$"):
+        in_order([Path("d/0.5.png"), Path("d/0.50.png")])
