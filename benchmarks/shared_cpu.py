@@ -21,6 +21,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import simv0  # noqa: F401  before torch, as a user would
+
 WORKS = ("train small", "train large", "cache-vis small", "cache-vis large", "stream small", "stream large")
 NEIGHBOURS = (0, 1, 2)
 WINDOWS = {"small": (512, 128), "large": (64, 64)}
