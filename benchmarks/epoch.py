@@ -37,7 +37,9 @@ def save_vit_b_32(folder: Path) -> None:
     vision = {"image_size": 224, "patch_size": 32, "layers": 12, "width": 768}
     model = {"embed_dim": 512, "vision_cfg": vision, "text_cfg": text}
     folder.mkdir()
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": model, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}})
+    )
     torch.manual_seed(0)
     save_file(open_clip.CLIP(**model).state_dict(), folder / "open_clip_model.safetensors")
 
