@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.pipeline import SPLITS, cache_split, open_split, start_over
+from cache.pipeline import SPLITS, cache_split, start_over
 from simv0.config.load import build_config
 from simv0.config.schema import Config
 from simv0.data.labels import Labels

@@ -26,7 +26,7 @@ from simv0.features.identity import compare_identity, full_identity
 from simv0.features.reader import read_features
 from simv0.features.shards import Parts, Plan, parts_of, shard_windows_of
 from simv0.labels import HEADS
-from simv0.runtime.distributed import from_first, local_device, process_group
+from simv0.runtime.distributed import broadcast_from_rank0, local_device, process_group
 from simv0.runtime.threads import sharing
 from simv0.training.splits import yields_features
 from simv0.vision.encoder import Encoder, load_encoder
@@ -69,7 +69,7 @@ class CacheReport:
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitJob:
     """One split on its way: where it goes and what it is made of."""
 
     name: str
@@ -105,13 +105,13 @@ def cache_vis(config: Config, *, overwrite: bool = False) -> list[CacheReport]:
         CacheError: what is there was made of something else, no space, features that cannot be stored.
         ModelError: no such encoder.
     """
-    splits = [open_split(config, name) for name in SPLITS]
+    splits = [open_job(config, name) for name in SPLITS]
     train, val = splits
     warn_of_leakage(train.dataset, val.dataset, train.labels.group, val.labels.group)
     encoder = load_encoder(config.model, config.cache.precision, local_device())
     if overwrite:
         with process_group():  # until all have come: a late one would remove what the others have made
-            from_first(start_over, splits)
+            broadcast_from_rank0(start_over, splits)
     with sharing():
         return [cache_split(config, split, encoder) for split in splits]
 
@@ -128,7 +128,7 @@ def keep_freed_memory() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: which is not cut back
 
 
-def open_split(config: Config, name: str) -> Split:
+def open_job(config: Config, name: str) -> SplitJob:
     """Load one split and check all that can be checked without an encoder."""
     dataset = load_dataset(config.data, name)
     windows_in(dataset, name)
@@ -143,14 +143,14 @@ def open_split(config: Config, name: str) -> Split:
         source.frames_of(window)
     spacing = split_spacing(config.data, getattr(dataset, "frame_spacing", None), name)
     final = Path(config.cache.dir) / f"{name}.h5"
-    return Split(name, final, dataset, labels, class_weights_of(dataset, HEADS), spacing)
+    return SplitJob(name, final, dataset, labels, class_weights_of(dataset, HEADS), spacing)
 
 
 def _unchanged(frames: torch.Tensor) -> torch.Tensor:
     return frames
 
 
-def cache_split(config: Config, split: Split, encoder: Encoder) -> CacheReport:
+def cache_split(config: Config, split: SplitJob, encoder: Encoder) -> CacheReport:
     """Make one feature file, or go on making it.
 
     Raises:
@@ -201,7 +201,7 @@ def cache_split(config: Config, split: Split, encoder: Encoder) -> CacheReport:
     return CacheReport(split.name, path, outcome, len(split.labels), work.counts)
 
 
-def _finish(split: Split, plan: Plan, publish_as: Literal["file", "shards"]) -> Outcome | None:
+def _finish(split: SplitJob, plan: Plan, publish_as: Literal["file", "shards"]) -> Outcome | None:
     """Make the final file if it is wanted and has room; None if damaged shards must be encoded again."""
     if publish_as == "shards" or not room_for_both(split.parts, plan):
         return "shards"
@@ -209,7 +209,7 @@ def _finish(split: Split, plan: Plan, publish_as: Literal["file", "shards"]) -> 
     return "written" if done else None
 
 
-def start_over(splits: list[Split]) -> None:
+def start_over(splits: list[SplitJob]) -> None:
     """Remove what is there, unless another process works on it: then it has started over already."""
     for split in splits:
         gate = split.gate
@@ -224,7 +224,7 @@ def start_over(splits: list[Split]) -> None:
         gate.release()
 
 
-def _check_complete(split: Split, work: ShardWork) -> None:
+def _check_complete(split: SplitJob, work: ShardWork) -> None:
     """Refuse a complete file that is not the one wanted."""
     file = read_features(split.final)
     compare_identity(file.info.identity, work.plan.identity, split.final)
@@ -245,7 +245,7 @@ def _agree_on(plan: Plan, parts: Parts, shard_windows: int | None) -> Plan:
     return there.wanted_by(shard_windows, plan.batch_size, parts.folder)
 
 
-def _tidy(split: Split) -> None:
+def _tidy(split: SplitJob) -> None:
     """Remove shards that have become a file, unless somebody still looks at them: then they do it."""
     gate = split.gate
     if gate.acquire(wait=False):

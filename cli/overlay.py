@@ -85,7 +85,7 @@ def run_overlay(wanted: Wanted, config: Any, overrides: Sequence[str] = ()) -> N
     Raises:
         SimError: what the user can mend.
     """
-    from simv0.data.recording import open_sequence
+    from simv0.data.recording import open_recording
     from simv0.data.video import import_av
     from simv0.model.checkpoint import load_checkpoint
     from simv0.overlay.draw import check_recording, render_overlay
@@ -94,7 +94,7 @@ def run_overlay(wanted: Wanted, config: Any, overrides: Sequence[str] = ()) -> N
     from simv0.stream import Stream
 
     import_av()
-    sequence = open_sequence(wanted.frames, wanted.telemetry, wanted.fps)
+    sequence = open_recording(wanted.frames, wanted.telemetry, wanted.fps)
     with closing(LivePage()) if wanted.live else nullcontext() as page:
         meta = load_checkpoint(wanted.ckpt).meta
         spacing = _spacing(wanted, meta.frame_spacing, sequence.interval)

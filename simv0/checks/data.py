@@ -93,7 +93,7 @@ class SplitOutline:
         return file_bytes(self.windows, config.model.F, dv, cache.dtype, block_windows, self.text_bytes)
 
 
-class Noting:
+class ErrorCollector:
     """A `with` block whose SimError is taken down, every line once, instead of raised: the next check goes on. So is an
     exception of the user's class, once its traceback is logged.
     """
@@ -139,15 +139,15 @@ def check_split(
         watch: goes through the windows that are read.
     """
     cached = None
-    with Noting(problems):
+    with ErrorCollector(problems):
         cached = finished_features(config, name) if config.model.use_cached_vis_feats else None
-    with Noting(problems):
+    with ErrorCollector(problems):
         if cached is None:
             return _check_dataset(config, name, problems, full, watch)
-        with Noting(problems):
+        with ErrorCollector(problems):
             check_class_weights_mode(config.training.class_weights, cached.class_weights)
         spacing = None
-        with Noting(problems):
+        with ErrorCollector(problems):
             spacing = split_spacing(config.data, cached.frame_spacing, name)
         labels = cached.labels
         return SplitOutline(
@@ -209,26 +209,26 @@ def _check_dataset(
     """
     F = config.model.F
     dataset = None
-    with Noting(problems):
+    with ErrorCollector(problems):
         dataset = load_dataset(config.data, name)
     if dataset is None:
         if config.data.dataset_class_path == MANIFEST:  # missing pictures need not hide wrong labels
             read_labels(_Rows(config.data, name), name, F)
         return None
     N = windows_in(dataset, name)
-    with Noting(problems):
+    with ErrorCollector(problems):
         own = class_weights_of(dataset, HEADS)
         check_class_weights_mode(config.training.class_weights, own)
     spacing = None
-    with Noting(problems):
+    with ErrorCollector(problems):
         spacing = split_spacing(config.data, getattr(dataset, "frame_spacing", None), name)
     labels = None
     if hasattr(dataset, "labels_of"):
-        with Noting(problems):
+        with ErrorCollector(problems):
             labels = read_labels(dataset, name, F)
     reader = Reader(CheckedDataset(dataset, name, F=F), by_frame=config.model.use_cached_vis_feats)
     found, mistakes = walk(reader, N, full, config.batch_size, watch)
-    with Noting(problems):
+    with ErrorCollector(problems):
         mistakes.tell()
         labels = labels or found.labels(name)
     if not found.rows:
@@ -241,7 +241,7 @@ def _check_dataset(
         telemetry, grouped = np.stack([row["telemetry"].numpy() for row in rows]), all("group" in row for row in rows)
     frames = 0
     if found.dv is not None:
-        with Noting(problems):
+        with ErrorCollector(problems):
             check_own_dv(config, name, found.dv)
     else:
         frames = len(set(frames_of(dataset, name))) if isinstance(dataset, SharesFrames) else N * F

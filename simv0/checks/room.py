@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from simv0.checks.data import Facts, Noting, SplitOutline
+from simv0.checks.data import ErrorCollector, Facts, SplitOutline
 from simv0.checks.networks import EncoderOutline, LLMOutline, outline_trained
 from simv0.config.schema import Config
 from simv0.data.loading import SHARED_MEMORY
@@ -42,11 +42,11 @@ def check_cache(config: Config, splits: list[SplitOutline | None], dv: int, prob
             parts = parts_of(folder / f"{split.name}.h5")
             done = [shard.stat().st_size for shard in parts.folder.glob("shard-*.h5")]
             if done:
-                with Noting(problems):
+                with ErrorCollector(problems):
                     plan = parts.read_plan()
                     facts[f"{split.name}_shards_there"] = f"{len(done)} of {len(plan) if plan else 'unknown'}"
             need += max(0, split.feature_bytes(config, dv) - sum(done))
-    with Noting(problems):
+    with ErrorCollector(problems):
         facts["free_on_disk_bytes"] = check_room(folder, need, "cache.dir", "the features need")
     return facts
 
@@ -76,10 +76,10 @@ def check_training(
     on_device = llm.weights_bytes // processes() if sharded else llm.weights_bytes
     llm_bytes = on_device if torch.cuda.is_available() else llm.loading_bytes
     peak = llm_bytes + tower + int(BACKWARD * (llm.step_bytes or 0)) + 16 * trained
-    with Noting(problems):
+    with ErrorCollector(problems):
         check_memory(peak, features)
     saved = 4 * trained * SAVED_STATES
-    with Noting(problems):
+    with ErrorCollector(problems):
         check_room(Path(config.output.output_dir), saved, "output.output_dir", "the checkpoints need")
     return {
         "trained weights": trained,

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from simv0.checks.data import Facts, Noting, SplitOutline, check_split
+from simv0.checks.data import ErrorCollector, Facts, SplitOutline, check_split
 from simv0.checks.networks import EncoderOutline, LLMOutline, outline_encoder, outline_llm
 from simv0.checks.room import check_cache, check_shared_memory, check_training
 from simv0.checks.walk import Watch, unwatched
@@ -125,7 +125,7 @@ def _check(config: Config, probe: bool, full: bool, watch: Watch) -> tuple[dict[
     facts["output"] = check_output(config, problems)
     dv = next((split.dv for split in (train, val) if split is not None and split.dv), encoder.dv if encoder else None)
     if encoder is not None:
-        with Noting(problems):
+        with ErrorCollector(problems):
             check_shared_memory(config, [train, val], encoder.image_size)
         facts["vision encoder"] = {"name": config.model.vision_encoder_name, **encoder.facts()}
         if config.model.use_cached_vis_feats:
@@ -143,9 +143,9 @@ def _check(config: Config, probe: bool, full: bool, watch: Watch) -> tuple[dict[
 
 def check_machine(config: Config, problems: list[SimError]) -> Facts:
     """Device, precision, processes, and the packages that the config asks for."""
-    with Noting(problems):
+    with ErrorCollector(problems):
         check_tensorboard(config)
-    with Noting(problems):
+    with ErrorCollector(problems):
         device = pick_device(config)
         cuda = device.type == "cuda"
         return {
@@ -160,10 +160,10 @@ def check_machine(config: Config, problems: list[SimError]) -> Facts:
 
 def check_llm(config: Config, problems: list[SimError]) -> LLMOutline | None:
     """The LLM's config, and the width that ours names."""
-    with Noting(problems):
+    with ErrorCollector(problems):
         check_llm_at_hand(config.model.llm_name_or_path, config.model.llm_revision)
         outline = outline_llm(config, processes())
-        with Noting(problems):
+        with ErrorCollector(problems):
             check_d(config.model, outline.d)
         return outline
     return None
@@ -173,18 +173,18 @@ def check_llm_files(config: Config, problems: list[SimError]) -> None:
     """Whether a local folder holds weights."""
     name = config.model.llm_name_or_path
     if (Path(name) / "config.json").exists():
-        with Noting(problems):
+        with ErrorCollector(problems):
             weight_files(name)
 
 
 def check_encoder(config: Config, problems: list[SimError]) -> EncoderOutline | None:
     """The vision encoder's config, and the width that ours names."""
-    with Noting(problems):
+    with ErrorCollector(problems):
         check_names(config.model)
         facts_of(config.model)
         check_encoder_at_hand(config.model)
         outline = outline_encoder(config.model)
-        with Noting(problems):
+        with ErrorCollector(problems):
             check_dv(config.model, outline.dv)
         return outline
     return None
@@ -192,7 +192,7 @@ def check_encoder(config: Config, problems: list[SimError]) -> EncoderOutline | 
 
 def check_both(config: Config, train: SplitOutline, val: SplitOutline, problems: list[SimError]) -> Facts:
     """Whether the two splits fit together, and share what they must not share."""
-    with Noting(problems):
+    with ErrorCollector(problems):
         if train.dv is not None and val.dv is not None:
             check_pair(config, (train.identity, val.identity), (train.dv, val.dv))
     groups = (split.labels.group if split.labels is not None else None for split in (train, val))
@@ -207,7 +207,7 @@ def check_both(config: Config, train: SplitOutline, val: SplitOutline, problems:
 def check_output(config: Config, problems: list[SimError]) -> Facts:
     """Whether the run can be written, and what is there."""
     run = RunDir(config.output.output_dir)
-    with Noting(problems):
+    with ErrorCollector(problems):
         run.check_ours()
     held = "holds a run: train needs --resume or --overwrite" if run.holds_a_run else "no run yet"
     return {"folder": str(run.root), "state": held}

@@ -19,7 +19,7 @@ NAP = 20
 waited for, from its work: under a real-time scheduler for ever."""
 
 
-class Stack(NamedTuple):
+class PackedLayers(NamedTuple):
     """All layers' weights, each kind in one array; those of the products as `tiles.pack` lays them out."""
 
     qkv: UInt16[np.ndarray, "L n k 16"]
@@ -38,7 +38,7 @@ class Stack(NamedTuple):
     eps: float
 
 
-class Board(NamedTuple):
+class Workspace(NamedTuple):
     """What the cores share during a step. `*_in` are inputs of products, as tiles read them: [tiles, depth, rows]."""
 
     x: Float32[np.ndarray, "T d"]
@@ -52,7 +52,7 @@ class Board(NamedTuple):
 
 
 @compiled
-def run(s: Stack, b: Board) -> None:
+def run(s: PackedLayers, b: Workspace) -> None:
     """Every layer, on one core. The residual `b.x` goes in and comes out; the last layer changes its last row only."""
     T, d = b.x.shape
     tiles, rows = layout(T)
@@ -75,13 +75,13 @@ def layout(n: int) -> tuple[int, int]:
 
 
 @compiled
-def begin(b: Board, piece: int, n: int) -> int:
+def begin(b: Workspace, piece: int, n: int) -> int:
     """Where a piece of n blocks begins: each takes `b.share` of what is left, so long stretches come first."""
     return n - int(n * (1 - b.share) ** piece)
 
 
 @compiled
-def pieces_of(b: Board, n: int) -> int:
+def pieces_of(b: Workspace, n: int) -> int:
     """Into how many pieces n blocks are cut."""
     pieces = 1
     while begin(b, pieces, n) < n:
@@ -90,7 +90,7 @@ def pieces_of(b: Board, n: int) -> int:
 
 
 @compiled
-def claim(b: Board, phase: int, pieces: int) -> int:
+def claim(b: Workspace, phase: int, pieces: int) -> int:
     """A piece of this phase that nobody else has; -1 when all are claimed, and then all are done."""
     counts = b.counts[phase].ctypes.data
     if read(counts) < pieces:
@@ -106,7 +106,7 @@ def claim(b: Board, phase: int, pieces: int) -> int:
 
 
 @compiled
-def finish(b: Board, phase: int) -> None:
+def finish(b: Workspace, phase: int) -> None:
     """The piece in hand is done."""
     fetch_add(b.counts[phase].ctypes.data + np.uintp(64), 1)
 
@@ -127,7 +127,7 @@ def normed(x: Float32[np.ndarray, "n d"], eps: float, h: Float32[np.ndarray, " s
 
 
 @compiled
-def project(s: Stack, b: Board, layer: int, phase: int, h: Any, sums: Any) -> None:
+def project(s: PackedLayers, b: Workspace, layer: int, phase: int, h: Any, sums: Any) -> None:
     """Queries, keys and values."""
     weight, bias = s.qkv[layer], s.qkv_bias[layer]
     blocks, depth, _ = weight.shape
@@ -152,7 +152,7 @@ def project(s: Stack, b: Board, layer: int, phase: int, h: Any, sums: Any) -> No
 
 
 @compiled
-def add(b: Board, weight: Any, bias: Any, inputs: Any, phase: int, last: bool, sums: Any) -> None:
+def add(b: Workspace, weight: Any, bias: Any, inputs: Any, phase: int, last: bool, sums: Any) -> None:
     """Add a product to the residual."""
     blocks, depth, _ = weight.shape
     T = len(b.x)
@@ -173,7 +173,7 @@ def add(b: Board, weight: Any, bias: Any, inputs: Any, phase: int, last: bool, s
 
 
 @compiled
-def gate(s: Stack, b: Board, layer: int, phase: int, h: Any, sums: Any) -> None:
+def gate(s: PackedLayers, b: Workspace, layer: int, phase: int, h: Any, sums: Any) -> None:
     """silu(gate) * up, laid out for the product that follows."""
     weight, bias = s.gate_up[layer], s.gate_up_bias[layer]
     blocks, depth, _ = weight.shape
@@ -225,7 +225,7 @@ def silu(x: Any) -> Any:
 
 
 @compiled
-def attend(s: Stack, b: Board, layer: int, phase: int) -> None:
+def attend(s: PackedLayers, b: Workspace, layer: int, phase: int) -> None:
     """Attention, a key head and the query heads that share it at a time."""
     T = len(b.x)
     hd = s.cos.shape[2]
@@ -272,7 +272,7 @@ def attend(s: Stack, b: Board, layer: int, phase: int) -> None:
 
 
 @compiled
-def rotated(s: Stack, layer: int, row: Any, t: int, head: int, out: Any) -> None:
+def rotated(s: PackedLayers, layer: int, row: Any, t: int, head: int, out: Any) -> None:
     """A query or key of one position, normed where the family does that, with rope."""
     hd = len(out)
     x = row[head * hd : (head + 1) * hd]

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float32, UInt16
 from torch import Tensor, nn
 
-from simv0.cpu_step.loop import Board, Stack, layout, run
+from simv0.cpu_step.loop import PackedLayers, Workspace, layout, run
 from simv0.cpu_step.tiles import LANES, can_widen, pack
 from simv0.llm.fast import FastStack, two_layers_of
 
@@ -43,7 +43,7 @@ class SingleStack(nn.Module):
         layers: list[Any] = list(stack.layers)
         norms = [layer.head_norm.numpy() for layer in layers if layer.head_norm is not None]
         room = {name: _room(layers, name) for name in _PRODUCTS}
-        self.whole = Stack(
+        self.whole = PackedLayers(
             **{name: weights for name, (weights, _) in room.items()},
             **{f"{name}_bias": biases for name, (_, biases) in room.items()},
             head_norm=np.stack(norms) if norms else np.zeros((0, 0, 0), np.float32),
@@ -54,7 +54,7 @@ class SingleStack(nn.Module):
         )
         threads = _threads(sum(weights.nbytes for weights, _ in room.values()))
         tiles, rows = layout(tokens)
-        self.board = Board(
+        self.board = Workspace(
             x=np.zeros((tokens, len(stack.weight)), np.float32),
             qkv=np.zeros((tokens, self.whole.qkv_bias.shape[1]), np.float32),
             out_in=np.zeros(tiles * rows * self.whole.out.shape[2], np.float32),
@@ -106,7 +106,7 @@ def single_stack(stack: FastStack, tokens: int) -> SingleStack | None:
     Like the fast path itself it is tried first, on a copy of the first and the last layer.
     """
     without = "the LLM runs without the compiled step: %s"
-    if reason := _why_not(stack):
+    if reason := _unsupported_reason(stack):
         log.info(without, reason)
         return None
     started, compiled = time.perf_counter(), _compiled_here()
@@ -140,7 +140,7 @@ def _compiled_here() -> int:
     return sum(dispatcher.stats.cache_misses.values())
 
 
-def _why_not(stack: FastStack) -> str | None:
+def _unsupported_reason(stack: FastStack) -> str | None:
     """What about this CPU or these weights the compiled step does not do."""
     layers: list[Any] = list(stack.layers)
     if not can_widen():

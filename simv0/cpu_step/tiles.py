@@ -22,6 +22,7 @@ from jaxtyping import Float, UInt16
 from llvmlite import binding, ir
 from numba import extending, njit, types
 from numba.core import cgutils
+from numba.core.caching import IndexDataCacheFile
 from torch import Tensor
 
 # What an intrinsic is called with is not what it is defined with.
@@ -50,11 +51,14 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     made: Any
     try:
         made = njit(cache=True, **how)(plain)
-        made._cache._cache_file._source_stamp = _sources()  # numba itself looks at the function's own file only
+        # Under a name of its own: numba looks at the function's own file only, and unpickles what is kept before that.
+        kept = made._cache
+        name = f"{kept._impl.filename_base}-{_sources()[:16]}"
+        kept._cache_file = IndexDataCacheFile(kept._cache_path, name, _sources())
     except RuntimeError:  # no folder that can be written, neither here nor at home
         _say_unkept()
         made = njit(**how)(plain)
-    except AttributeError:  # another numba keeps its stamp elsewhere
+    except (AttributeError, TypeError):  # another numba keeps its files elsewhere
         made = njit(**how)(plain)
     return made  # type: ignore[no-any-return]
 

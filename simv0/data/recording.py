@@ -37,7 +37,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Sequence:
+class Recording:
     """A recording; iterate over its moments.
 
     Attributes:
@@ -59,7 +59,7 @@ class Sequence:
             yield Moment(t, picture, _nearest(self._readings, times, t))
 
 
-def open_sequence(frames: Path, telemetry: Path | None, fps: float | None = None) -> Sequence:
+def open_recording(frames: Path, telemetry: Path | None, fps: float | None = None) -> Recording:
     """Open a recording.
 
     Args:
@@ -87,9 +87,9 @@ def open_sequence(frames: Path, telemetry: Path | None, fps: float | None = None
     readings = read_telemetry(telemetry)
     if not frames.is_dir():
         reader = VideoReader(frames)
-        return Sequence(reader.interval(), *reader.extent(), reader, readings)
+        return Recording(reader.interval(), *reader.extent(), reader, readings)
     found = [path for path in frames.iterdir() if path.suffix.lower() in IMAGES]
-    paths = in_order([path for path in found if not path.name.startswith(".")])  # ._x.jpg is macOS's, and no picture
+    paths = in_time_order([path for path in found if not path.name.startswith(".")])  # ._x.jpg is none
     if fps is not None:
         return _of_images([(i / fps, path) for i, path in enumerate(paths)], readings, frames)
     if len(paths) != len(readings):
@@ -100,14 +100,14 @@ def open_sequence(frames: Path, telemetry: Path | None, fps: float | None = None
     return _of_images([(t, path) for (t, _), path in zip(readings, paths, strict=True)], readings, frames)
 
 
-def _of_images(images: list[tuple[float, Path]], readings: list[Reading], source: Path) -> Sequence:
+def _of_images(images: list[tuple[float, Path]], readings: list[Reading], source: Path) -> Recording:
     if not images:
         raise DataError(f"{source}: holds no images ({', '.join(IMAGES)})")
     gaps = [after - before for (before, _), (after, _) in pairwise(images)]
     if any(gap <= 0 for gap in gaps):
         at = next(i for i, gap in enumerate(gaps) if gap <= 0)
         raise DataError(f"{source}: frame {at + 1}: its time {images[at + 1][0]:g} is not after {images[at][0]:g}")
-    return Sequence(
+    return Recording(
         statistics.median(gaps) if gaps else 1.0, len(images), images[-1][0] - images[0][0], images, readings
     )
 
@@ -124,7 +124,7 @@ def _image(row: dict[str, Any], where: str) -> str:
     return str(row["image"])
 
 
-def in_order(paths: list[Path]) -> list[Path]:
+def in_time_order(paths: list[Path]) -> list[Path]:
     """Pictures in the order that their names mean: by time where each is named by seconds with a decimal point, else
     frame2 before frame10.
 

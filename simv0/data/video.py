@@ -165,9 +165,9 @@ class VideoReader:
         """Begin anew at the last key frame up to `t`, wherever the container's own search leads."""
         back = 0.0
         while True:
-            from_first = not self._land(t - back)
+            broadcast_from_rank0 = not self._land(t - back)
             key = self._last_key(t)
-            if key is not None or from_first:
+            if key is not None or broadcast_from_rank0:
                 break
             back = 2 * back or FIRST_STEP_BACK
         self._land(t - back)

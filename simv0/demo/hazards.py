@@ -49,7 +49,7 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class State:
+class Pose:
     """The truth at one frame: pose (m, rad), speed (m/s), yaw rate (rad/s), acceleration (m/s^2), the things then."""
 
     x: float
@@ -88,7 +88,7 @@ def arc(v: float, w: float, t: Float[np.ndarray, " T"]) -> Float[np.ndarray, "T 
     return np.stack([chord * np.cos(half_turn), chord * np.sin(half_turn)], axis=-1)
 
 
-def contact_time(state: State, thing: Thing, margin: float = 0.0) -> float:
+def contact_time(state: Pose, thing: Thing, margin: float = 0.0) -> float:
     """Seconds until the rover on its present arc and a thing on its present course come within `margin`; inf if not.
 
     What the camera does not see, or what is too far to matter, does not count.
@@ -105,7 +105,7 @@ def _first(hits: Bool[np.ndarray, " T"]) -> float:
     return float(_TIMES[hits.argmax()]) if hits.any() else float("inf")
 
 
-def judge(state: State) -> Verdict:
+def judge(state: Pose) -> Verdict:
     """The labels of one moment: how soon it hits what, and what a careful driver would do."""
     level, time, cause, ahead, left = 0, float("inf"), None, 0.0, 0.0
     for thing in state.things:

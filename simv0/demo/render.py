@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
-from simv0.demo.hazards import State, Thing
+from simv0.demo.hazards import Pose, Thing
 
 CAMERA_HEIGHT = 0.4
 """Metres above the floor."""
@@ -63,7 +63,7 @@ def project(ahead: float, left: float, up: float, size: tuple[int, int]) -> tupl
     return width / 2 - left * scale, height / 2 - (up - CAMERA_HEIGHT) * scale
 
 
-def render(state: State, half_width: float, look: Look, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+def render(state: Pose, half_width: float, look: Look, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     """What the camera sees, RGB, with the sensor's noise; the yard's walls stand at y = +-half_width."""
     image = Image.fromarray(_surroundings(state, half_width, look, size))
     draw = ImageDraw.Draw(image)
@@ -76,7 +76,7 @@ def render(state: State, half_width: float, look: Look, size: tuple[int, int], r
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _surroundings(state: State, half_width: float, look: Look, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
+def _surroundings(state: Pose, half_width: float, look: Look, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
     """Floor, walls and sky: each pixel's ray meets the floor or a wall, whichever is nearer."""
     width, height = size
     side = (width / 2 - np.arange(width, dtype=np.float32) - 0.5) / (width / 2)  # to the left, per metre ahead

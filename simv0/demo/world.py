@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from simv0.demo.hazards import CREEP, ROVER_RADIUS, STANDSTILL, State, Thing, arc, contact_time, judge
+from simv0.demo.hazards import CREEP, ROVER_RADIUS, STANDSTILL, Pose, Thing, arc, contact_time, judge
 from simv0.demo.render import Look, make_look, render
 from simv0.labels import ACTIONS, REASONS, RISKS
 
@@ -72,7 +72,7 @@ def make_scene(rng: np.random.Generator) -> Scene:
     return Scene(float(rng.uniform(3.5, 5.0)), tuple(things), make_look(rng))
 
 
-def drive(scene: Scene, rng: np.random.Generator, frames: int, reckless: float) -> list[State]:
+def drive(scene: Scene, rng: np.random.Generator, frames: int, reckless: float) -> list[Pose]:
     """Drive through the scene, one state a frame."""
     driver = Driver(
         cruise=float(rng.uniform(0.5, 0.7) + 0.3 * reckless),
@@ -81,7 +81,7 @@ def drive(scene: Scene, rng: np.random.Generator, frames: int, reckless: float) 
         clearance=float(rng.uniform(0.2, 0.4)),
         patience=int(rng.integers(2, 7)),
     )
-    state = State(
+    state = Pose(
         0.0, float(rng.uniform(-0.2, 0.2)), float(rng.uniform(-0.1, 0.1)), driver.cruise, 0.0, 0.0, scene.things
     )
     states, standing, backing = [state], 0, 0
@@ -101,12 +101,12 @@ def drive(scene: Scene, rng: np.random.Generator, frames: int, reckless: float) 
     return states
 
 
-def _blocked(state: State) -> bool:
+def _blocked(state: Pose) -> bool:
     """Something stands right ahead."""
     return min(contact_time(state, thing) for thing in state.things) < 2.0
 
 
-def _step(state: State, driver: Driver, speed: float, rng: np.random.Generator) -> State:
+def _step(state: Pose, driver: Driver, speed: float, rng: np.random.Generator) -> Pose:
     dt = 1 / RATE / SUBSTEPS
     if speed > 0:
         time = min(contact_time(state, thing) for thing in state.things)
@@ -122,10 +122,10 @@ def _step(state: State, driver: Driver, speed: float, rng: np.random.Generator) 
     cos, sin = np.cos(state.heading), np.sin(state.heading)
     x, y = state.x + cos * ahead - sin * left, state.y + sin * ahead + cos * left
     things = tuple(_walk(thing, float(x), float(y), dt) for thing in state.things)
-    return State(float(x), float(y), state.heading + w * dt, v, w, acceleration, things)
+    return Pose(float(x), float(y), state.heading + w * dt, v, w, acceleration, things)
 
 
-def _target_y(state: State, driver: Driver) -> float:
+def _target_y(state: Pose, driver: Driver) -> float:
     """The line that the driver steers for: through a gap, round what stands in the way, else the middle."""
     coming = [thing for thing in state.things if thing.pace == 0 and -0.5 < thing.x - state.x < driver.look_ahead]
     coming = [thing for thing in coming if abs(thing.y - state.y) < thing.radius + ROVER_RADIUS + 0.3]
@@ -149,7 +149,7 @@ def _walk(thing: Thing, rover_x: float, rover_y: float, dt: float) -> Thing:
     return replace(thing, y=y, vy=pace, pace=pace)
 
 
-def measure(states: list[State], rng: np.random.Generator) -> Float[np.ndarray, "n 8"]:
+def measure(states: list[Pose], rng: np.random.Generator) -> Float[np.ndarray, "n 8"]:
     """What the rover's sensors say, in the order of `simv0.labels.TELEMETRY`, noise included."""
     truth = [(s.acceleration, s.v * s.w, 9.81, 0.0, 0.0, s.w, s.v, s.w) for s in states]
     telemetry: np.ndarray = np.array(truth) + rng.normal(size=(len(states), 8)) * _NOISE

@@ -31,7 +31,7 @@ from simv0.model.checkpoint import Checkpoint, load_checkpoint
 from simv0.model.metrics import Metrics
 from simv0.model.predictions import predictions
 from simv0.predict import check_features, load_model, load_trained_encoder
-from simv0.runtime.distributed import check_same, in_order, process_group, rank
+from simv0.runtime.distributed import check_same, gather_in_order, process_group, rank
 from simv0.runtime.threads import sharing
 from simv0.training.epoch import LogitsKept, evaluate
 from simv0.training.refusals import check_data, config_of_run, is_features, run_of
@@ -114,7 +114,7 @@ def _evaluate(
     check_same({**facts, f"{split} split": split_digest(source)})
     batches = eval_batches(config, source)
     metrics = evaluate(model, batches, model.task_token.device, on_batch=keep)
-    rows, logits = list(chain.from_iterable(in_order(predicted))), logits_kept.arrays()
+    rows, logits = list(chain.from_iterable(gather_in_order(predicted))), logits_kept.arrays()
     is_high = source.labels.ids["risk"] == HIGH
     metrics |= alarm_rates(rows, is_high)
     p_high = torch.tensor([row["probs"]["risk"]["high"] for row in rows])

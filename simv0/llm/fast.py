@@ -33,7 +33,7 @@ SHORT = 8
 Tables = tuple[Float[Tensor, "T H hd"], Float[Tensor, "T H hd"]]
 
 
-def why_not(model: Any, embed_rms: float) -> str | None:
+def unsupported_reason(model: Any, embed_rms: float) -> str | None:
     """Why the fast path cannot run this model; None if it can.
 
     A fixed rule of the architecture; then, as a second net, the first and the last layer are tried against

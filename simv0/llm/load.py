@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import simv0.runtime.torchvision_fix  # noqa: F401
 from simv0.errors import ModelError
 from simv0.llm.cuda_graphs import captured
-from simv0.llm.fast import FastStack, why_not
+from simv0.llm.fast import FastStack, unsupported_reason
 from simv0.runtime.digests import UNREAD, files_digest, tensors_digest
 from simv0.runtime.distributed import shard_blocks
 from simv0.runtime.hub import check_llm_at_hand
@@ -174,7 +174,7 @@ def load_llm(
     stack: nn.Module = LastHidden(model.to(device), dtype).requires_grad_(False).eval()
     hidden_size = _check_causal(model, name, d, dtype)
     if fast:
-        if reason := why_not(model, embed_rms):
+        if reason := unsupported_reason(model, embed_rms):
             log.info("%s runs on transformers' own module: %s", name, reason)
         else:
             stack = FastStack(model, dtype)

@@ -7,7 +7,7 @@ from simv0.errors import ConfigError
 from simv0.llm.load import load_llm
 from simv0.model.network import SimV0Model
 from simv0.runtime.device import compute_dtype
-from simv0.runtime.distributed import world
+from simv0.runtime.distributed import world_size
 from simv0.vision.encoder import Encoder
 
 
@@ -18,7 +18,7 @@ def build_model(config: Config, dv: int, encoder: Encoder | None, device: torch.
         ModelError: an LLM that cannot be loaded, or whose width is not `model.d`.
     """
     wanted = config.model
-    sharded = config.training.shard_llm and world() > 1
+    sharded = config.training.shard_llm and world_size() > 1
     llm = load_llm(
         wanted.llm_name_or_path,
         wanted.llm_revision,

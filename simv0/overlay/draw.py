@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from simv0.data.recording import Sequence
+from simv0.data.recording import Recording
 from simv0.data.video import VideoWriter
 from simv0.errors import ConfigError
 from simv0.labels import ACTIONS, REASONS, RISKS, TELEMETRY
@@ -184,7 +184,7 @@ class Overlay:
         pen.text((left, top - 6 * unit), f"P(high), last {SECONDS:g} s", DIM, _font(8 * unit), anchor="lm")
 
 
-def check_recording(sequence: Sequence, F: int, spacing: float, name: str) -> None:
+def check_recording(sequence: Recording, F: int, spacing: float, name: str) -> None:
     """Refuse a recording of which no window can be judged, before anything is loaded.
 
     Raises:
@@ -201,7 +201,7 @@ def check_recording(sequence: Sequence, F: int, spacing: float, name: str) -> No
 
 def render_overlay(
     stream: Stream,
-    sequence: Sequence,
+    sequence: Recording,
     out: Path | None,
     show: Callable[[UInt8[np.ndarray, "h w 3"], State, float], None] | None = None,
 ) -> int:

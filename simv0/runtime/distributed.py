@@ -30,7 +30,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes work on the run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
@@ -80,8 +80,8 @@ def process_group() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):
             raise
         raise TrainingError(
-            f"another of the {world()} processes has ended (killed, out of memory?), so this one ends too: start them "
-            "again (train: with --resume)"
+            f"another of the {world_size()} processes has ended (killed, out of memory?), so this one ends too: start "
+            "them again (train: with --resume)"
         ) from error
     finally:
         log.setLevel(level)
@@ -110,12 +110,12 @@ def share_of(n: int) -> tuple[int, int]:
 
     Without rows (start == stop) `start` still names a row, a stand-in to compute on.
     """
-    return rank() * n // world(), (rank() + 1) * n // world()
+    return rank() * n // world_size(), (rank() + 1) * n // world_size()
 
 
-def from_first(make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def broadcast_from_rank0(make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """What the first process makes, for every process."""
-    if world() == 1:
+    if world_size() == 1:
         return make(*args, **kwargs)
     box = [make(*args, **kwargs) if rank() == 0 else None]
     dist.broadcast_object_list(box, 0)
@@ -128,7 +128,7 @@ def check_same(facts: Mapping[str, Any]) -> None:
     Raises:
         TrainingError: naming what differs.
     """
-    first = from_first(dict, facts)
+    first = broadcast_from_rank0(dict, facts)
     differing = [name for name, fact in facts.items() if fact != first[name]]
     if differing:
         raise TrainingError(
@@ -137,11 +137,11 @@ def check_same(facts: Mapping[str, Any]) -> None:
         )
 
 
-def in_order(steps: Sequence[T]) -> list[T]:
+def gather_in_order(steps: Sequence[T]) -> list[T]:
     """What every process got at each step (all have as many), by step and then by rank: the order of the rows."""
-    if world() == 1:
+    if world_size() == 1:
         return list(steps)
-    gathered: list[Sequence[T]] = [[] for _ in range(world())]
+    gathered: list[Sequence[T]] = [[] for _ in range(world_size())]
     dist.all_gather_object(gathered, list(steps))
     return list(chain.from_iterable(zip(*gathered, strict=True)))
 
@@ -149,15 +149,15 @@ def in_order(steps: Sequence[T]) -> list[T]:
 def summed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The sums over the processes."""
     result = {name: tensor.clone() for name, tensor in tensors.items()}
-    if world() > 1:
+    if world_size() > 1:
         for tensor in result.values():
             dist.all_reduce(tensor)
     return result
 
 
-def anywhere(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether the flag is up in any process."""
-    if world() == 1:
+    if world_size() == 1:
         return flag
     flags = torch.tensor(int(flag))
     dist.all_reduce(flags)
@@ -170,7 +170,7 @@ def whole_weights(sums: Mapping[str, tuple[Tensor, Tensor]]) -> Mapping[str, tup
     The loss of a share is then its part of the batch's loss: losses and gradients add up over the processes, however
     unevenly weights and labels fall (a mean of the processes' means would not).
     """
-    if world() == 1:
+    if world_size() == 1:
         return sums
     weights = torch.stack([weight.detach() for _, weight in sums.values()])
     dist.all_reduce(weights)
@@ -179,7 +179,7 @@ def whole_weights(sums: Mapping[str, tuple[Tensor, Tensor]]) -> Mapping[str, tup
 
 def add_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Replace every gradient by its sum over the processes, in one message (a few MB: the frozen weights have none)."""
-    if world() == 1:
+    if world_size() == 1:
         return
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
@@ -189,9 +189,9 @@ def add_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 
 @torch.no_grad()
-def like_the_first(tensors: Mapping[str, Tensor]) -> None:
+def broadcast_tensors(tensors: Mapping[str, Tensor]) -> None:
     """Overwrite the tensors with the first process's."""
-    if world() > 1:
+    if world_size() > 1:
         for tensor in tensors.values():
             dist.broadcast(tensor, 0)
 
@@ -201,6 +201,6 @@ def shard_blocks(blocks: nn.ModuleList, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(device.type, (world(),))
+    mesh = init_device_mesh(device.type, (world_size(),))
     for block in blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)

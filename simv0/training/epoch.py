@@ -17,7 +17,7 @@ from simv0.labels import HEADS
 from simv0.model.losses import loss_sums, objective
 from simv0.model.metrics import Metrics, Tally
 from simv0.model.network import SimV0Model
-from simv0.runtime.distributed import add_gradients, in_order, whole_weights, world
+from simv0.runtime.distributed import add_gradients, gather_in_order, whole_weights, world_size
 
 log = logging.getLogger("simv0")
 
@@ -72,7 +72,7 @@ def train_one_epoch(
         loss = objective(whole_weights(sums), confidence_weight)["loss"]
         optimizer.zero_grad(set_to_none=True)
         (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
-        if world() > 1:  # before its gradient reaches the others, who would name samples of theirs
+        if world_size() > 1:  # before its gradient reaches the others, who would name samples of theirs
             _check_finite(batch, {"the loss": loss})
         add_gradients(trained)
         if scaler is not None:
@@ -168,7 +168,7 @@ class LogitsKept:
 
     def arrays(self) -> dict[str, Float[np.ndarray, "N _"]]:
         """Head -> logits of every sample, of all processes, in the order of the split."""
-        kept = in_order(self._kept)
+        kept = gather_in_order(self._kept)
         return {head: torch.cat([logits[head] for logits in kept]).numpy() for head in HEADS}
 
 

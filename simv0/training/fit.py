@@ -22,7 +22,15 @@ from simv0.model.checkpoint import Checkpoint, Meta, Training, load_checkpoint, 
 from simv0.model.metrics import Metrics, Tally, chosen_by, ranking
 from simv0.model.network import SimV0Model
 from simv0.runtime.device import pick_device
-from simv0.runtime.distributed import anywhere, check_same, from_first, like_the_first, process_group, rank, share_of
+from simv0.runtime.distributed import (
+    any_rank,
+    broadcast_from_rank0,
+    broadcast_tensors,
+    check_same,
+    process_group,
+    rank,
+    share_of,
+)
 from simv0.runtime.threads import sharing
 from simv0.training.board import check_tensorboard, tensorboard
 from simv0.training.epoch import LogitsKept, evaluate, train_one_epoch
@@ -62,7 +70,7 @@ def fit(config: Config, *, overwrite: bool = False, resume: bool = False) -> Run
     run, request = RunDir(config.output.output_dir), StopRequest()
     with process_group(), sharing():
         try:
-            checkpoint = from_first(_claim, run, config, overwrite, resume)
+            checkpoint = broadcast_from_rank0(_claim, run, config, overwrite, resume)
             if checkpoint is not None and checkpoint.meta.epoch == config.training.epochs:
                 log.info(
                     f"{run.root}: this run is finished ({config.training.epochs} epochs); nothing to do "
@@ -118,11 +126,11 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: 
         log.info(f"compiled the LLM's blocks in {seconds:.0f} s")
     if checkpoint is None:
         set_stats(model, train, config)
-        like_the_first(model.trainable_state())
-        from_first(run.begin, config)
+        broadcast_tensors(model.trainable_state())
+        broadcast_from_rank0(run.begin, config)
     else:
         position = restore(checkpoint, run, model, optimizer, scaler, digests, steps)
-        from_first(run.go_on, config, position.epoch)
+        broadcast_from_rank0(run.go_on, config, position.epoch)
         if rank() > 0:
             position.tally = Tally()  # the first process's goes on; in the end all are added up
     with run.log_to_file() if rank() == 0 else nullcontext():
@@ -179,14 +187,14 @@ class Epochs:
                 with epoch_bar("val", len(self.val_batches.order), shown=rank() == 0) as self.moved:
                     measured = evaluate(self.model, self.val_batches, self.device, on_batch=self._after_val_batch)
                 position.epoch, position.step, position.tally = position.epoch + 1, 0, Tally()
-                from_first(self._write_lines, learnt, measured)
+                broadcast_from_rank0(self._write_lines, learnt, measured)
                 to_board(position.epoch, learnt, measured)
                 better = self._end_epoch(measured)
                 log.info(table_row(position.epoch, learnt, measured, better))
         if self._gave_up() and position.epoch < training.epochs:
             log.info(f"stopped after epoch {position.epoch}: {training.patience} epochs without a new best")
-        best = from_first(load_checkpoint, self.run.best).meta
-        epochs = from_first(read_jsonl, self.run.val_metrics)
+        best = broadcast_from_rank0(load_checkpoint, self.run.best).meta
+        epochs = broadcast_from_rank0(read_jsonl, self.run.val_metrics)
         log.info(f"best epoch {best.epoch} (by {chosen_by(best.metrics, epochs, training.best_metric)}); {best.alarm}")
 
     def _before_step(self) -> None:
@@ -212,7 +220,7 @@ class Epochs:
         self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
-        if anywhere(self.request.asked is not None):  # not by what one process knows: others would not follow
+        if any_rank(self.request.asked is not None):  # not by what one process knows: others would not follow
             self._save_last({})
             raise Stopped(
                 f"{self.run.root}: stopped by {self.request.asked or 'a signal'} in epoch {self.position.epoch + 1} "
@@ -227,7 +235,7 @@ class Epochs:
         position.since_best = 0 if better else position.since_best + 1
         if better:
             position.best = ranking(measured, best_metric)
-            from_first(self._write_best, rates, self.val_logits.arrays())
+            broadcast_from_rank0(self._write_best, rates, self.val_logits.arrays())
         self._save_last(rates)
         return better
 
@@ -236,7 +244,7 @@ class Epochs:
         return patience is not None and self.position.since_best >= patience
 
     def _save_last(self, metrics: Metrics) -> None:
-        from_first(self._write_last, metrics, self.position.tally.whole())
+        broadcast_from_rank0(self._write_last, metrics, self.position.tally.whole())
 
     def _write_last(self, metrics: Metrics, tally: Tally) -> None:
         state = Training(

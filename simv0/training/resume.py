@@ -13,7 +13,7 @@ from simv0.errors import CheckpointError, shown
 from simv0.model.checkpoint import Checkpoint, Training, check_fits, check_frozen, load_checkpoint, load_state
 from simv0.model.metrics import Tally
 from simv0.model.network import SimV0Model
-from simv0.runtime.distributed import world
+from simv0.runtime.distributed import world_size
 from simv0.training.refusals import check_same_config
 from simv0.training.rundir import RunDir, provenance
 
@@ -127,7 +127,7 @@ def numerics(model: SimV0Model) -> dict[str, str]:
         "llm_path": model.llm.path,
         "llm_dtype": str(model.llm.dtype),
         "llm_compiled_for": str(model.llm.compiled_for),
-        "processes": str(world()),
+        "processes": str(world_size()),
     }
 
 

@@ -27,7 +27,7 @@ from simv0.features.dataset import CachedDataset
 from simv0.features.identity import check_features, compare_splits, labels_digest
 from simv0.features.shards import parts_of
 from simv0.labels import HEADS
-from simv0.runtime.distributed import share_of, world
+from simv0.runtime.distributed import share_of, world_size
 from simv0.vision.encoder import Encoder
 
 log = logging.getLogger("simv0")
@@ -209,7 +209,7 @@ class Batches:
             self.loader = make_loader(split.dataset, _InEpoch(order), collate, num_workers, persistent=True)
 
     def __iter__(self) -> Iterator[Batch]:
-        if world() == 1:
+        if world_size() == 1:
             return started(self.loader)
         return (
             batch | {"share": share} for batch, share in zip(started(self.loader), self.order.shares(), strict=True)
@@ -224,7 +224,7 @@ def train_batches(config: Config, split: Split) -> Batches:
 
 def eval_batches(config: Config, split: Split) -> Batches:
     """The split in its own order; a process's share of a batch is `evaluation.batch_size`."""
-    order = BatchOrder(len(split.labels), config.evaluation.batch_size * world())
+    order = BatchOrder(len(split.labels), config.evaluation.batch_size * world_size())
     return Batches(split, order, config.data.num_workers)
 
 

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any
 
 from simv0.errors import TrainingError
-from simv0.runtime.distributed import processes, world
+from simv0.runtime.distributed import processes, world_size
 
 
 class Stopped(TrainingError):
@@ -46,7 +46,7 @@ def asked_by_signals(request: StopRequest) -> Iterator[None]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         request.signal = signal.Signals(number).name
-        if world() == 1:  # torchrun passes a Ctrl-C on that has already come from the keyboard
+        if world_size() == 1:  # torchrun passes a Ctrl-C on that has already come from the keyboard
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     try:
@@ -59,6 +59,8 @@ def asked_by_signals(request: StopRequest) -> Iterator[None]:
         yield
         failed = False
     finally:
-        if not failed or world() == 1:  # else torchrun ends the processes: its SIGTERM must not cut the message off
+        if (
+            not failed or world_size() == 1
+        ):  # else torchrun ends the processes: its SIGTERM must not cut the message off
             for number, handler in previous.items():
                 signal.signal(number, handler)

@@ -26,7 +26,7 @@ from simv0.evaluation.run import evaluate_checkpoint
 from simv0.model.build import build_model
 from simv0.model.checkpoint import load_checkpoint
 from simv0.model.losses import loss_sums, objective
-from simv0.runtime.distributed import add_gradients, process_group, rank, share_of, whole_weights, world
+from simv0.runtime.distributed import add_gradients, process_group, rank, share_of, whole_weights, world_size
 from simv0.training.fit import fit
 from simv0.training.rundir import RunDir
 from simv0.training.splits import BatchOrder, open_split, train_batches
@@ -152,7 +152,9 @@ def test_a_signal_to_one_process_stops_all_with_a_checkpoint(config: Config, tmp
     assert_same_run(RunDir(config.output.output_dir), alone)
 
 
-@pytest.mark.parametrize(("where", "call", "step"), [("anywhere", 2, 2), ("from_first", 3, 1), ("evaluate", 1, 4)])
+@pytest.mark.parametrize(
+    ("where", "call", "step"), [("any_rank", 2, 2), ("broadcast_from_rank0", 3, 1), ("evaluate", 1, 4)]
+)
 def test_whenever_the_signal_comes_all_stop_at_one_step(
     config: Config, tmp_path: Path, alone: RunDir, where: str, call: int, step: int
 ) -> None:
@@ -258,7 +260,7 @@ def test_one_process_has_no_group_and_no_shares(config: Config, monkeypatch: pyt
     monkeypatch.setenv("WORLD_SIZE", "1")
     with process_group():
         assert not dist.is_initialized()
-        assert (rank(), world(), share_of(5)) == (0, 1, (0, 5))
+        assert (rank(), world_size(), share_of(5)) == (0, 1, (0, 5))
         assert "share" not in next(iter(train_batches(config, open_split(config, "train"))))
     assert list(BatchOrder(5, 2)) == [[0, 1], [2, 3], [4]]
 

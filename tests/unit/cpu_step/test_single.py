@@ -19,7 +19,7 @@ from llm_world import HANDLED, SHAPE, reference, vectors
 pytest.importorskip("numba", reason="the extra `robot` is not installed")
 
 import simv0.cpu_step.single
-from simv0.cpu_step.loop import Board, begin, layout, pieces_of, silu
+from simv0.cpu_step.loop import Workspace, begin, layout, pieces_of, silu
 from simv0.cpu_step.prepare import prepare_llm
 from simv0.cpu_step.single import SingleStack, single_stack
 from simv0.cpu_step.tiles import can_widen, compiled, pack, tile
@@ -128,7 +128,7 @@ def test_not_a_number_stays_one() -> None:
 @pytest.mark.parametrize("cores", [1, 2, 3, 16])
 def test_pieces_cover_each_block_once(cores: int) -> None:
     empty = np.zeros((1, 1), np.float32)
-    board = Board(empty, empty, empty[0], empty[0], np.zeros((1, 2, 8), np.int64), 1 / (2 * cores))
+    board = Workspace(empty, empty, empty[0], empty[0], np.zeros((1, 2, 8), np.int64), 1 / (2 * cores))
     for n in (1, 2, 7, 60, 304):
         pieces = pieces_of(board, n)
         covered = [i for p in range(pieces) for i in range(begin(board, p, n), begin(board, p + 1, n))]
@@ -220,7 +220,7 @@ def test_what_is_kept_compiled_follows_both_sources(monkeypatch: pytest.MonkeyPa
     folder = Path(simv0.cpu_step.single.__file__).parent
     both = hashlib.sha256(b"".join((folder / name).read_bytes() for name in ("tiles.py", "loop.py"))).hexdigest()
     for function in (tile, layout, silu):
-        assert function._cache._cache_file._source_stamp == both
+        assert both[:16] in function._cache._cache_file._index_name  # what is kept of others is not even read
     monkeypatch.setattr("numba.config.CACHE_LOCATOR_CLASSES", "IPythonCacheLocator")  # as where nothing can be written
 
     def double(x: int) -> int:

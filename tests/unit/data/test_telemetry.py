@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from simv0.data.recording import in_order
+from simv0.data.recording import in_time_order
 from simv0.data.telemetry import read_telemetry
 from simv0.errors import DataError
 
@@ -104,10 +104,10 @@ def test_readings_of_one_moment_are_warned_of(tmp_path: Path, caplog: pytest.Log
 )
 def test_pictures_stand_in_the_order_that_their_names_mean(names: list[str]) -> None:
     paths = [Path(f"{name}.PNG") for name in names]
-    assert in_order(sorted(paths)) == paths
-    assert in_order(paths[::-1]) == paths
+    assert in_time_order(sorted(paths)) == paths
+    assert in_time_order(paths[::-1]) == paths
 
 
 def test_two_pictures_of_one_time_are_refused() -> None:
     with pytest.raises(DataError, match=r"^d/0\.50\.png: is of the same time as 0\.5\.png; keep one of them$"):
-        in_order([Path("d/0.5.png"), Path("d/0.50.png")])
+        in_time_order([Path("d/0.5.png"), Path("d/0.50.png")])

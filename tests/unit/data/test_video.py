@@ -18,7 +18,7 @@ from videos import grey, write_csv, write_rows, write_video
 
 from cache.pipeline import cache_vis
 from simv0.data.manifest import ManifestDataset
-from simv0.data.recording import open_sequence, read_telemetry
+from simv0.data.recording import open_recording, read_telemetry
 from simv0.data.video import VideoReader, VideoWriter
 from simv0.errors import ConfigError, DataError
 from simv0.features.dataset import CachedDataset
@@ -221,7 +221,7 @@ def test_without_pyav_it_says_what_to_install() -> None:
 
 
 def test_a_video_takes_the_nearest_reading_and_none_from_afar(video: Path, tmp_path: Path) -> None:
-    moments = list(open_sequence(video, write_csv(tmp_path / "t.csv", [0.0, 0.52, 1.0])))
+    moments = list(open_recording(video, write_csv(tmp_path / "t.csv", [0.0, 0.52, 1.0])))
     assert len(moments) == 40
     by_time = {round(moment.t, 2): moment.telemetry[0] for moment in moments}
     assert (by_time[0.25], by_time[0.3], by_time[0.75], by_time[1.5]) == (0.0, 5.2, 5.2, 10.0)
@@ -235,16 +235,16 @@ def test_a_folder_takes_its_times_from_the_rows_or_from_fps(manifests: Path, tmp
     for name, image in zip(("f2.png", "f10.png", "f1.png"), images, strict=True):
         (folder / name).write_bytes(image.read_bytes())
     rows = write_csv(tmp_path / "t.csv", [1.0, 1.5, 2.5])
-    moments = list(open_sequence(folder, rows))
+    moments = list(open_recording(folder, rows))
     assert [moment.t for moment in moments] == [1.0, 1.5, 2.5]
     expected = ManifestDataset(manifests / "val.jsonl").load_frame(f"val_images/{images[2].name}")
     assert torch.equal(moments[0].frame, expected)  # f1 before f2 before f10
-    assert [moment.t for moment in open_sequence(folder, rows, fps=4.0)] == [0, 0.25, 0.5]
+    assert [moment.t for moment in open_recording(folder, rows, fps=4.0)] == [0, 0.25, 0.5]
     write_csv(rows, [1.0, 1.5])
     with pytest.raises(ConfigError, match=r"frames: 3 images, but .*t.csv has 2 rows, .*; give --fps$"):
-        open_sequence(folder, rows)
+        open_recording(folder, rows)
     with pytest.raises(ConfigError, match=r"frames: carries no telemetry; give --telemetry with the columns t,ax,"):
-        open_sequence(folder, None)
+        open_recording(folder, None)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_an_empty_cell_was_not_recorded(tmp_path: Path) -> None:
 
 
 def test_a_real_sequence_carries_its_own_telemetry(real: Path) -> None:
-    sequence = open_sequence(real / "data/gopro_walk/sequence.jsonl", None)
+    sequence = open_recording(real / "data/gopro_walk/sequence.jsonl", None)
     assert sequence.length == 315
     assert sequence.interval == pytest.approx(1 / 29.97, rel=1e-2)
     first = next(iter(sequence))

@@ -11,7 +11,7 @@ import pytest
 from simv0.data.contract import check_sample
 from simv0.data.labels import read_labels
 from simv0.data.manifest import ManifestDataset
-from simv0.demo.hazards import State, Thing, arc, contact_time, judge
+from simv0.demo.hazards import Pose, Thing, arc, contact_time, judge
 from simv0.demo.render import Look, project, render
 from simv0.demo.world import RATE, drive, make_scene, measure, write_world
 from simv0.labels import HEADS, HIGH, TELEMETRY
@@ -19,8 +19,8 @@ from simv0.labels import HEADS, HIGH, TELEMETRY
 LOOK = Look(floor=(110, 110, 110), walls=((150, 150, 150), (150, 150, 150)), light=1.0, tile=1.0)
 
 
-def state(*things: Thing, v: float = 1.0, w: float = 0.0, heading: float = 0.0) -> State:
-    return State(x=0.0, y=0.0, heading=heading, v=v, w=w, acceleration=0.0, things=things)
+def state(*things: Thing, v: float = 1.0, w: float = 0.0, heading: float = 0.0) -> Pose:
+    return Pose(x=0.0, y=0.0, heading=heading, v=v, w=w, acceleration=0.0, things=things)
 
 
 def box(ahead: float, left: float = 0.0) -> Thing:

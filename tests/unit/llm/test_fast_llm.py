@@ -19,7 +19,7 @@ import simv0.llm.fast
 import simv0.runtime.torchvision_fix
 from simv0.cpu_step.packed import HalvedLinear, pack_linears
 from simv0.cpu_step.prepare import prepare_llm
-from simv0.llm.fast import TOLERANCE, FastLayer, FastStack, disagreement, outputs_of, why_not
+from simv0.llm.fast import TOLERANCE, FastLayer, FastStack, disagreement, outputs_of, unsupported_reason
 from simv0.llm.load import LastHidden, load_llm
 
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 2.0}
@@ -35,7 +35,7 @@ HANDED_ON = {
 def test_agrees_with_transformers(case: str) -> None:
     """Outputs and input gradients; the prefix is longer than the windows; one token is a prefix too."""
     model = reference(HANDLED[case])
-    assert why_not(model, 1.0) is None
+    assert unsupported_reason(model, 1.0) is None
     wanted = {tokens: outputs_of(LastHidden(model, torch.float32), vectors(tokens=tokens)) for tokens in (7, 1, 20)}
     fast = FastStack(model, torch.float32)
     for tokens, expected in wanted.items():
@@ -145,7 +145,7 @@ def test_nothing_is_packed_off_the_fast_path_or_without_the_operators(
 
 @pytest.mark.parametrize("reason", HANDED_ON)
 def test_hands_on_what_it_cannot_do(reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert why_not(reference(HANDED_ON[reason]), 1.0) == reason
+    assert unsupported_reason(reference(HANDED_ON[reason]), 1.0) == reason
     reference(HANDED_ON[reason]).save_pretrained(tmp_path)
     with caplog.at_level(logging.INFO, "simv0"):
         assert load_llm(str(tmp_path)).path == "reference"
@@ -155,10 +155,10 @@ def test_hands_on_what_it_cannot_do(reason: str, tmp_path: Path, caplog: pytest.
 def test_hands_on_layers_that_hold_more_than_it_knows() -> None:
     model = reference(HANDLED["llama"])
     model.layers[1].self_attn.sinks = nn.Parameter(torch.zeros(HEADS))
-    assert why_not(model, 1.0) == "a layer holds self_attn.sinks"
+    assert unsupported_reason(model, 1.0) == "a layer holds self_attn.sinks"
     model = reference(HANDLED["llama"])
     model.layers[1].mlp.up_proj.__class__ = type("Quantised", (nn.Linear,), {})
-    assert why_not(model, 1.0) == "mlp.up_proj is not a plain linear layer"
+    assert unsupported_reason(model, 1.0) == "mlp.up_proj is not a plain linear layer"
 
 
 @pytest.mark.parametrize(("dtype", "fast"), [(torch.float32, True), (torch.bfloat16, True), (torch.float32, False)])
@@ -285,6 +285,6 @@ def test_a_failed_trial_leaves_the_model_whole(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(nn.Module, "float", failing)
     with pytest.raises(MemoryError):
-        why_not(model, 1.0)
+        unsupported_reason(model, 1.0)
     assert len(model.layers) == DEPTH
     torch.testing.assert_close(model(inputs_embeds=x).last_hidden_state, wanted, rtol=0, atol=0)

@@ -106,8 +106,8 @@ def test_a_core_that_waits_is_left_to_others() -> None:
     counts = np.zeros((1, 2, 8), np.int64)
     counts[0, 0, 0] = 1  # another core has claimed the only piece
     empty = np.zeros(0, np.float32)
-    board = loop.Board(empty.reshape(0, 0), empty.reshape(0, 0), empty, empty, counts, 0.5)
-    loop.claim(loop.Board(*board[:4], np.ones_like(counts), 0.5), 0, 1)  # compile
+    board = loop.Workspace(empty.reshape(0, 0), empty.reshape(0, 0), empty, empty, counts, 0.5)
+    loop.claim(loop.Workspace(*board[:4], np.ones_like(counts), 0.5), 0, 1)  # compile
     got: list[int] = []
     waiting = threading.Thread(target=lambda: got.append(loop.claim(board, 0, 1)))
     used = time.process_time()
