@@ -54,7 +54,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         # Under a name of its own: numba looks at the function's own file only, and unpickles what is kept before that.
         kept = made._cache
         name = f"{kept._impl.filename_base}-{_sources()[:16]}"
-        kept._cache_file = IndexDataCacheFile(kept._cache_path, name, _sources())
+        kept._cache_file = IndexDataCacheFile(kept._cache_path, name, _sources())  # type: ignore[no-untyped-call]
     except RuntimeError:  # no folder that can be written, neither here nor at home
         _say_unkept()
         made = njit(**how)(plain)
