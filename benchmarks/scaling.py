@@ -2,8 +2,8 @@
 
     python -m benchmarks.scaling [--rates my_rates.json] [--ranks 8] [--seed 0] > tables.md
 
-Prints the tables of docs/scaling.md. `--rates` overrides entries of RATES; `simv0 check --probe` measures frames and
-training windows a second on your machine (a training window is 4 x llm_weights x 6 operations).
+Prints the tables of benchmarks/results/scaling_model_*.md. `--rates` overrides entries of RATES; `simv0 check --probe`
+measures frames and training windows a second on your machine (a training window is 4 x llm_weights x 6 operations).
 """
 
 import argparse
@@ -31,13 +31,13 @@ from simv0.training.splits import BatchOrder
 F, DV, EPOCHS = 8, 512, 10
 SIZES = [10**power for power in range(4, 10)]
 RATES: dict[str, float] = {
-    "cpu_frames_a_second": 38.1,  # ViT-B-32, bf16, 2 cores: docs/reliability.md
+    "cpu_frames_a_second": 38.1,  # ViT-B-32, bf16, 2 cores: results/cache_vis_epyc_2026-11-23.md
     "cpu_operations_a_second": 1e12,  # matrix products in bf16, 2 cores: simv0/llm/compile.py
     "gpu_frames_a_second": 5000.0,  # ASSUMED, never measured here
-    "gpu_operations_a_second": 1e14,  # ASSUMED; SmolLM2-135M on an H200: 3e13 to 6e13, docs/performance.md
+    "gpu_operations_a_second": 1e14,  # ASSUMED; 3e13 to 6e13: results/train_step_h200_2026-11-26.md
     "llm_weights": 357_855_104,  # Qwen2.5-0.5B without its embedding, as `simv0 check` counts them
     "shard_seconds": 0.009,  # to write and record a shard of no size: least of 20, busy machine
-    "write_bytes_a_second": 1e9,  # what 17 ms for 1024 windows (docs/reliability.md) leave beside that
+    "write_bytes_a_second": 1e9,  # what 17 ms for 1024 windows (the same page) leave beside that
     "restart_seconds": 60.0,  # ASSUMED: a scheduler notices, Python starts, the encoder is loaded
 }
 KINDS = ("cpu", "gpu")

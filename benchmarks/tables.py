@@ -1,4 +1,4 @@
-"""Tables for docs/performance.md, each row measured by `benchmarks.train_step` in a process of its own.
+"""Tables for benchmarks/results/train_step_*.md, each row measured by `benchmarks.train_step` in a process of its own.
 
 python -m benchmarks.tables growth [--rounds 5] [--layers 4]     # batch 16..512, K 1..16, d 64..2048
 python -m benchmarks.tables memory [--arch qwen2.5-0.5b]         # peak of loading and of a step

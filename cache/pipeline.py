@@ -120,7 +120,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep what one batch frees for the next one; elsewhere nothing happens.
 
     By default large blocks go back to the kernel and are faulted in anew, page by page: with the activations of a tower
-    of convolutions that can take longer than the encoder itself (docs/reliability.md).
+    of convolutions that can take longer than the encoder itself (benchmarks/results/cache_vis_epyc_2026-11-23.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

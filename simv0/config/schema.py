@@ -137,12 +137,12 @@ class TrainingConfig(Section):
     lr: float = Field(default=1e-3, gt=0, le=10)
     """Learning rate of AdamW at its peak, after 30 % of the steps; it rises and falls by a cosine."""
     lr_scale: dict[Module, Annotated[float, Field(gt=0, le=1000)]] = LR_SCALE
-    """Factor on `lr` per module: the wide projector overfits, the others are small and slow (docs/quality.md). A map
-    that names some modules leaves the others as they are."""
+    """Factor on `lr` per module: the wide projector overfits, the others are small and slow (docs/design/recipe.md).
+    A map that names some modules leaves the others as they are."""
     visual_dropout: float | None = Field(default=None, ge=0, lt=1)
     """Share of the training samples that are shown the average picture instead of theirs, so that telemetry is learnt
     too, and share of the features that is hidden in the others; unset: dv / (dv + windows of the train split), since
-    wide features of few windows are memorised (docs/quality.md)."""
+    wide features of few windows are memorised (docs/design/recipe.md)."""
     class_weights: Literal["none", "dataset", "balanced", "sqrt_balanced"] | None = None
     """Weights of the classes in the loss: `dataset` takes the dataset's own, `balanced` gives every class the same
     total weight, `sqrt_balanced` goes half of the way; unset: the dataset's own where it has them, else

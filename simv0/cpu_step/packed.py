@@ -3,7 +3,7 @@
 Where a CPU multiplies bf16, the weights go into the blocks of oneDNN: plain ones are re-ordered at every product, which
 at 6 rows costs more than the product itself. Elsewhere the weights of an fp32 stack are held in fp16, in the panels of
 FBGEMM, which widens them as it multiplies fp32 by them: half the bytes to read, and rows enough for its kernel. So are
-those of a vision transformer that sees an image as few tokens. The sizes and times are in docs/streams.md.
+those of a vision transformer that sees an image as few tokens. Why: docs/design/llm-paths.md.
 """
 
 import logging

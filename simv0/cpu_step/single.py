@@ -1,6 +1,7 @@
 """The fast path for a robot's step: a `FastStack` for one prefix at a time, in one call of compiled code on each core.
 
-Called one by one, the 20 operations of a layer cost a small LLM as much as its products (docs/streams.md). Needs numba.
+Called one by one, the 20 operations of a layer cost a small LLM as much as its products
+(docs/design/llm-paths.md). Needs numba.
 """
 
 import logging

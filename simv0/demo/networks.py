@@ -45,7 +45,7 @@ def save_tiny_tower(folder: Path, *, seed: int = 0, dv: int = 32, image_size: in
     Random weights see only what their shape lets through. A usual small ViT pools where things are away, and its usual
     start (std 0.02) leaves features that hardly vary: a linear probe then learns next to nothing. So the whole picture
     is one patch, its filters are coarse random colour patterns, and every layer keeps activations at size 1: a layer of
-    random features that know what stands where (measured in docs/quality.md).
+    random features that know what stands where (measured in benchmarks/results/quality_demo_2026-11-23.md).
     """
     import open_clip
 

@@ -28,7 +28,8 @@ START_AGAIN = "delete the folder to start again"
 SHARDS = 64
 """Shards of a split whose config asks for no size: what a stopped run loses is a 64th of the work at most."""
 SHARD_WINDOWS = range(8, 1025)
-"""Their windows: a shard costs some 10 ms of syncs, and 1024 windows are little enough to lose (docs/scaling.md)."""
+"""Their windows: a shard costs some 10 ms of syncs, and 1024 windows are little enough to lose
+(benchmarks/results/scaling_model_2026-11-23.md)."""
 
 MAX_SHARDS = 1_000_000
 """More are refused: nobody waits for that many files, and a damaged plan may ask for any number."""

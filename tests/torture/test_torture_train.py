@@ -1,4 +1,4 @@
-"""The torture of training at CI size; `make torture` runs all of it, docs/reliability.md has the figures."""
+"""The torture of training at CI size; `make torture` runs all of it; figures: benchmarks/results/torture_*.md."""
 
 import random
 from pathlib import Path

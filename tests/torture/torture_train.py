@@ -1,8 +1,9 @@
 """Torture of training and of what it reads: kills, resumes, damaged and hostile files, full disks.
 
-`make torture` runs everything at full size and prints the figures of docs/reliability.md; test_torture_train.py beside
-this file runs the same functions at a smaller size. A run here is a few seconds of the real `fit` on tiny networks, in
-children of one process, forked so that each starts at once. Whatever is not as it must be is an AssertionError.
+`make torture` runs everything at full size and prints the figures of benchmarks/results/torture_*.md;
+test_torture_train.py beside this file runs the same functions at a smaller size. A run here is a few seconds of the
+real `fit` on tiny networks, in children of one process, forked so that each starts at once. Whatever is not as it must
+be is an AssertionError.
 """
 
 import json
