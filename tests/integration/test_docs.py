@@ -1,5 +1,6 @@
 """Docs, configs and code agree: generated files, links and anchors, paths, commands, options and config keys."""
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -139,6 +140,26 @@ def without_history(page: Path) -> str:
 def test_pages_name_what_exists(page: Path) -> None:
     text = without_history(page)
     assert [*broken_links(page, page.read_text()), *wrong_commands(text), *wrong_names(text)] == []
+
+
+def messages() -> Iterator[str]:
+    """Every text in the product's code, with `...` for what is filled in."""
+    for folder in ("simv0", "cache", "cli"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    yield "".join(str(part.value) if isinstance(part, ast.Constant) else "..." for part in node.values)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+def test_troubleshooting_quotes_messages_that_exist() -> None:
+    """The code in a table's first column, where that begins with code."""
+    known = "\n".join(messages())
+    cells = re.findall(r"^\| (`.*?) \| ", (ROOT / "docs/troubleshooting.md").read_text(), re.M)
+    quotes = [quote.replace("\\|", "|") for cell in cells for quote in re.findall(r"`([^`]+)`", cell)]
+    assert len(quotes) > 40
+    assert [quote for quote in quotes if not re.search(re.escape(quote).replace(r"\.\.\.", ".*"), known)] == []
 
 
 def test_code_refers_to_pages_that_exist() -> None:
