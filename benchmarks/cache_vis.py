@@ -23,7 +23,8 @@ from cache.pipeline import SPLITS, cache_split, start_over
 from simv0.config.load import build_config
 from simv0.config.schema import Config
 from simv0.data.labels import Labels
-from simv0.features.reader import FeatureInfo, sha256
+from simv0.features.info import FeatureInfo
+from simv0.features.reader import sha256
 from simv0.features.shards import Parts, Record
 from simv0.features.writer import write_features
 from simv0.labels import HEADS

@@ -28,7 +28,7 @@ from simv0.demo.networks import save_tiny_llm, save_tiny_tower
 from simv0.demo.world import write_world
 from simv0.evaluation.baselines import baseline_logits, read_inputs, score
 from simv0.labels import HEADS
-from simv0.llm.load import FrozenLLM
+from simv0.llm.frozen import FrozenLLM
 from simv0.model.build import build_model
 from simv0.model.metrics import Metrics
 from simv0.model.network import SimV0Model

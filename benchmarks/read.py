@@ -22,7 +22,8 @@ from benchmarks.cache_vis import alternate
 from simv0.data.contract import collate
 from simv0.data.labels import Labels
 from simv0.features.dataset import CachedDataset
-from simv0.features.reader import FeatureInfo, sha256
+from simv0.features.info import FeatureInfo
+from simv0.features.reader import sha256
 from simv0.features.writer import write_features
 from simv0.labels import HEADS
 

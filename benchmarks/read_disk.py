@@ -23,7 +23,8 @@ import torch
 from benchmarks.read import BATCH, DV, F
 from simv0.data.labels import Labels
 from simv0.features.dataset import CachedDataset
-from simv0.features.reader import FeatureInfo, sha256
+from simv0.features.info import FeatureInfo
+from simv0.features.reader import sha256
 from simv0.features.shards import Parts, Plan, Record, take_labels
 from simv0.features.writer import write_features
 from simv0.labels import HEADS

@@ -23,7 +23,8 @@ from benchmarks.shard_sim import random_lives, random_speeds, simulate
 from simv0.data.labels import read_labels
 from simv0.data.manifest import ManifestDataset
 from simv0.features.dataset import CachedDataset
-from simv0.features.reader import FeatureInfo, sha256
+from simv0.features.info import FeatureInfo
+from simv0.features.reader import sha256
 from simv0.features.shards import MAX_SHARDS, SHARD_WINDOWS
 from simv0.features.writer import file_bytes, write_features
 from simv0.training.splits import BatchOrder

@@ -25,7 +25,8 @@ from simv0.config.schema import ModelConfig, TrainingConfig
 from simv0.cpu_step.packed import PackedLinear, pack_linears
 from simv0.demo.networks import save_tiny_llm, save_tiny_tower
 from simv0.llm.fast import FastStack
-from simv0.llm.load import FrozenLLM, load_llm
+from simv0.llm.frozen import FrozenLLM
+from simv0.llm.load import load_llm
 from simv0.model.checkpoint import Checkpoint, Meta
 from simv0.model.network import SimV0Model
 from simv0.predict import Predictor

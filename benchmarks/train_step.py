@@ -26,7 +26,8 @@ from benchmarks.quiet import DEVICE, measure
 from simv0.data.contract import to_device
 from simv0.labels import HEADS
 from simv0.llm.compile import compile_llm
-from simv0.llm.load import FrozenLLM, LastHidden, load_llm
+from simv0.llm.frozen import FrozenLLM, LastHidden
+from simv0.llm.load import load_llm
 from simv0.model.losses import loss_sums, objective
 from simv0.model.network import TRAINABLE, SimV0Model
 

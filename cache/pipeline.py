@@ -18,7 +18,7 @@ from simv0.config.schema import Config
 from simv0.data.class_weights import class_weights_of
 from simv0.data.labels import Labels, read_labels, warn_of_leakage
 from simv0.data.spacing import split_spacing
-from simv0.data.user_class import calling, load_dataset, windows_in
+from simv0.data.user_class import calling, load_dataset, windows_in, yields_features
 from simv0.disk.files import sync_folder
 from simv0.disk.locks import FileLock
 from simv0.errors import CacheError, DataError
@@ -28,7 +28,6 @@ from simv0.features.shards import Parts, Plan, parts_of, shard_windows_of
 from simv0.labels import HEADS
 from simv0.runtime.distributed import broadcast_from_rank0, local_device, process_group
 from simv0.runtime.threads import sharing
-from simv0.training.splits import yields_features
 from simv0.vision.encoder import Encoder, load_encoder
 
 log = logging.getLogger("simv0")

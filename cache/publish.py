@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from simv0.data.labels import Labels
 from simv0.errors import CacheError
-from simv0.features.reader import FeatureInfo
+from simv0.features.info import FeatureInfo
 from simv0.features.shards import Parts, Plan
 from simv0.features.writer import write_features
 

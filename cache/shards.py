@@ -17,7 +17,8 @@ from cache.publish import mendable_write
 from simv0.data.labels import Labels
 from simv0.disk.locks import FileLock
 from simv0.errors import CacheError
-from simv0.features.reader import FeatureInfo, sha256
+from simv0.features.info import FeatureInfo
+from simv0.features.reader import sha256
 from simv0.features.shards import Parts, Plan, Record, take_labels
 from simv0.features.writer import write_features
 from simv0.vision.encoder import Encoder

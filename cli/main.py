@@ -1,30 +1,14 @@
 """The command line: parse, call one function, print. Nothing here imports torch before a command needs it."""
 
 import json
-import logging
 import os
 import signal
-import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
-from simv0 import __version__
-from simv0.disk.locks import check_platform
-from simv0.errors import SimError, of_lost_worker
-
-
-class WholeCommand(TyperCommand):
-    """A command whose sentence stands whole in the list of commands."""
-
-    def get_short_help_str(self, limit: int = 45) -> str:
-        """All of the sentence: the list wraps it."""
-        return " ".join((self.help or "").split())
-
+from cli.shared import WholeCommand, cpu_threads, is_first, say_version, user_errors
 
 app = typer.Typer(
     help="How risky is this window, why, and what to do: a small model around a frozen encoder and a frozen LLM.",
@@ -35,16 +19,10 @@ app = typer.Typer(
 )
 
 
-def _say_version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"simv0 {__version__}")
-        raise typer.Exit
-
-
 @app.callback()
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version.", callback=_say_version, is_eager=True)
+        bool, typer.Option("--version", help="Show the version.", callback=say_version, is_eager=True)
     ] = False,
 ) -> None:
     pass
@@ -59,63 +37,6 @@ Threads = Annotated[
     typer.Option("--threads", min=1, max=1024, help="CPU threads; by default one a core.", show_default=False),
 ]
 CkptPath = Annotated[Path, typer.Option("--ckpt", help="A checkpoint, such as best.pt.", show_default=False)]
-
-
-@contextmanager
-def user_errors(answers_on_stdout: bool = False) -> Iterator[None]:
-    """Print what the user can mend as plain lines on stderr, with its exit code; all else keeps its traceback.
-
-    What the library says goes to stdout, warnings to stderr; all of it to stderr where stdout is for the answers.
-    """
-    logger = logging.getLogger("simv0")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False  # open_clip gives the root logger a handler of its own
-    said = sys.stderr if answers_on_stdout else sys.stdout
-    handlers: list[logging.Handler] = [logging.StreamHandler(said), logging.StreamHandler(sys.stderr)]
-    handlers[0].addFilter(lambda record: record.levelno < logging.WARNING)
-    handlers[1].setLevel(logging.WARNING)
-    for handler in handlers:
-        logger.addHandler(handler)
-    try:
-        check_platform()
-        yield
-    except KeyboardInterrupt:
-        typer.echo("stopped", err=True)
-        raise typer.Exit(130) from None
-    except Exception as error:
-        told = error if isinstance(error, SimError) else of_lost_worker(error)
-        if not _first_to_fail():
-            raise typer.Exit(told.exit_code if told else 1) from None
-        if told is None:
-            raise
-        for line in str(told).splitlines():
-            typer.echo(f"error: {line}", err=True)
-        raise typer.Exit(told.exit_code) from None
-    finally:
-        for handler in handlers:
-            logger.removeHandler(handler)
-        logger.propagate = True
-
-
-def cpu_threads(threads: int | None) -> AbstractContextManager[None]:
-    """`--threads` for one command."""
-    from simv0.runtime.threads import limited_to
-
-    return nullcontext() if threads is None else limited_to(threads)
-
-
-def _is_first() -> bool:
-    """Whether to print results: of torchrun's processes only the first one does."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _first_to_fail() -> bool:
-    """Whether to speak: of torchrun's processes only the one that failed first does."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        return True
-    from simv0.runtime.distributed import first_to_fail
-
-    return first_to_fail()
 
 
 @app.command(cls=WholeCommand)
@@ -137,7 +58,7 @@ def check(
         from simv0.checks.run import refuse
 
         report = run(loaded, probe=probe, full=full, watch=watched)
-        if not _is_first():  # the others have measured with it, and would end it by failing first
+        if not is_first():  # the others have measured with it, and would end it by failing first
             return
         facts_table(report.facts, f"what {config.name} would do here")
         for warning in report.warnings:
@@ -206,7 +127,7 @@ def train(
         preflight(loaded, "train")
         with cpu_threads(threads):
             run = fit(loaded, resume=resume, overwrite=overwrite)
-        if _is_first():
+        if is_first():
             typer.echo(f"best checkpoint: {run.best}")
 
 
@@ -255,7 +176,7 @@ def evaluate(
 
         with cpu_threads(threads):
             found, folder = evaluate_checkpoint(ckpt, loaded, data, split, baselines, out=out)
-        if _is_first():
+        if is_first():
             metrics_table(found, f"{ckpt.name} on {data or split}")
             typer.echo(f"written to {folder}")
 

@@ -1,1 +1,4 @@
-"""The alarm: its threshold on P(high), calibration and intervals, and the confirmation over windows."""
+"""The alarm: its threshold on P(high), calibration, intervals, and the confirmation over windows.
+
+Imports the config and the ground. `threshold.choose_alarm` finds the threshold, `confirmation.Confirmation` raises it.
+"""

@@ -7,7 +7,8 @@ import numpy as np
 
 from simv0.data.labels import Labels
 from simv0.errors import CacheError
-from simv0.features.reader import MAGIC, FeatureFile, read_features
+from simv0.features.info import MAGIC
+from simv0.features.reader import FeatureFile, read_features
 from simv0.features.shards import Parts, join_labels, parts_of
 from simv0.labels import HEADS, TELEMETRY
 from simv0.model.checkpoint import load_checkpoint

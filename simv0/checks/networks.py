@@ -15,7 +15,8 @@ import simv0.runtime.torchvision_fix  # noqa: F401  before open_clip and transfo
 from simv0.config.schema import Config, ModelConfig
 from simv0.errors import ModelError
 from simv0.llm.fast import FastStack, unknown_shape
-from simv0.llm.load import FrozenLLM, LastHidden, quiet_transformers, read_llm_config, text_of
+from simv0.llm.frozen import FrozenLLM, LastHidden
+from simv0.llm.load import quiet_transformers, read_llm_config, text_of
 from simv0.model.network import SimV0Model
 from simv0.runtime.device import compute_dtype
 from simv0.runtime.distributed import local_device

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from simv0.data.contract import CheckedDataset, SharesFrames, check_frame_count, check_sample, collate, place_of
 from simv0.data.labels import Labels, check_labels
-from simv0.data.user_class import calling
+from simv0.data.user_class import calling, yields_features
 from simv0.data.values import check_frames
 from simv0.errors import DataError, Mistakes, SimError
-from simv0.training.splits import evenly_spaced, yields_features
+from simv0.training.splits import evenly_spaced
 
 log = logging.getLogger("simv0")
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from simv0.cpu_step.packed import pack_linears, pack_tower
 from simv0.llm.fast import FastStack
-from simv0.llm.load import FrozenLLM
+from simv0.llm.frozen import FrozenLLM
 from simv0.vision.encoder import Encoder
 
 log = logging.getLogger("simv0")

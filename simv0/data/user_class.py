@@ -6,7 +6,7 @@ import logging
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -162,3 +162,12 @@ def seed_draws(*draw: object) -> None:
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+def yields_features(dataset: Any, name: str) -> bool:
+    """Whether the first sample brings `vis_feats`; a dataset with frames of their own names does not."""
+    if hasattr(dataset, "load_frame"):
+        return False
+    with calling(f"{name}[0]", 0, 0, 0):
+        first = dataset[0]
+    return isinstance(first, Mapping) and "vis_feats" in first

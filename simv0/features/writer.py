@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from simv0.disk.files import replacing
-from simv0.features.reader import FORMAT_VERSION, MAGIC, USER_BLOCK, FeatureInfo
+from simv0.features.info import FORMAT_VERSION, MAGIC, USER_BLOCK, FeatureInfo
 from simv0.labels import HEADS
 
 

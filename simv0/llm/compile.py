@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from simv0.llm.load import FrozenLLM
+from simv0.llm.frozen import FrozenLLM
 
 log = logging.getLogger("simv0")
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from simv0.data.contract import Batch
 from simv0.errors import ModelError
 from simv0.labels import HEADS, TELEMETRY
-from simv0.llm.load import FrozenLLM
+from simv0.llm.frozen import FrozenLLM
 from simv0.model.predictions import predictions
 from simv0.vision.encoder import Encoder
 

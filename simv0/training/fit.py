@@ -12,10 +12,8 @@ from torch import Tensor
 from simv0.alarm.threshold import choose_alarm
 from simv0.config.schema import Config
 from simv0.data.contract import Batch
-from simv0.data.labels import warn_of_leakage
 from simv0.data.manifest import read_jsonl
 from simv0.data.spacing import warn_of_spacing
-from simv0.labels import HEADS, HIGH
 from simv0.llm.compile import compile_llm
 from simv0.model.build import build_model
 from simv0.model.checkpoint import Checkpoint, Meta, Training, load_checkpoint, save_checkpoint
@@ -32,12 +30,13 @@ from simv0.runtime.distributed import (
     share_of,
 )
 from simv0.runtime.threads import sharing
+from simv0.training.about import describe, introduce
 from simv0.training.board import check_tensorboard, tensorboard
 from simv0.training.epoch import LogitsKept, evaluate, train_one_epoch
 from simv0.training.epoch_view import epoch_bar, table_head, table_row
 from simv0.training.recipe import class_weights, lr_factor, make_optimizer, set_stats, visual_dropout
-from simv0.training.resume import Position, find_checkpoint, numerics, restore
-from simv0.training.rundir import RunDir, append_line, provenance
+from simv0.training.resume import Position, find_checkpoint, restore
+from simv0.training.rundir import RunDir, append_line
 from simv0.training.splits import (
     Batches,
     Split,
@@ -134,7 +133,7 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: 
         if rank() > 0:
             position.tally = Tally()  # the first process's goes on; in the end all are added up
     with run.log_to_file() if rank() == 0 else nullcontext():
-        _introduce(config, model, train, val, device, position)
+        introduce(config, model, train, val, device, position)
         Epochs(config, run, position, model, optimizer, scaler, train, val, digests, batches, request).go_on()
 
 
@@ -269,50 +268,3 @@ class Epochs:
     def _write_lines(self, learnt: Metrics, measured: Metrics) -> None:
         append_line(self.run.train_metrics, {"epoch": self.position.epoch, **learnt})
         append_line(self.run.val_metrics, {"epoch": self.position.epoch, **measured})
-
-
-def describe(config: Config, model: SimV0Model, train: Split) -> dict[str, Any]:
-    """The fields of `Meta` that stay the same throughout a run."""
-    encoder = model.encoder.identity if model.encoder is not None else None
-    if train.identity is not None:
-        encoder = {key: value for key, value in train.identity.items() if key.startswith("vision_")}
-    return {
-        "dv": model.dv,
-        "d": model.llm.d,
-        "F": model.F,
-        "K": model.K,
-        "frame_spacing": train.frame_spacing,
-        "confidence_head": "confidence" in model.heads,
-        "labels": {head: list(names) for head, names in HEADS.items()},
-        "llm": model.llm.identity,
-        "encoder": encoder,
-        "config": config.model_dump(),
-        "provenance": {**provenance(), **numerics(model)},
-    }
-
-
-def _introduce(
-    config: Config, model: SimV0Model, train: Split, val: Split, device: torch.device, position: Position
-) -> None:
-    """Say what is about to happen; refuse a model that would train the wrong weights."""
-    counts = model.trainable_parameters()
-    frozen = sum(weight.numel() for weight in model.llm.parameters())
-    trained = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    log.info(f"device {device}, LLM {model.llm.identity['llm_name']} ({frozen:,} frozen weights, {model.llm.dtype})")
-    encoder = model.encoder.identity if model.encoder is not None else train.identity
-    origin = "the dataset's own" if encoder is None else f"of {encoder.get('vision_encoder_name')}"
-    kind = "frames, encoded in every epoch," if model.encoder is not None else "features"
-    log.info(f"data {config.data.train_split_path} and {config.data.val_split_path}: {kind} {origin}")
-    log.info(f"training {sum(counts.values()):,} weights: {trained}")
-    log.info(f"train {len(train.labels)} windows, val {len(val.labels)}; F={model.F} K={model.K} dv={model.dv}")
-    log.info(f"hiding {model.visual_dropout:.0%} of the pictures, and of the features of the others, in training")
-    if not (val.labels.ids["risk"] == HIGH).any():
-        log.warning('val has no window of risk "high": best.pt follows macro_f1, and no alarm can be judged')
-    warn_of_leakage(
-        getattr(train.dataset, "dataset", None),
-        getattr(val.dataset, "dataset", None),
-        train.labels.group,
-        val.labels.group,
-    )
-    if (position.epoch, position.step) != (0, 0):
-        log.info(f"resuming in epoch {position.epoch + 1} after step {position.step}")

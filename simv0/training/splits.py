@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from simv0.data.contract import Batch, CheckedDataset, collate
 from simv0.data.labels import Labels, read_labels
 from simv0.data.loading import make_loader, started
 from simv0.data.spacing import split_spacing
-from simv0.data.user_class import calling, load_dataset, windows_in
+from simv0.data.user_class import load_dataset, windows_in, yields_features
 from simv0.errors import CacheError, DataError, SimError
 from simv0.features.dataset import CachedDataset
 from simv0.features.identity import check_features, compare_splits, labels_digest
@@ -84,15 +84,6 @@ def brings_features(config: Config, name: str) -> bool:
     except SimError:
         return False
     return yields_features(dataset, name)
-
-
-def yields_features(dataset: Any, name: str) -> bool:
-    """Whether the first sample brings `vis_feats`; a dataset with frames of their own names does not."""
-    if hasattr(dataset, "load_frame"):
-        return False
-    with calling(f"{name}[0]", 0, 0, 0):
-        first = dataset[0]
-    return isinstance(first, Mapping) and "vis_feats" in first
 
 
 def _open_dataset(config: Config, name: str, encoder: Encoder | None, path: Path) -> Split:

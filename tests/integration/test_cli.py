@@ -16,7 +16,7 @@ from small_world import MakeConfig, config_tree, write_manifest
 
 import simv0.model.checkpoint
 from cache.pipeline import cache_vis
-from cli.main import user_errors
+from cli.shared import user_errors
 from simv0.config.load import build_config, dump_config
 from simv0.config.yaml import parse_yaml
 from simv0.data.manifest import ManifestDataset

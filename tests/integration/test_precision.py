@@ -13,6 +13,7 @@ import pytest
 import torch
 from fit_world import fit_until, outcome
 from ranks import on_ranks
+from small_world import MakeConfig
 from stream_world import GOOD, F, best, image
 
 from cache.pipeline import cache_vis
@@ -28,7 +29,6 @@ from simv0.runtime.device import compute_dtype
 from simv0.training.fit import fit
 from simv0.training.rundir import RunDir
 from simv0.vision.encoder import load_encoder
-from tests.conftest import MakeConfig
 
 CPU = torch.device("cpu")
 

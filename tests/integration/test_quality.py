@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_world import MakeConfig
 
 import benchmarks.quality
 from benchmarks.quality import blocks_of, cell
@@ -14,7 +15,6 @@ from simv0.model.checkpoint import load_checkpoint
 from simv0.training.fit import fit
 from simv0.training.recipe import class_weights, visual_dropout
 from simv0.training.splits import open_split
-from tests.conftest import MakeConfig
 
 
 def test_class_weights_by_hand(make_config: MakeConfig, features: Path) -> None:

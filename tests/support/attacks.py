@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from simv0.errors import CacheError
-from simv0.features.reader import USER_BLOCK, FeatureInfo, read_features
+from simv0.features.info import USER_BLOCK, FeatureInfo
+from simv0.features.reader import read_features
 from simv0.labels import HEADS
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from small_world import MakeConfig
 
 from simv0.data.contract import Batch
 from simv0.evaluation.baselines import (
@@ -20,7 +21,6 @@ from simv0.evaluation.baselines import (
 )
 from simv0.labels import HEADS
 from simv0.training.splits import open_split
-from tests.conftest import MakeConfig
 
 
 def windows(n: int, seed: int) -> Batch:

@@ -17,7 +17,8 @@ from attacks import attack
 
 from simv0.data.labels import Labels
 from simv0.errors import CacheError
-from simv0.features.reader import FORMAT_VERSION, MAGIC, USER_BLOCK, FeatureInfo, read_features, sha256
+from simv0.features.info import FORMAT_VERSION, MAGIC, USER_BLOCK, FeatureInfo
+from simv0.features.reader import read_features, sha256
 from simv0.features.writer import write_features
 from simv0.labels import HEADS
 

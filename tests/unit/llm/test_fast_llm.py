@@ -20,7 +20,8 @@ import simv0.runtime.torchvision_fix
 from simv0.cpu_step.packed import HalvedLinear, pack_linears
 from simv0.cpu_step.prepare import prepare_llm
 from simv0.llm.fast import TOLERANCE, FastLayer, FastStack, disagreement, outputs_of, unsupported_reason
-from simv0.llm.load import LastHidden, load_llm
+from simv0.llm.frozen import LastHidden
+from simv0.llm.load import load_llm
 
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 2.0}
 HANDED_ON = {

@@ -15,7 +15,8 @@ from torch import nn
 
 import simv0.runtime.torchvision_fix  # noqa: F401
 from simv0.errors import CheckpointError, ModelError
-from simv0.llm.load import FrozenLLM, load_llm, weight_files
+from simv0.llm.frozen import FrozenLLM
+from simv0.llm.load import load_llm, weight_files
 from simv0.model.checkpoint import check_frozen
 
 SMALL: dict[str, Any] = {

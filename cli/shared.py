@@ -1,0 +1,86 @@
+"""What every command shares: errors as lines on stderr, and the threads it may use."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import typer
+from typer.core import TyperCommand
+
+from simv0 import __version__
+from simv0.disk.locks import check_platform
+from simv0.errors import SimError, of_lost_worker
+
+
+@contextmanager
+def user_errors(answers_on_stdout: bool = False) -> Iterator[None]:
+    """Print what the user can mend as plain lines on stderr, with its exit code; all else keeps its traceback.
+
+    What the library says goes to stdout, warnings to stderr; all of it to stderr where stdout is for the answers.
+    """
+    logger = logging.getLogger("simv0")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # open_clip gives the root logger a handler of its own
+    said = sys.stderr if answers_on_stdout else sys.stdout
+    handlers: list[logging.Handler] = [logging.StreamHandler(said), logging.StreamHandler(sys.stderr)]
+    handlers[0].addFilter(lambda record: record.levelno < logging.WARNING)
+    handlers[1].setLevel(logging.WARNING)
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        check_platform()
+        yield
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)
+        raise typer.Exit(130) from None
+    except Exception as error:
+        told = error if isinstance(error, SimError) else of_lost_worker(error)
+        if not _first_to_fail():
+            raise typer.Exit(told.exit_code if told else 1) from None
+        if told is None:
+            raise
+        for line in str(told).splitlines():
+            typer.echo(f"error: {line}", err=True)
+        raise typer.Exit(told.exit_code) from None
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+        logger.propagate = True
+
+
+def cpu_threads(threads: int | None) -> AbstractContextManager[None]:
+    """`--threads` for one command."""
+    from simv0.runtime.threads import limited_to
+
+    return nullcontext() if threads is None else limited_to(threads)
+
+
+def is_first() -> bool:
+    """Whether to print results: of torchrun's processes only the first one does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _first_to_fail() -> bool:
+    """Whether to speak: of torchrun's processes only the one that failed first does."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    from simv0.runtime.distributed import first_to_fail
+
+    return first_to_fail()
+
+
+class WholeCommand(TyperCommand):
+    """A command whose sentence stands whole in the list of commands."""
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """All of the sentence: the list wraps it."""
+        return " ".join((self.help or "").split())
+
+
+def say_version(asked: bool) -> None:
+    """Print the version and end."""
+    if asked:
+        typer.echo(f"simv0 {__version__}")
+        raise typer.Exit

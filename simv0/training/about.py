@@ -1,0 +1,65 @@
+"""What a run says of itself: in its log, and in its checkpoints."""
+
+import logging
+from typing import Any
+
+import torch
+
+from simv0.config.schema import Config
+from simv0.data.labels import warn_of_leakage
+from simv0.labels import HEADS, HIGH
+from simv0.model.network import SimV0Model
+from simv0.training.resume import Position, numerics
+from simv0.training.rundir import provenance
+from simv0.training.splits import (
+    Split,
+)
+
+log = logging.getLogger("simv0")
+
+
+def describe(config: Config, model: SimV0Model, train: Split) -> dict[str, Any]:
+    """The fields of `Meta` that stay the same throughout a run."""
+    encoder = model.encoder.identity if model.encoder is not None else None
+    if train.identity is not None:
+        encoder = {key: value for key, value in train.identity.items() if key.startswith("vision_")}
+    return {
+        "dv": model.dv,
+        "d": model.llm.d,
+        "F": model.F,
+        "K": model.K,
+        "frame_spacing": train.frame_spacing,
+        "confidence_head": "confidence" in model.heads,
+        "labels": {head: list(names) for head, names in HEADS.items()},
+        "llm": model.llm.identity,
+        "encoder": encoder,
+        "config": config.model_dump(),
+        "provenance": {**provenance(), **numerics(model)},
+    }
+
+
+def introduce(
+    config: Config, model: SimV0Model, train: Split, val: Split, device: torch.device, position: Position
+) -> None:
+    """Say what is about to happen; refuse a model that would train the wrong weights."""
+    counts = model.trainable_parameters()
+    frozen = sum(weight.numel() for weight in model.llm.parameters())
+    trained = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    log.info(f"device {device}, LLM {model.llm.identity['llm_name']} ({frozen:,} frozen weights, {model.llm.dtype})")
+    encoder = model.encoder.identity if model.encoder is not None else train.identity
+    origin = "the dataset's own" if encoder is None else f"of {encoder.get('vision_encoder_name')}"
+    kind = "frames, encoded in every epoch," if model.encoder is not None else "features"
+    log.info(f"data {config.data.train_split_path} and {config.data.val_split_path}: {kind} {origin}")
+    log.info(f"training {sum(counts.values()):,} weights: {trained}")
+    log.info(f"train {len(train.labels)} windows, val {len(val.labels)}; F={model.F} K={model.K} dv={model.dv}")
+    log.info(f"hiding {model.visual_dropout:.0%} of the pictures, and of the features of the others, in training")
+    if not (val.labels.ids["risk"] == HIGH).any():
+        log.warning('val has no window of risk "high": best.pt follows macro_f1, and no alarm can be judged')
+    warn_of_leakage(
+        getattr(train.dataset, "dataset", None),
+        getattr(val.dataset, "dataset", None),
+        train.labels.group,
+        val.labels.group,
+    )
+    if (position.epoch, position.step) != (0, 0):
+        log.info(f"resuming in epoch {position.epoch + 1} after step {position.step}")
