@@ -126,6 +126,9 @@ def wrong_names(text: str) -> Iterator[str]:
             and not (ROOT / span).exists()
         ):
             yield f"{span}: no such file"
+    for name, path in re.findall(r"`(\w+)` in `((?:simv0|cache|cli)/[\w/]+\.py)`", text):
+        if (ROOT / path).exists() and not re.search(rf"^(def|class) {name}\b", (ROOT / path).read_text(), re.M):
+            yield f"{name}: not in {path}"
     for module in re.findall(r"python -m (benchmarks\.\w+)", text):
         if not (ROOT / f"{module.replace('.', '/')}.py").exists():
             yield f"{module}: no such benchmark"
@@ -184,10 +187,11 @@ def test_the_checks_of_pages_find_what_is_wrong(tmp_path: Path) -> None:
         "#no-title: no such heading",
     ]
     block = "```sh\nsimv0 train --config my.yaml --resum  # --not this\nsimv0 tran\n```\n"
-    text = block + "`simv0 check --set data.no=1` `data.no`"
+    text = block + "`simv0 check --set data.no=1` `data.no` `Gone` in `cli/main.py`"
     assert [*wrong_commands(text), *wrong_names(text)] == [
         "simv0 train --config my.yaml --resum  # --not this: no option --resum",
         "simv0 tran: no command tran",
         "simv0 check --set data.no=1: no key data.no=1",
         "data.no: no such key",
+        "Gone: not in cli/main.py",
     ]
