@@ -1,5 +1,6 @@
 """A recording, frame after frame, each with its telemetry: a folder of images, a video, or a sequence.jsonl."""
 
+import logging
 import math
 import re
 import statistics
@@ -14,16 +15,26 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from simv0.data.manifest import load_image, read_jsonl
-from simv0.data.telemetry import Reading, numbers_in, read_telemetry, seconds_in
+from simv0.data.telemetry import Reading, check_unit, numbers_in, read_telemetry, seconds_in
 from simv0.data.video import VideoReader
 from simv0.errors import ConfigError, DataError
 from simv0.labels import TELEMETRY
 
+log = logging.getLogger("simv0")
+
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-TIMED = re.compile(r"(\D*?)([0-9]+\.[0-9]+(?:[eE][+-]?[0-9]+)?|[0-9]+[eE]-[0-9]+)")
-"""A picture's name that is a time, as Python writes a float, after a common beginning."""
+TIMED = re.compile(
+    r"(?P<before>|\D*[^\d.,])(?P<t>(?:(?<!.)-)?[0-9]+(?:[.,](?P<fraction>[0-9]+))?(?:[eE][+-]?[0-9]+)?)(?P<after>\D*)"
+)
+"""A picture's name with one number in it, which may be its time in seconds."""
 FARTHEST = 0.5
 """Seconds; a frame without a reading this near has no telemetry."""
+MOST_OF = 0.9
+"""Of the frames that a video's header tells of: fewer is a sign of damage (headers round, and count edits)."""
+GAP = 5
+"""Times the usual interval from which frames are missing (phones vary their rate less)."""
+ABSOLUTE = 1e8
+"""Seconds from which a time counts from 1970, so that two clocks can be compared."""
 
 
 @dataclass(frozen=True)
@@ -81,35 +92,103 @@ def open_recording(frames: Path, telemetry: Path | None, fps: float | None = Non
         if telemetry is None:
             own = [(t, numbers_in(row.get("telemetry"), f"{frames}:{i}")) for i, (t, row) in enumerate(rows, 1)]
             return _of_images(images, own, frames)
-        return _of_images(images, read_telemetry(telemetry), frames)
+        return _of_images(images, read_telemetry(telemetry), frames, telemetry)
     if telemetry is None:
         raise ConfigError(f"{frames}: carries no telemetry; give --telemetry with the columns t,{','.join(TELEMETRY)}")
     readings = read_telemetry(telemetry)
     if not frames.is_dir():
         reader = VideoReader(frames)
-        return Recording(reader.interval(), *reader.extent(), reader, readings)
+        length, seconds = reader.extent()
+        check_unit(readings, seconds, telemetry)
+        interval = reader.interval()
+        return Recording(interval, length, seconds, _Watched(reader, frames, interval, length, seconds), readings)
     found = [path for path in frames.iterdir() if path.suffix.lower() in IMAGES]
-    paths = in_time_order([path for path in found if not path.name.startswith(".")])  # ._x.jpg is none
+    paths, times = in_time_order([path for path in found if not path.name.startswith(".")])  # ._x.jpg is none
     if fps is not None:
-        return _of_images([(i / fps, path) for i, path in enumerate(paths)], readings, frames)
-    if len(paths) != len(readings):
+        times = [i / fps for i in range(len(paths))]
+    elif times is None or not _covers(readings, times):
+        times = _times_of_rows(frames, telemetry, readings, len(paths), times)
+    images = list(zip(times, paths, strict=True))
+    return _of_images(images, readings, frames, telemetry)
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A video's frames; what decoders pass over in silence is told when the frames show it."""
+
+    frames: VideoReader
+    path: Path
+    interval: float
+    length: int | None
+    seconds: float | None
+
+    def __iter__(self) -> Iterator[tuple[float, UInt8[Tensor, "3 H W"]]]:
+        count, first, last, gap, gap_at = 0, 0.0, 0.0, 0.0, 0.0
+        for t, frame in self.frames:
+            if not count:
+                first = last = t
+            if t - last > gap:
+                gap, gap_at = t - last, last
+            count, last = count + 1, t
+            yield t, frame
+        expected = max(self.length or 0, round((self.seconds or 0) / self.interval))
+        if count < MOST_OF * expected:
+            log.warning(
+                f"{self.path}: {count} frames could be read, from {first:.3f} s to {last:.3f} s, but the file tells of "
+                f"about {expected}: it is cut or damaged"
+            )
+        if gap > GAP * self.interval:
+            log.warning(
+                f"{self.path}: no frame for {gap:.3f} s after {gap_at:.3f} s, where they are {self.interval:.3f} s "
+                "apart: frames are missing"
+            )
+
+
+def _covers(readings: list[Reading], times: list[float]) -> bool:
+    """Whether there is a reading near the first and the last of these times."""
+    return bool(times) and readings[0][0] - FARTHEST <= times[0] and times[-1] <= readings[-1][0] + FARTHEST
+
+
+def _times_of_rows(
+    frames: Path, telemetry: Path, readings: list[Reading], images: int, named: list[float] | None
+) -> list[float]:
+    """The times of the telemetry's rows for pictures without times of their own, one row a picture.
+
+    Raises:
+        ConfigError: as many rows as pictures are needed.
+        DataError: the pictures' names tell other times.
+    """
+    if images != len(readings):
         raise ConfigError(
-            f"{frames}: {len(paths)} images, but {telemetry} has {len(readings)} rows, so the images have no times; "
+            f"{frames}: {images} images, but {telemetry} has {len(readings)} rows, so the images have no times; "
             "give --fps"
         )
-    return _of_images([(t, path) for (t, _), path in zip(readings, paths, strict=True)], readings, frames)
+    times = [t for t, _ in readings]
+    if named is not None:
+        absolute = min(named[0], times[0]) > ABSOLUTE
+        start = 0.0 if absolute else times[0] - named[0]
+        for i, (name, row) in enumerate(zip(named, times, strict=True)):
+            if abs(name + start - row) > FARTHEST:
+                raise DataError(
+                    f"{frames}: picture {i + 1} is of {name:.15g} s by its name, but row {i + 1} of {telemetry} is of "
+                    f"{row:.15g} s; give telemetry of the same clock, or --fps to leave the names out of account"
+                )
+    return times
 
 
-def _of_images(images: list[tuple[float, Path]], readings: list[Reading], source: Path) -> Recording:
+def _of_images(
+    images: list[tuple[float, Path]], readings: list[Reading], source: Path, telemetry: Path | None = None
+) -> Recording:
     if not images:
         raise DataError(f"{source}: holds no images ({', '.join(IMAGES)})")
     gaps = [after - before for (before, _), (after, _) in pairwise(images)]
     if any(gap <= 0 for gap in gaps):
         at = next(i for i, gap in enumerate(gaps) if gap <= 0)
         raise DataError(f"{source}: frame {at + 1}: its time {images[at + 1][0]:g} is not after {images[at][0]:g}")
-    return Recording(
-        statistics.median(gaps) if gaps else 1.0, len(images), images[-1][0] - images[0][0], images, readings
-    )
+    seconds = images[-1][0] - images[0][0]
+    if telemetry is not None:
+        check_unit(readings, seconds, telemetry)
+    return Recording(statistics.median(gaps) if gaps else 1.0, len(images), seconds, images, readings)
 
 
 def _nearest(readings: list[Reading], times: list[float], t: float) -> list[float]:
@@ -124,22 +203,28 @@ def _image(row: dict[str, Any], where: str) -> str:
     return str(row["image"])
 
 
-def in_time_order(paths: list[Path]) -> list[Path]:
-    """Pictures in the order that their names mean: by time where each is named by seconds with a decimal point, else
-    frame2 before frame10.
-
-    Raises:
-        DataError: two names of one time.
+def in_time_order(paths: list[Path]) -> tuple[list[Path], list[float] | None]:
+    """Pictures in the order that their names mean, and their times where they are named by seconds with decimals; else
+    frame2 before frame10, and no times.
     """
-    timed = [TIMED.fullmatch(path.stem) for path in paths]
-    if not all(timed) or len({match[1] for match in timed if match}) > 1:
-        return sorted(paths, key=_by_number)
-    times = {path: float(match[2]) for path, match in zip(paths, timed, strict=True) if match}
-    ordered = sorted(paths, key=times.__getitem__)
-    for before, after in pairwise(ordered):
-        if times[before] == times[after]:
-            raise DataError(f"{after}: is of the same time as {before.name}; keep one of them")
-    return ordered
+    found = [match for path in paths if (match := TIMED.fullmatch(path.stem))]
+    if len(found) < len(paths) or not _are_times(found):
+        return sorted(paths, key=_by_number), None
+    timed = sorted(zip((_time(match) for match in found), paths, strict=True))
+    return [path for _, path in timed], [t for t, _ in timed]
+
+
+def _are_times(names: list[re.Match[str]]) -> bool:
+    """Whether the numbers in these names are times as Python or a fixed format writes them; not 1.9 and 1.10."""
+    alike = len({(match["before"], match["after"]) for match in names}) == 1
+    fractions = [match["fraction"] or "" for match in names]
+    padded = len(set(map(len, fractions))) > 1 and any(len(f) > 1 and f.endswith("0") for f in fractions)
+    decimal = any(fractions) or any("e" in match["t"].lower() for match in names)
+    return alike and decimal and not padded and len({_time(match) for match in names}) == len(names)
+
+
+def _time(match: re.Match[str]) -> float:
+    return float(match["t"].replace(",", "."))
 
 
 def _by_number(path: Path) -> list[Any]:

@@ -16,8 +16,10 @@ from simv0.labels import TELEMETRY
 
 log = logging.getLogger("simv0")
 
-SLOWEST = 5.0
-"""Seconds between readings (median) beyond which the times are in another unit."""
+SLOWEST = 2.0
+"""Seconds between readings (median) from which the times are in another unit."""
+BESIDE = 20
+"""Times as long as the frames: telemetry with whole numbers between its readings is then in another unit too."""
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 """What people mean by a number; Python's `float` takes 1_000, inf and digits of other scripts too."""
@@ -54,15 +56,32 @@ def _check_times(path: Path, lines: list[int], times: list[float]) -> None:
             raise DataError(
                 f"{path}:{lines[i + 1]}: t: {times[i + 1]:.15g} comes before {times[i]:.15g}; sort the rows by t"
             )
-    if (usual := statistics.median(gaps)) > SLOWEST:
-        raise DataError(
-            f"{path}: t: readings are {usual:g} apart (median); expected seconds: divide ms by 1e3, us by 1e6, ns by "
-            "1e9"
-        )
+    if times[0] == times[-1]:
+        raise DataError(f"{path}: t: all {len(times)} readings are of {times[0]:.15g} s; give each its own time")
+    _refuse_unit(path, statistics.median(gaps), SLOWEST)
     if same := [i for i, gap in enumerate(gaps) if gap == 0]:
         log.warning(
             f"{path}: {len(same)} of {len(times)} readings have the time of the one before (first: line "
             f"{lines[same[0] + 1]}); a frame takes the first of them"
+        )
+
+
+def check_unit(readings: list[Reading], seconds: float | None, path: Path) -> None:
+    """Refuse telemetry that lasts far longer than the frames beside it: in ms, 200 readings a second are 5 apart.
+
+    Raises:
+        DataError: with how far readings are apart.
+    """
+    times = [t for t, _ in readings]
+    if len(times) > 1 and seconds and times[-1] - times[0] > BESIDE * max(seconds, 1.0):
+        _refuse_unit(path, statistics.median(after - before for before, after in pairwise(times)), 1.0)
+
+
+def _refuse_unit(path: Path, usual: float, most: float) -> None:
+    if usual >= most:
+        raise DataError(
+            f"{path}: t: readings are {usual:g} apart (median); expected seconds: divide ms by 1e3, us by 1e6, ns by "
+            "1e9"
         )
 
 
@@ -71,6 +90,8 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             head = file.readline()
+            if "\0" in head:
+                raise DataError(f"{path}: is not UTF-8 text (it looks like UTF-16); save it as UTF-8")
             file.seek(0)
             delimiter = max(",;\t", key=head.count)  # whichever parts the names of the columns
             reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
@@ -82,7 +103,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if doubled := [name for name in ("t", *TELEMETRY) if names.count(name) > 1]:
                 raise DataError(f"{path}: the column {doubled[0]} stands {names.count(doubled[0])} times; keep one")
             for cells in reader:
-                if not cells:
+                if not any(cell.strip() for cell in cells):
                     continue
                 if len(cells) != len(names):
                     surplus = len(cells) > len(names) and delimiter == ","

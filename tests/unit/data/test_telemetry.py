@@ -5,8 +5,9 @@ import math
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from simv0.data.recording import in_time_order
+from simv0.data.recording import in_time_order, open_recording
 from simv0.data.telemetry import read_telemetry
 from simv0.errors import DataError
 
@@ -28,7 +29,7 @@ def told(tmp_path: Path, text: str, name: str = "t.csv", encoding: str = "utf-8"
 
 @pytest.mark.parametrize("parted", [",", ";", "\t", ", "])
 def test_a_table_is_read(tmp_path: Path, parted: str) -> None:
-    text = "\ufeff" + (HEAD + "\n" + ROW.format(t=0) + ROW.format(t="2e-1")).replace(",", parted)
+    text = "\ufeff" + (HEAD + "\n" + " , ,\n" + ROW.format(t=0) + ROW.format(t="2e-1")).replace(",", parted)
     assert read(tmp_path, text) == [(0.0, VALUES), (0.2, VALUES)]
 
 
@@ -42,6 +43,7 @@ def test_what_was_not_measured_is_nan(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (HEAD + ROW.format(t=0.5) * 3, "t.csv: t: all 3 readings are of 0.5 s; give each its own time"),
         (
             HEAD + ROW.format(t="0.0") + "0,200,0,5,0,1,9,81,0,01,0,02,0,03,1,25,0,03\n",
             "t.csv:3: expected 9 fields, as the first line names, found 18; write decimal points, not commas",
@@ -80,6 +82,8 @@ def test_json_is_taken_at_its_word(tmp_path: Path) -> None:
 
 def test_another_encoding_is_told(tmp_path: Path) -> None:
     assert told(tmp_path, HEAD, encoding="utf-16") == "t.csv: is not UTF-8 text (byte 0); save it as UTF-8"
+    wanted = "t.csv: is not UTF-8 text (it looks like UTF-16); save it as UTF-8"
+    assert told(tmp_path, HEAD, encoding="utf-16-le") == wanted
 
 
 def test_readings_of_one_moment_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -92,22 +96,74 @@ def test_readings_of_one_moment_are_warned_of(tmp_path: Path, caplog: pytest.Log
 
 
 @pytest.mark.parametrize(
-    "names",
+    ("names", "times"),
     [
-        ["1700000000.6020231", "1700000000.802282", "1700000001.0027933"],  # 0.2 s apart, in digits 6, 7, 6
-        ["0.0", "5e-05", "0.1", "0.30000000000000004", "0.4", "10.2"],
-        ["cam_9.95", "cam_10.05", "cam_10.1"],
-        ["frame2", "frame10", "frame10b"],
-        ["a_2017_04_16_08_729", "a_2017_04_16_08_917", "a_2017_04_16_09_149"],
-        ["run1_0.5", "run2_0.25"],  # of two recordings: by their names
+        (["1700000000.6020231", "1700000000.802282", "1700000001.0027933"], [0.6020231, 0.802282, 1.0027933]),
+        (
+            ["0.0", "5e-05", "0.1", "0.30000000000000004", "0.4", "10.2"],
+            [0, 5e-05, 0.1, 0.30000000000000004, 0.4, 10.2],
+        ),
+        (["0", "0.25", "0.5", "1"], [0, 0.25, 0.5, 1]),  # as %g writes them
+        (["-0.5", "-0.25", "0.0"], [-0.5, -0.25, 0]),
+        (["cam_9.95_l", "cam_10.05_l", "cam_10.10_l"], [9.95, 10.05, 10.1]),
+        (["cam-0.25", "cam-0.5"], [0.25, 0.5]),
+        (["1,25", "1,5"], [1.25, 1.5]),
+        (["frame2", "frame10", "frame10b"], None),
+        (["a_2017_04_16_08_729", "a_2017_04_16_08_917", "a_2017_04_16_09_149"], None),
+        (["run1_0.5", "run2_0.25"], None),  # of two recordings: by their names
+        (["1.9", "1.10", "1.11"], None),  # chapters, not seconds
+        (["0.5_left", "0.5_right"], None),
     ],
 )
-def test_pictures_stand_in_the_order_that_their_names_mean(names: list[str]) -> None:
+def test_pictures_stand_in_the_order_that_their_names_mean(names: list[str], times: list[float] | None) -> None:
     paths = [Path(f"{name}.PNG") for name in names]
-    assert in_time_order(sorted(paths)) == paths
-    assert in_time_order(paths[::-1]) == paths
+    for given in (sorted(paths), paths[::-1]):
+        ordered, found = in_time_order(given)
+        assert ordered == paths
+        assert (found is None) == (times is None)
+        if found is not None and times is not None:
+            assert [t - (1.7e9 if found[0] > 1e9 else 0) for t in found] == pytest.approx(times, abs=1e-6)
 
 
-def test_two_pictures_of_one_time_are_refused() -> None:
-    with pytest.raises(DataError, match=r"^d/0\.50\.png: is of the same time as 0\.5\.png; keep one of them$"):
-        in_time_order([Path("d/0.5.png"), Path("d/0.50.png")])
+def folder_of(tmp_path: Path, names: list[str]) -> Path:
+    (tmp_path / "cam").mkdir()
+    for name in [*names, "._" + names[0]]:  # which macOS leaves
+        Image.new("RGB", (4, 4)).save(tmp_path / "cam" / f"{name}.png", "PNG")
+    return tmp_path / "cam"
+
+
+def table(tmp_path: Path, times: list[float]) -> Path:
+    (tmp_path / "t.csv").write_text(HEAD + "".join(f"{t!r},{i},0,0,0,0,0,0,0\n" for i, t in enumerate(times)))
+    return tmp_path / "t.csv"
+
+
+def test_pictures_named_by_their_time_take_the_reading_of_that_time(tmp_path: Path) -> None:
+    cam = folder_of(tmp_path, ["0.2", "0.6000000000000001", "1.0"])
+    readings = table(tmp_path, [0.1 * i for i in range(12)])  # more of them than pictures
+    moments = [(moment.t, moment.telemetry[0]) for moment in open_recording(cam, readings)]
+    assert moments == [(0.2, 2.0), (0.6000000000000001, 6.0), (1.0, 10.0)]
+
+
+def test_names_that_tell_other_times_than_the_rows_are_refused(tmp_path: Path) -> None:
+    now = 1.7e9
+    cam = folder_of(tmp_path, [f"{now + t:.1f}" for t in (0, 0.2, 0.4)])
+    with pytest.raises(DataError) as error:
+        open_recording(cam, table(tmp_path, [now + 37 + t for t in (0, 0.2, 0.4)]))
+    assert str(error.value) == (
+        f"{cam}: picture 1 is of 1700000000 s by its name, but row 1 of {tmp_path}/t.csv is of 1700000037 s; give "
+        "telemetry of the same clock, or --fps to leave the names out of account"
+    )
+    moments = list(open_recording(cam, table(tmp_path, [5.0, 5.2, 5.4])))  # since the start: no two clocks to compare
+    assert [(moment.t, moment.telemetry[0]) for moment in moments] == [(5.0, 0.0), (5.2, 1.0), (5.4, 2.0)]
+    with pytest.raises(DataError, match="picture 3 is of 1700000000.4 s by its name, but row 3 of .* is of 7.4 s"):
+        open_recording(cam, table(tmp_path, [5.0, 5.2, 7.4]))
+
+
+def test_milliseconds_beside_frames_are_told(tmp_path: Path) -> None:
+    cam = folder_of(tmp_path, ["a1", "a2", "a3"])
+    with pytest.raises(DataError) as error:
+        open_recording(cam, table(tmp_path, [1.0 * i for i in range(400)]), fps=10.0)  # 1000 readings a second
+    assert str(error.value) == (
+        f"{tmp_path}/t.csv: t: readings are 1 apart (median); expected seconds: divide ms by 1e3, us by 1e6, ns by 1e9"
+    )
+    assert len(list(open_recording(cam, table(tmp_path, [0.0, 1.0]), fps=10.0))) == 3  # a GPS, once a second

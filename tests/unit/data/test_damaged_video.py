@@ -1,0 +1,67 @@
+"""What decoders pass over in silence is told when a recording has been read."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from videos import write_csv
+
+from simv0.data.recording import open_recording
+
+av = pytest.importorskip("av", reason="needs PyAV")
+
+FRAMES, FPS = 60, 20
+
+
+def video(path: Path, lost: range = range(0)) -> Path:
+    """60 frames of 20 a second, a key frame in every 5; the packets of `lost` are left out."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 64, "yuv420p", 5
+        for number, packet in enumerate(packets(stream)):
+            if number not in lost:
+                container.mux(packet)
+    return path
+
+
+def packets(stream: "av.VideoStream") -> Iterator["av.Packet"]:
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    for _ in range(FRAMES):
+        noise = draw.integers(0, 255, (64, 64, 3)).astype(np.uint8)
+        yield from stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24"))
+    yield from stream.encode(None)
+
+
+def read(path: Path, caplog: pytest.LogCaptureFixture) -> tuple[int, list[str]]:
+    recording = open_recording(path, write_csv(path.with_suffix(".csv"), [i / FPS for i in range(FRAMES)]))
+    with caplog.at_level(logging.WARNING, "simv0"):
+        count = len(list(recording))
+    return count, [message for message in caplog.messages if "frame" in message]
+
+
+@pytest.mark.parametrize("kind", ["mkv", "mp4", "avi"])
+def test_a_whole_video_is_no_cause_for_words(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert read(video(tmp_path / f"whole.{kind}"), caplog) == (FRAMES, [])
+
+
+def test_a_video_cut_in_half_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = video(tmp_path / "cut.mkv")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    count, told = read(path, caplog)
+    assert 0 < count < 40
+    assert (
+        f"{path}: {count} frames could be read, from 0.000 s to {(count - 1) / FPS:.3f} s, but the file tells of "
+        in (told[0])
+    )
+    assert told[0].endswith("about 60: it is cut or damaged")
+
+
+def test_missing_frames_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = video(tmp_path / "gap.mkv", lost=range(20, 30))
+    count, told = read(path, caplog)
+    assert count == FRAMES - 10
+    assert told[-1] == (f"{path}: no frame for 0.550 s after 0.950 s, where they are 0.050 s apart: frames are missing")
