@@ -31,10 +31,11 @@ def test_pieces_give_what_the_whole_batch_gives(two_threads: None) -> None:
     weight = torch.randn(16, 16, dtype=torch.float64)
     x = torch.randn(10, 16, dtype=torch.float64, requires_grad=True)
     seen: list[tuple[int, int]] = []
+    both = threading.Barrier(2, timeout=10)  # no thread takes two pieces
 
     def network(rows: torch.Tensor) -> torch.Tensor:
         seen.append((threading.get_ident(), len(rows)))
-        time.sleep(0.05)  # so that no thread takes two
+        both.wait()
         return torch.tanh(rows @ weight)
 
     with sharing():
