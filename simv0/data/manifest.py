@@ -185,6 +185,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if "\0" in lines[0]:
+        raise DataError(f"{path}: is not UTF-8 text (it looks like UTF-16); save it as UTF-8")
     rows = []
     for number, line in enumerate([] if lines == [""] else lines, 1):
         try:

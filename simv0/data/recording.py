@@ -2,7 +2,6 @@
 
 import logging
 import math
-import re
 import statistics
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from simv0.data.manifest import load_image, read_jsonl
-from simv0.data.telemetry import Reading, check_unit, numbers_in, read_telemetry, seconds_in
+from simv0.data.picture_names import in_time_order
+from simv0.data.telemetry import ABSOLUTE, Reading, check_unit, numbers_in, read_telemetry, seconds_in
 from simv0.data.video import VideoReader
 from simv0.errors import ConfigError, DataError
 from simv0.labels import TELEMETRY
@@ -23,18 +23,12 @@ from simv0.labels import TELEMETRY
 log = logging.getLogger("simv0")
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-TIMED = re.compile(
-    r"(?P<before>|\D*[^\d.,])(?P<t>(?:(?<!.)-)?[0-9]+(?:[.,](?P<fraction>[0-9]+))?(?:[eE][+-]?[0-9]+)?)(?P<after>\D*)"
-)
-"""A picture's name with one number in it, which may be its time in seconds."""
 FARTHEST = 0.5
 """Seconds; a frame without a reading this near has no telemetry."""
 MOST_OF = 0.9
 """Of the frames that a video's header tells of: fewer is a sign of damage (headers round, and count edits)."""
 GAP = 5
 """Times the usual interval from which frames are missing (phones vary their rate less)."""
-ABSOLUTE = 1e8
-"""Seconds from which a time counts from 1970, so that two clocks can be compared."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +93,14 @@ def open_recording(frames: Path, telemetry: Path | None, fps: float | None = Non
     if not frames.is_dir():
         reader = VideoReader(frames)
         length, seconds = reader.extent()
-        check_unit(readings, seconds, telemetry)
+        check_unit(readings, 0.0, seconds, telemetry)
         interval = reader.interval()
         return Recording(interval, length, seconds, _Watched(reader, frames, interval, length, seconds), readings)
     found = [path for path in frames.iterdir() if path.suffix.lower() in IMAGES]
     paths, times = in_time_order([path for path in found if not path.name.startswith(".")])  # ._x.jpg is none
     if fps is not None:
         times = [i / fps for i in range(len(paths))]
-    elif times is None or not _covers(readings, times):
+    elif times is None or not _covers(readings, times, len(times) == len(readings)):
         times = _times_of_rows(frames, telemetry, readings, len(paths), times)
     images = list(zip(times, paths, strict=True))
     return _of_images(images, readings, frames, telemetry)
@@ -144,9 +138,10 @@ class _Watched:
             )
 
 
-def _covers(readings: list[Reading], times: list[float]) -> bool:
-    """Whether there is a reading near the first and the last of these times."""
-    return bool(times) and readings[0][0] - FARTHEST <= times[0] and times[-1] <= readings[-1][0] + FARTHEST
+def _covers(readings: list[Reading], times: list[float], paired: bool) -> bool:
+    """Whether there is a reading near all of these times, or near some where rows and pictures are no pairs."""
+    near = [readings[0][0] - FARTHEST <= t <= readings[-1][0] + FARTHEST for t in times]
+    return bool(near) and (all(near) if paired else any(near))
 
 
 def _times_of_rows(
@@ -159,20 +154,26 @@ def _times_of_rows(
         DataError: the pictures' names tell other times.
     """
     if images != len(readings):
-        raise ConfigError(
-            f"{frames}: {images} images, but {telemetry} has {len(readings)} rows, so the images have no times; "
-            "give --fps"
-        )
+        why = "so the images have no times"
+        if named:
+            why = f"none of them near the times in the images' names ({named[0]:.15g} to {named[-1]:.15g} s)"
+        raise ConfigError(f"{frames}: {images} images, but {telemetry} has {len(readings)} rows, {why}; give --fps")
     times = [t for t, _ in readings]
     if named is not None:
         absolute = min(named[0], times[0]) > ABSOLUTE
-        start = 0.0 if absolute else times[0] - named[0]
+        start = 0.0 if absolute else statistics.median(row - name for name, row in zip(named, times, strict=True))
+        usual = statistics.median(after - before for before, after in pairwise(named)) if len(named) > 1 else FARTHEST
         for i, (name, row) in enumerate(zip(named, times, strict=True)):
-            if abs(name + start - row) > FARTHEST:
+            if abs(name + start - row) > (FARTHEST if absolute else min(FARTHEST, 1.5 * usual)):
                 raise DataError(
                     f"{frames}: picture {i + 1} is of {name:.15g} s by its name, but row {i + 1} of {telemetry} is of "
                     f"{row:.15g} s; give telemetry of the same clock, or --fps to leave the names out of account"
                 )
+        if abs(start) > FARTHEST and max(named[0], times[0]) < ABSOLUTE:
+            log.warning(
+                f"{telemetry}: its times are {abs(start):.3g} s {'after' if start > 0 else 'before'} those in the "
+                f"names of {frames}; they are taken for two clocks, and row by row for the same moments"
+            )
     return times
 
 
@@ -187,7 +188,7 @@ def _of_images(
         raise DataError(f"{source}: frame {at + 1}: its time {images[at + 1][0]:g} is not after {images[at][0]:g}")
     seconds = images[-1][0] - images[0][0]
     if telemetry is not None:
-        check_unit(readings, seconds, telemetry)
+        check_unit(readings, images[0][0], seconds, telemetry)
     return Recording(statistics.median(gaps) if gaps else 1.0, len(images), seconds, images, readings)
 
 
@@ -201,32 +202,3 @@ def _image(row: dict[str, Any], where: str) -> str:
     if not isinstance(row.get("image"), str):
         raise DataError(f"{where}: image: expected a path, found {row.get('image')!r:.40}")
     return str(row["image"])
-
-
-def in_time_order(paths: list[Path]) -> tuple[list[Path], list[float] | None]:
-    """Pictures in the order that their names mean, and their times where they are named by seconds with decimals; else
-    frame2 before frame10, and no times.
-    """
-    found = [match for path in paths if (match := TIMED.fullmatch(path.stem))]
-    if len(found) < len(paths) or not _are_times(found):
-        return sorted(paths, key=_by_number), None
-    timed = sorted(zip((_time(match) for match in found), paths, strict=True))
-    return [path for _, path in timed], [t for t, _ in timed]
-
-
-def _are_times(names: list[re.Match[str]]) -> bool:
-    """Whether the numbers in these names are times as Python or a fixed format writes them; not 1.9 and 1.10."""
-    alike = len({(match["before"], match["after"]) for match in names}) == 1
-    fractions = [match["fraction"] or "" for match in names]
-    padded = len(set(map(len, fractions))) > 1 and any(len(f) > 1 and f.endswith("0") for f in fractions)
-    decimal = any(fractions) or any("e" in match["t"].lower() for match in names)
-    return alike and decimal and not padded and len({_time(match) for match in names}) == len(names)
-
-
-def _time(match: re.Match[str]) -> float:
-    return float(match["t"].replace(",", "."))
-
-
-def _by_number(path: Path) -> list[Any]:
-    """frame2 before frame10."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]

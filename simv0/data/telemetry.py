@@ -20,6 +20,8 @@ SLOWEST = 2.0
 """Seconds between readings (median) from which the times are in another unit."""
 BESIDE = 20
 """Times as long as the frames: telemetry with whole numbers between its readings is then in another unit too."""
+ABSOLUTE = 1e8
+"""Seconds from which a time counts from 1970, so that two clocks can be compared."""
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 """What people mean by a number; Python's `float` takes 1_000, inf and digits of other scripts too."""
@@ -66,13 +68,21 @@ def _check_times(path: Path, lines: list[int], times: list[float]) -> None:
         )
 
 
-def check_unit(readings: list[Reading], seconds: float | None, path: Path) -> None:
+def check_unit(readings: list[Reading], start: float, seconds: float | None, path: Path) -> None:
     """Refuse telemetry that lasts far longer than the frames beside it: in ms, 200 readings a second are 5 apart.
+
+    Args:
+        readings: as `read_telemetry` gives them.
+        start: time of the first frame; where it is absolute and within the readings, they are a longer log.
+        seconds: from the first frame to the last, where it is known.
+        path: of the telemetry, for the message.
 
     Raises:
         DataError: with how far readings are apart.
     """
     times = [t for t, _ in readings]
+    if max(times[0], ABSOLUTE) <= start <= times[-1]:
+        return
     if len(times) > 1 and seconds and times[-1] - times[0] > BESIDE * max(seconds, 1.0):
         _refuse_unit(path, statistics.median(after - before for before, after in pairwise(times)), 1.0)
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from simv0.data.recording import in_time_order, open_recording
+from simv0.data.picture_names import in_time_order
+from simv0.data.recording import open_recording
 from simv0.data.telemetry import read_telemetry
-from simv0.errors import DataError
+from simv0.errors import ConfigError, DataError
 
 HEAD = "t,ax,ay,az,gx,gy,gz,v,w\n"
 ROW = "{t},0.5,0.1,9.81,0.01,0.02,0.03,1.25,0.03\n"
@@ -84,6 +85,7 @@ def test_another_encoding_is_told(tmp_path: Path) -> None:
     assert told(tmp_path, HEAD, encoding="utf-16") == "t.csv: is not UTF-8 text (byte 0); save it as UTF-8"
     wanted = "t.csv: is not UTF-8 text (it looks like UTF-16); save it as UTF-8"
     assert told(tmp_path, HEAD, encoding="utf-16-le") == wanted
+    assert told(tmp_path, '{"t": 1}', "t.jsonl", "utf-16-be") == wanted.replace("csv", "jsonl")
 
 
 def test_readings_of_one_moment_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -108,6 +110,9 @@ def test_readings_of_one_moment_are_warned_of(tmp_path: Path, caplog: pytest.Log
         (["cam_9.95_l", "cam_10.05_l", "cam_10.10_l"], [9.95, 10.05, 10.1]),
         (["cam-0.25", "cam-0.5"], [0.25, 0.5]),
         (["1,25", "1,5"], [1.25, 1.5]),
+        (["cam1_0.25", "cam1_0.5"], [0.25, 0.5]),
+        (["2024-05-01_-0.5_l", "2024-05-01_0_l", "2024-05-01_1e-05_l", "2024-05-01_0.25_l"], [-0.5, 0, 1e-05, 0.25]),
+        (["2017.04.16.8", "2017.04.16.10"], None),
         (["frame2", "frame10", "frame10b"], None),
         (["a_2017_04_16_08_729", "a_2017_04_16_08_917", "a_2017_04_16_09_149"], None),
         (["run1_0.5", "run2_0.25"], None),  # of two recordings: by their names
@@ -167,3 +172,42 @@ def test_milliseconds_beside_frames_are_told(tmp_path: Path) -> None:
         f"{tmp_path}/t.csv: t: readings are 1 apart (median); expected seconds: divide ms by 1e3, us by 1e6, ns by 1e9"
     )
     assert len(list(open_recording(cam, table(tmp_path, [0.0, 1.0]), fps=10.0))) == 3  # a GPS, once a second
+
+
+def test_two_pictures_of_one_time_are_refused() -> None:
+    """Their recording would else stand in the order of the digits: 0.5 before 0.25."""
+    with pytest.raises(DataError, match=r"^d/0\.5\.png: is of the same time as 0\.5\.jpg; keep one of them$"):
+        in_time_order([Path("d/0.5.png"), Path("d/0.25.png"), Path("d/0.5.jpg")])
+
+
+def test_pictures_begun_before_the_telemetry_keep_their_times(tmp_path: Path) -> None:
+    cam = folder_of(tmp_path, ["3.0", "3.5", "4.25"])
+    moments = list(open_recording(cam, table(tmp_path, [4.0, 4.2])))
+    assert [moment.t for moment in moments] == [3.0, 3.5, 4.25]
+    assert [math.isnan(moment.telemetry[0]) for moment in moments] == [True, False, False]
+    readings = table(tmp_path, [41.0, 42.0])
+    with pytest.raises(ConfigError) as error:
+        open_recording(cam, readings)
+    assert str(error.value) == (
+        f"{cam}: 3 images, but {readings} has 2 rows, none of them near the times in the images' names (3 to 4.25 s); "
+        "give --fps"
+    )
+
+
+def test_a_shift_between_two_clocks_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cam = folder_of(tmp_path, ["0.0", "0.2", "0.4"])
+    readings = table(tmp_path, [37.0, 37.2, 37.4])
+    assert [moment.t for moment in open_recording(cam, readings)] == [37.0, 37.2, 37.4]
+    assert caplog.messages == [
+        f"{readings}: its times are 37 s after those in the names of {cam}; they are taken for two clocks, and row by "
+        "row for the same moments"
+    ]
+    with pytest.raises(DataError, match=r"picture 3 is of 0.4 s by its name, but row 3 of .* is of 37.8 s"):
+        open_recording(cam, table(tmp_path, [37.0, 37.2, 37.8]))  # a row was lost: two frames off
+
+
+def test_a_clip_out_of_a_long_log_of_a_gps_is_read(tmp_path: Path) -> None:
+    now = 1_700_000_000
+    cam = folder_of(tmp_path, [f"{now + 600 + t:.1f}" for t in (0, 0.5, 1)])
+    moments = list(open_recording(cam, table(tmp_path, [float(now + t) for t in range(3600)])))
+    assert [moment.telemetry[0] for moment in moments] == [600, 600, 601]
