@@ -27,8 +27,10 @@ FARTHEST = 0.5
 """Seconds; a frame without a reading this near has no telemetry."""
 MOST_OF = 0.9
 """Of the frames that a video's header tells of: fewer is a sign of damage (headers round, and count edits)."""
-GAP = 5
-"""Times the usual interval from which frames are missing (phones vary their rate less)."""
+LATE = 2.5
+"""Times the usual interval from which the first frame is late (AVI begins one or two late)."""
+GAP = 3.5
+"""Times the usual interval from which frames are missing (phones vary their rate less; AVI with B-frames lacks two)."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class _Watched:
     seconds: float | None
 
     def __iter__(self) -> Iterator[tuple[float, UInt8[Tensor, "3 H W"]]]:
-        count, first, last, gap, gap_at = 0, 0.0, 0.0, 0.0, 0.0
+        count, first, last, gap, gap_at, corrupt = 0, 0.0, 0.0, 0.0, 0.0, self.frames.corrupt
         for t, frame in self.frames:
             if not count:
                 first = last = t
@@ -131,6 +133,12 @@ class _Watched:
                 f"{self.path}: {count} frames could be read, from {first:.3f} s to {last:.3f} s, but the file tells of "
                 f"about {expected}: it is cut or damaged"
             )
+        if first > LATE * self.interval:
+            log.warning(f"{self.path}: no frame before {first:.3f} s: the first ones are missing")
+        if not self.frames.begins_with_key:
+            log.warning(f"{self.path}: does not begin with a key frame: its beginning is missing or wrong")
+        if corrupt := self.frames.corrupt - corrupt:
+            log.warning(f"{self.path}: {corrupt} of {count} frames are damaged; the decoder filled in what it could")
         if gap > GAP * self.interval:
             log.warning(
                 f"{self.path}: no frame for {gap:.3f} s after {gap_at:.3f} s, where they are {self.interval:.3f} s "

@@ -61,8 +61,8 @@ class VideoReader:
         if not path.is_file():
             raise DataError(f"{path}: there is no such video")
         self.path = path
-        self.decoded = 0
-        """Frames decoded so far."""
+        self.decoded = self.corrupt = 0
+        """Frames decoded so far, and those among them that the decoder made up in part."""
         self._container: Any = None
         self._to_rgb = av.video.reformatter.VideoReformatter()  # one: else each kept frame keeps its own, of megabytes
         # PyAV converts by threads since 17; as with the decoder's, a forked worker would wait for them.
@@ -119,6 +119,7 @@ class VideoReader:
                 frames = packet.decode()
             for frame in frames:
                 self.decoded += 1
+                self.corrupt += frame.is_corrupt
                 if frame.time is None:
                     raise DataError(f"{self.path}: a frame without a time; convert the video to MP4")
                 if key is None or frame.pts >= key:  # those shown before it need what came before it (open GOP)
@@ -214,7 +215,8 @@ class VideoReader:
     def interval(self) -> float:
         """Seconds between frames: the median over the first hundred (the average rate counts the last one's length)."""
         self._rewind()
-        packets = islice(self._packets(), 100)
+        packets = list(islice(self._packets(), 100))
+        self.begins_with_key = bool(packets) and bool(packets[0].is_keyframe)
         times = sorted(float(packet.pts * packet.time_base) for packet in packets if packet.pts is not None)
         self._rewind()
         self._begin()
@@ -223,7 +225,7 @@ class VideoReader:
     def extent(self) -> tuple[int | None, float | None]:
         """Number of frames and seconds, as the file says: not every one does."""
         stream, container = self._stream, self._container
-        seconds = max(float((stream.duration or 0) * stream.time_base), (container.duration or 0) / 1e6)
+        seconds = float((stream.duration or 0) * stream.time_base) or (container.duration or 0) / 1e6  # with its sound
         return stream.frames or None, seconds if seconds > 0 else None
 
     def _as_tensor(self, frame: Any) -> UInt8[Tensor, "3 H W"]:

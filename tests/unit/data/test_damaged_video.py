@@ -1,6 +1,7 @@
 """What decoders pass over in silence is told when a recording has been read."""
 
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def read(path: Path, caplog: pytest.LogCaptureFixture) -> tuple[int, list[str]]:
     return count, [message for message in caplog.messages if "frame" in message]
 
 
-@pytest.mark.parametrize("kind", ["mkv", "mp4", "avi"])
+@pytest.mark.parametrize("kind", ["mkv", "mp4", "avi", "ts"])
 def test_a_whole_video_is_no_cause_for_words(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert read(video(tmp_path / f"whole.{kind}"), caplog) == (FRAMES, [])
 
@@ -65,3 +66,21 @@ def test_missing_frames_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     count, told = read(path, caplog)
     assert count == FRAMES - 10
     assert told[-1] == (f"{path}: no frame for 0.550 s after 0.950 s, where they are 0.050 s apart: frames are missing")
+
+
+def test_damaged_frames_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = video(tmp_path / "flipped.mp4")
+    data = bytearray(path.read_bytes())
+    for i in range(5):
+        data[len(data) // 3 + 100 * i] ^= 0xFF
+    path.write_bytes(data)
+    count, told = read(path, caplog)
+    assert count == FRAMES
+    assert re.fullmatch(rf"{path}: [1-9] of 60 frames are damaged; the decoder filled in what it could", told[0]), told
+
+
+def test_a_lost_beginning_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = video(tmp_path / "late.mkv", lost=range(1))  # the key frame: what follows is decoded from nothing
+    count, told = read(path, caplog)
+    assert count == FRAMES - 1
+    assert told == [f"{path}: does not begin with a key frame: its beginning is missing or wrong"]
