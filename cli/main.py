@@ -11,7 +11,7 @@ import typer
 from cli.shared import WholeCommand, cpu_threads, is_first, say_version, user_errors
 
 app = typer.Typer(
-    help="How risky is this window, why, and what to do: a small model around a frozen encoder and a frozen LLM.",
+    help="Risk, reason and action from camera windows: a small trained model around a frozen encoder and a frozen LLM.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,7 +34,7 @@ Overrides = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, max=1024, help="CPU threads; by default one a core.", show_default=False),
+    typer.Option("--threads", min=1, max=1024, help="CPU threads; default: one per core.", show_default=False),
 ]
 CkptPath = Annotated[Path, typer.Option("--ckpt", help="A checkpoint, such as best.pt.", show_default=False)]
 
@@ -46,9 +46,9 @@ def check(
     probe: Annotated[
         bool, typer.Option("--probe", help="Load the networks and time a few batches, up to 20 s after loading.")
     ] = False,
-    full: Annotated[bool, typer.Option("--full", help="Read every window and every picture, not only some.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Read every window and image, not only a sample.")] = False,
 ) -> None:
-    """Look for every problem before the expensive part, and say what would happen here; exits with 1 or 2 if any."""
+    """Report every problem before the expensive part, and what a run would cost here; exits with 1 or 2 on problems."""
     with user_errors():
         from simv0.config.load import load_config
 
@@ -60,7 +60,7 @@ def check(
         report = run(loaded, probe=probe, full=full, watch=watched)
         if not is_first():  # the others have measured with it, and would end it by failing first
             return
-        facts_table(report.facts, f"what {config.name} would do here")
+        facts_table(report.facts, f"what {config.name} would do on this machine")
         for warning in report.warnings:
             typer.echo(f"warning: {warning}", err=True)
         typer.echo(str(report))
@@ -72,7 +72,7 @@ def cache_vis(
     config: ConfigPath,
     set_: Overrides = None,
     threads: Threads = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace feature files that belong to other data.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace existing feature files.")] = False,
 ) -> None:
     """Run the vision encoder once over both splits and write their feature files."""
     with user_errors():
@@ -93,7 +93,7 @@ def cache_vis(
             with cpu_threads(threads):
                 reports = run(loaded, overwrite=overwrite)
         except KeyboardInterrupt:
-            typer.echo("stopped; finished shards are kept: cache-vis without --overwrite goes on from them", err=True)
+            typer.echo("stopped; finished shards are kept: run cache-vis without --overwrite to resume", err=True)
             raise typer.Exit(130) from None
         finally:
             signal.signal(signal.SIGTERM, previous)
@@ -106,7 +106,7 @@ def train(
     config: ConfigPath,
     set_: Overrides = None,
     threads: Threads = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in output_dir.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in output_dir.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in output_dir.")] = False,
 ) -> None:
     """Train projector, telemetry MLP, task token and heads."""
@@ -145,16 +145,16 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option("--split", help="val or train.")] = "val",
     baselines: Annotated[
-        bool, typer.Option("--baselines/--no-baselines", help="Fit simple models on train, for comparison.")
+        bool, typer.Option("--baselines/--no-baselines", help="Also fit simple models on train, for comparison.")
     ] = True,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="Folder to write to; by default the run's evaluation/, or one in it for other windows."
+            "--out", help="Output folder; default: the run's evaluation/, or a subfolder of it for other data."
         ),
     ] = None,
 ) -> None:
-    """Say how good a checkpoint is."""
+    """Evaluate a checkpoint."""
     with user_errors():
         from simv0.config.load import load_config, load_run_config
         from simv0.errors import ConfigError
@@ -188,20 +188,21 @@ def predict(
         str,
         typer.Option(
             "--data",
-            help="A manifest of windows, a feature file, or a split path for --config's class; labels are not needed.",
+            help="A manifest, a feature file, or a split path for the dataset class in --config; labels are optional.",
         ),
     ],
     config: Annotated[
         Path | None,
         typer.Option(
-            "--config", help="Names your dataset class, and the frozen networks, if not where the run had them."
+            "--config",
+            help="Config with your dataset class, and the frozen networks if they have moved since training.",
         ),
     ] = None,
     set_: Overrides = None,
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write here instead of stdout.")] = None,
 ) -> None:
-    """Print one JSON line a window: risk, reason, action and their probabilities."""
+    """Print one line of JSON per window: risk, reason, action and their probabilities."""
     with user_errors(answers_on_stdout=out is None):
         from simv0.config.load import load_config
 
@@ -229,9 +230,9 @@ def predict(
 @app.command(cls=WholeCommand)
 def inspect(
     path: Annotated[Path, typer.Argument(help="A feature file, a folder of shards, or a checkpoint.")],
-    verify: Annotated[bool, typer.Option("--verify", help="Read all of it and check every digest.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read the whole file and check every digest.")] = False,
 ) -> None:
-    """Say what a file holds, what it was made of, and whether it is whole; exits with 1 if it is damaged."""
+    """Show what a file holds and where it came from, and check its integrity; exits with 1 if it is damaged."""
     with user_errors(answers_on_stdout=True):
         from simv0.training.refusals import check_inspected
 
@@ -258,17 +259,22 @@ def overlay(
     ] = None,
     spacing: Annotated[
         float | None,
-        typer.Option("--spacing", help="Seconds between the frames of a training window; else as the checkpoint says."),
+        typer.Option(
+            "--spacing", help="Seconds between the frames of a training window; default: from the checkpoint."
+        ),
     ] = None,
-    fps: Annotated[float | None, typer.Option("--fps", help="Frames a second of a folder of images.")] = None,
-    live: Annotated[bool, typer.Option("--live", help="Also show it in a browser page, at its own pace.")] = False,
+    fps: Annotated[
+        float | None, typer.Option("--fps", help="Frame rate of a folder of images, in frames per second.")
+    ] = None,
+    live: Annotated[bool, typer.Option("--live", help="Also show it live on a web page, in real time.")] = False,
     config: Annotated[
-        Path | None, typer.Option("--config", help="Where the frozen networks are, if not where the run had them.")
+        Path | None,
+        typer.Option("--config", help="Config that locates the frozen networks, if they have moved since training."),
     ] = None,
     set_: Overrides = None,
     threads: Threads = None,
 ) -> None:
-    """Run a recording through the stream and draw what it says on the frames: an MP4."""
+    """Run a recording through the stream and draw the predictions on its frames, as an MP4."""
     with user_errors():
         from cli.overlay import Wanted, run_overlay
 
@@ -283,9 +289,9 @@ def overlay(
 
 @app.command(cls=WholeCommand)
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("runs/demo"),
 ) -> None:
-    """Make a small rover world, cache, train and evaluate in it: offline, about a minute."""
+    """Generate a small rover data set, then cache, train and evaluate on it: offline, about a minute."""
     with user_errors():
         from simv0.training.refusals import check_demo
 

@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from simv0.evaluation.evaluated import Evaluated
 
 ROWS = {
-    "risk_high_recall": 'share of "high" windows that were called high',
+    "risk_high_recall": 'share of "high" windows predicted high',
     "risk_high_fn_rate": 'share of "high" windows that were missed',
-    "risk_high_false_alarm_rate": "share of the other windows that were called high",
+    "risk_high_false_alarm_rate": "share of the other windows predicted high",
     "alarm_recall": 'share of "high" windows that raised the alarm',
-    "alarm_false_alarm_rate": "share of the other windows that raised it",
-    "risk_high_recall_at_5": "the same, with 5 % false alarms",
-    "risk_macro_f1": "risk, mean F1 over its classes",
-    "reason_macro_f1": "reason, mean F1",
-    "action_macro_f1": "action, mean F1",
-    "risk_accuracy": "risk, share of right answers",
-    "action_accuracy": "action, share of right answers",
+    "alarm_false_alarm_rate": "share of the other windows that raised the alarm",
+    "risk_high_recall_at_5": 'recall of "high" at a 5 % false-alarm rate',
+    "risk_macro_f1": "risk, F1 averaged over its classes",
+    "reason_macro_f1": "reason, macro F1",
+    "action_macro_f1": "action, macro F1",
+    "risk_accuracy": "risk, share predicted correctly",
+    "action_accuracy": "action, share predicted correctly",
     "macro_f1": "mean of the risk and action F1",
     "composite": "harmonic mean of high recall, risk F1 and action F1",
-    "loss": "weighted cross entropy of all heads",
+    "loss": "weighted cross-entropy over all heads",
 }
 
 
@@ -54,7 +54,7 @@ def metrics_table(found: "Evaluated", title: str) -> None:
         table.add_row(key, _shown(metrics[key]), meaning)
     Console().print(table)
     if isinstance(baselines, str):
-        Console().print(f"not compared with simple models: {baselines}", style="dim")
+        Console().print(f"no comparison with simple models: {baselines}", style="dim")
     else:
         _compare(metrics, baselines)
     for line in found.cautions:
@@ -97,7 +97,7 @@ def facts_table(facts: Mapping[str, Mapping[str, Any]], title: str) -> None:
 
 
 def _with_unit(name: str, value: Any) -> tuple[str, str]:
-    """A fact's name and value for people; the end of the name tells the unit."""
+    """A fact's name and value for display; the suffix of the name is its unit."""
     what, _, unit = name.rpartition("_")
     if value is None:
         return name.replace("_", " "), "unknown"

@@ -41,20 +41,20 @@ def describe(config: Config, model: SimV0Model, train: Split) -> dict[str, Any]:
 def introduce(
     config: Config, model: SimV0Model, train: Split, val: Split, device: torch.device, position: Position
 ) -> None:
-    """Say what is about to happen; refuse a model that would train the wrong weights."""
+    """Log the setup; refuse a model that would train the wrong weights."""
     counts = model.trainable_parameters()
     frozen = sum(weight.numel() for weight in model.llm.parameters())
     trained = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     log.info(f"device {device}, LLM {model.llm.identity['llm_name']} ({frozen:,} frozen weights, {model.llm.dtype})")
     encoder = model.encoder.identity if model.encoder is not None else train.identity
     origin = "the dataset's own" if encoder is None else f"of {encoder.get('vision_encoder_name')}"
-    kind = "frames, encoded in every epoch," if model.encoder is not None else "features"
+    kind = "frames, encoded again every epoch," if model.encoder is not None else "features"
     log.info(f"data {config.data.train_split_path} and {config.data.val_split_path}: {kind} {origin}")
     log.info(f"training {sum(counts.values()):,} weights: {trained}")
     log.info(f"train {len(train.labels)} windows, val {len(val.labels)}; F={model.F} K={model.K} dv={model.dv}")
-    log.info(f"hiding {model.visual_dropout:.0%} of the pictures, and of the features of the others, in training")
+    log.info(f"visual dropout {model.visual_dropout:.2f} (whole windows, and single features in the rest)")
     if not (val.labels.ids["risk"] == HIGH).any():
-        log.warning('val has no window of risk "high": best.pt follows macro_f1, and no alarm can be judged')
+        log.warning('val has no window of risk "high": best.pt follows macro_f1, and the alarm cannot be evaluated')
     warn_of_leakage(
         getattr(train.dataset, "dataset", None),
         getattr(val.dataset, "dataset", None),

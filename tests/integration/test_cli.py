@@ -145,7 +145,7 @@ def test_a_stopped_cache_says_how_to_go_on(config_file: Path, by: str, workers: 
     stopped = run("cache-vis", "--config", config_file, *(word for key in dataset for word in ("--set", key)))
     assert stopped.exit_code == 130
     assert stopped.stderr.endswith(
-        "stopped; finished shards are kept: cache-vis without --overwrite goes on from them\n"
+        "stopped; finished shards are kept: run cache-vis without --overwrite to resume\n"
     )
 
 

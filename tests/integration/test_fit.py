@@ -72,7 +72,7 @@ def test_a_run_leaves_what_the_design_says(config: Config) -> None:
         assert all(not isinstance(value, (dict, list)) for value in rows[0].values())
     log = run.log.read_text()
     assert "training " in log
-    assert "\nhiding 44% of the pictures" in log  # 32 / (32 + 40): what the model was trained with
+    assert "\nvisual dropout 0.44 (whole windows" in log  # 32 / (32 + 40): what the model was trained with
     assert "composite" in log
     meta = load_checkpoint(run.best).meta
     assert set(meta.provenance) >= {"git", "torch", "transformers"}
