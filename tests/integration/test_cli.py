@@ -57,7 +57,7 @@ def test_the_main_job(config_file: Path, manifests: Path, tmp_path: Path, monkey
     assert few[0].endswith("(95 %). 20 or more would tell something.")
     assert set(metrics["baselines"]) == {"majority class", "linear, telemetry", "linear, features + telemetry"}
     plain = run("evaluate", "--ckpt", best, "--no-baselines")
-    assert "not compared with simple models: left out by --no-baselines" in plain.stdout
+    assert "no comparison with simple models: left out by --no-baselines" in plain.stdout
     cached = [json.loads(line) for line in (tmp_path / "run/evaluation/predictions.jsonl").read_text().splitlines()]
     assert [row["sample_id"] for row in cached] == [f"val-{i}" for i in range(20)]
 
