@@ -3,7 +3,7 @@
     python -m benchmarks.scaling [--rates my_rates.json] [--ranks 8] [--seed 0] > tables.md
 
 Prints the tables of benchmarks/results/scaling_model_*.md. `--rates` overrides entries of RATES; `simv0 check --probe`
-measures frames and training windows a second on your machine (a training window is 4 x llm_weights x 6 operations).
+measures frames and training windows per second on your machine (a training window is 4 x llm_weights x 6 operations).
 """
 
 import argparse

@@ -85,7 +85,7 @@ class FrameSource(Dataset[Any]):
             DataError: of two types: `torch.cat` would take 0..255 for 0..1 in silence.
         """
         if len({frame.dtype for frame in frames}) > 1:
-            raise DataError(f"{self.split}: some frames are uint8, others float; give one type")
+            raise DataError(f"{self.split}: some frames are uint8, others float; use one type")
         return frames[0] if len(frames) == 1 else torch.cat(frames)
 
     def _read_unit(self, unit: Any) -> Num[Tensor, "n 3 H W"]:
@@ -103,7 +103,7 @@ class FrameSource(Dataset[Any]):
         return frames
 
     def __getitems__(self, job: Job) -> tuple[Job, Tensor | SimError]:
-        """Read a job; what the user can mend comes back as a value, since loaders rewrite exceptions of workers."""
+        """Read a job; errors the user can fix comes back as a value, since loaders rewrite exceptions of workers."""
         try:
             return job, handed_over(self.read(job.units))
         except SimError as error:

@@ -38,7 +38,7 @@ Outcome = Literal["skipped", "written", "shards"]
 
 @dataclass(frozen=True)
 class CacheReport:
-    """What became of one split.
+    """The outcome of one split.
 
     Attributes:
         path: the feature file, or the folder of shards where that is wanted or the disk had no room for a copy.
@@ -54,11 +54,11 @@ class CacheReport:
     counts: Counts
 
     def __str__(self) -> str:
-        """One line for people."""
+        """One human-readable line."""
         if self.outcome == "skipped":
             return f"{self.split}: {self.path} is complete ({self.windows} windows); nothing to do"
         done = self.counts
-        kept = "; left as shards, train reads them" if self.outcome == "shards" else ""
+        kept = "; left as shards, which train reads" if self.outcome == "shards" else ""
         return (
             f"{self.split}: {self.path}: {self.windows} windows; encoded here: {done.windows} windows, "
             f"{done.frames} frames seen, {done.encoded} encoded, {done.frames - done.encoded} reused; "
@@ -92,16 +92,16 @@ class SplitJob:
 def cache_vis(config: Config, *, overwrite: bool = False) -> list[CacheReport]:
     """Make the feature files of both splits.
 
-    A complete file is skipped, an unfinished one is gone on with. Under torchrun LOCAL_RANK chooses the GPU and rank 0
+    A complete file is skipped, an unfinished one is resumed. Under torchrun LOCAL_RANK chooses the GPU and rank 0
     shows the progress; otherwise processes know of each other only by locks on the shards.
 
     Args:
         config: `data`, `cache` and `model`.
-        overwrite: begin anew, whatever is there; ranks do so together. Joins other processes that have begun already.
+        overwrite: start over, whatever is there; ranks do so together. Joins processes that have already started.
 
     Raises:
         DataError: a sample that breaks the contract; found before the encoder is loaded, except for wrong pixels.
-        CacheError: what is there was made of something else, no space, features that cannot be stored.
+        CacheError: what is there does not match the config, no space, features that cannot be stored.
         ModelError: no such encoder.
     """
     splits = [open_job(config, name) for name in SPLITS]
@@ -133,7 +133,7 @@ def open_job(config: Config, name: str) -> SplitJob:
     windows_in(dataset, name)
     if yields_features(dataset, name):
         raise DataError(
-            f"{name}: {config.data.dataset_class_path} yields vis_feats itself; it needs no cache-vis: "
+            f"{name}: {config.data.dataset_class_path} yields vis_feats itself; it does not need cache-vis: "
             "`simv0 train` reads it directly"
         )
     labels = read_labels(dataset, name, config.model.F)
@@ -150,7 +150,7 @@ def _unchanged(frames: torch.Tensor) -> torch.Tensor:
 
 
 def cache_split(config: Config, split: SplitJob, encoder: Encoder) -> CacheReport:
-    """Make one feature file, or go on making it.
+    """Write one feature file, or resume writing it.
 
     Raises:
         CacheError, DataError: as `cache_vis`.
@@ -164,7 +164,7 @@ def cache_split(config: Config, split: SplitJob, encoder: Encoder) -> CacheRepor
     try:
         split.final.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CacheError(f"cache.dir: {split.final.parent} cannot be made: {error.strerror}") from None
+        raise CacheError(f"cache.dir: {split.final.parent} cannot be created: {error.strerror}") from None
 
     work = ShardWork(
         split.parts,
@@ -188,7 +188,7 @@ def cache_split(config: Config, split: SplitJob, encoder: Encoder) -> CacheRepor
                 break
             plan = work.plan = _agree_on(plan, split.parts, config.cache.shard_windows)
             if not room_for_both(split.parts, plan) and config.cache.publish == "file":
-                log.warning("%s: no room for the final file beside its shards: they will stay shards", split.final)
+                log.warning("%s: no room for the final file beside its shards: keeping the shards", split.final)
             work.probe()
             with show_progress(work):
                 work.run()
@@ -215,7 +215,7 @@ def start_over(splits: list[SplitJob]) -> None:
         if not split.final.parent.exists():
             continue
         if not gate.acquire(wait=False):
-            log.warning("%s: another cache-vis is at work on it: --overwrite removes nothing and joins it", split.final)
+            log.warning("%s: another cache-vis is working on it: --overwrite removes nothing and joins it", split.final)
             continue
         with mendable_write(split.final):
             split.final.unlink(missing_ok=True)

@@ -58,7 +58,7 @@ def show_progress(work: ShardWork) -> Iterator[None]:
     log.info(
         "%s: %s frames to encode, for %s windows%s",
         *(name, f"{done.total - kept:,}", f"{work.plan.identity['N']:,}"),
-        f"; {kept:,} are done already" if kept else "",
+        f"; {kept:,} are already done" if kept else "",
     )
     on_terminal = sys.stderr.isatty()
     bar = Progress(
@@ -93,7 +93,7 @@ def show_progress(work: ShardWork) -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """A time for people: `41 s`, `12 min`, `3 h 05 min`."""
+    """A human-readable duration: `41 s`, `12 min`, `3 h 05 min`."""
     minutes = round(seconds / 60)
     if seconds < 100:
         return f"{seconds:.0f} s"

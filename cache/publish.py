@@ -22,7 +22,7 @@ def mendable_write(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CacheError(
-            f"{path}: cannot be written: {error.strerror or error}; finished shards are kept: mend that and run again"
+            f"{path}: cannot be written: {error.strerror or error}; finished shards are kept: fix this and run again"
         ) from None
 
 

@@ -111,7 +111,7 @@ class ShardWork:
             self.tasks.clear()
 
     def probe(self) -> None:
-        """Encode a few windows of finished shards again and compare.
+        """Re-encode a few windows of finished shards and compare.
 
         Raises:
             CacheError: they differ by more than another machine explains: frames or encoder changed behind their names.
@@ -247,7 +247,7 @@ class ShardWork:
         what = f"{self.source.split}[{sample}] ({self.labels.sample_id[sample]}), frame {names[bad]!r}"
         if torch.isfinite(feats[bad]).all():
             raise CacheError(f"{what}: a feature is {feats[bad].abs().max():.4g}; set cache.dtype: float32")
-        raise CacheError(f"{what}: the encoder gave NaN or inf; try cache.precision: fp32, or look at the frame")
+        raise CacheError(f"{what}: the encoder gave NaN or inf; try cache.precision: fp32, or inspect the frame")
 
 
 def _from_own_place(shards: list[int]) -> list[int]:
@@ -273,11 +273,9 @@ def check_unchanged(stored: Float[np.ndarray, "N F dv"], windows: range, work: S
         difference = float(((feats.float() - old).norm(dim=1) / old.norm(dim=1).clamp_min(1e-12)).max())
         if difference > tolerance:
             raise CacheError(
-                f"{path}: window {window} ({work.labels.sample_id[window]}) encodes to other features now (relative "
-                f"difference {difference:.2g}): its frames or the encoder changed behind the same names. "
-                "Make it anew with `simv0 cache-vis --overwrite`, or choose another cache.dir"
+                f"{path}: window {window} ({work.labels.sample_id[window]}) now encodes to different features "
+                f"(relative difference {difference:.2g}): its frames or the encoder changed under the same names. "
+                "Recreate it with `simv0 cache-vis --overwrite`, or choose another cache.dir"
             )
         if difference:
-            log.info(
-                "%s: features differ in their last bits (%.2g): other threads or another machine", path, difference
-            )
+            log.info("%s: features differ by rounding (%.2g): another thread count or machine", path, difference)

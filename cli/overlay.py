@@ -52,18 +52,18 @@ class Wanted:
     def _inputs(self) -> None:
         missing = []
         if not self.ckpt.is_file():
-            missing.append(f"--ckpt: {self.ckpt}: there is no such checkpoint")
+            missing.append(f"--ckpt: {self.ckpt}: checkpoint not found")
         if not self.frames.exists():
-            missing.append(f"--frames: {self.frames}: there is no such folder, video or sequence.jsonl")
+            missing.append(f"--frames: {self.frames}: no such folder, video or sequence.jsonl")
         if self.telemetry is not None and not self.telemetry.is_file():
-            missing.append(f"--telemetry: {self.telemetry}: there is no such file")
+            missing.append(f"--telemetry: {self.telemetry}: file not found")
         if missing:
             raise ConfigError("\n".join(missing))
 
     def _fps(self) -> None:
         check_number("--fps", self.fps, "frames a second", 1000)
         if self.fps is not None and self.frames.is_file():
-            raise ConfigError(f"--fps: is for a folder of images; {self.frames} carries its own times")
+            raise ConfigError(f"--fps: only applies to a folder of images; {self.frames} has its own times")
 
     def _spacing(self) -> None:
         check_number("--spacing", self.spacing, "seconds", 3600)
@@ -83,7 +83,7 @@ def run_overlay(wanted: Wanted, config: Any, overrides: Sequence[str] = ()) -> N
         overrides: `section.key=value` on the checkpoint's own config, where there is no `config`.
 
     Raises:
-        SimError: what the user can mend.
+        SimError: errors the user can fix.
     """
     from simv0.data.recording import open_recording
     from simv0.data.video import import_av
@@ -119,7 +119,7 @@ def run_overlay(wanted: Wanted, config: Any, overrides: Sequence[str] = ()) -> N
         _tell(wanted.out, frames, stream)
         if page is not None and sys.stdin.isatty():
             page.end()
-            log.info("the page stays until Ctrl-C")
+            log.info("the page stays up until Ctrl-C")
             with suppress(KeyboardInterrupt):
                 while True:
                     time.sleep(1)
@@ -130,19 +130,19 @@ def _spacing(wanted: Wanted, trained: float | None, interval: float) -> float:
     if (spacing := wanted.spacing or trained) is not None:
         return spacing
     log.warning(
-        f"{wanted.ckpt}: does not say how far apart the frames of its training windows are: taking the recording's "
-        f"own, {interval:.3g} s; --spacing gives the right one"
+        f"{wanted.ckpt}: does not say how far apart the frames of its training windows were: using the recording's "
+        f"own, {interval:.3g} s; set the right one with --spacing"
     )
     return interval
 
 
 def _tell(out: Path, frames: int, stream: Any) -> None:
-    """What came of it."""
+    """Report the result."""
     stats = stream.stats()
     log.info(
         f"{out}: {frames} frames, {stats['judged']} judged, {stats['waiting']} waiting, {stats['dropped']} dropped, "
-        f"{stats['bad']} bad; windows of frames {stream.spacing:.3f} s apart; ms a prediction: "
-        f"{stats['latency_p50_ms'] or 0:.0f} (median), {stats['latency_p99_ms'] or 0:.0f} (99 of 100)"
+        f"{stats['bad']} bad; windows of frames {stream.spacing:.3f} s apart; ms per prediction: "
+        f"{stats['latency_p50_ms'] or 0:.0f} (median), {stats['latency_p99_ms'] or 0:.0f} (99th percentile)"
     )
     if not stats["judged"]:
         log.warning(f"warning: no window was judged; the last frame: {stream.state().problem}")

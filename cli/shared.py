@@ -16,7 +16,7 @@ from simv0.errors import SimError, of_lost_worker
 
 @contextmanager
 def user_errors(answers_on_stdout: bool = False) -> Iterator[None]:
-    """Print what the user can mend as plain lines on stderr, with its exit code; all else keeps its traceback.
+    """Print errors the user can fix as plain lines on stderr, with its exit code; all else keeps its traceback.
 
     What the library says goes to stdout, warnings to stderr; all of it to stderr where stdout is for the answers.
     """

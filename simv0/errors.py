@@ -1,4 +1,4 @@
-"""What the user can mend. Everything else is a bug and keeps its traceback."""
+"""Errors the user can fix. Everything else is a bug and keeps its traceback."""
 
 
 class SimError(Exception):
@@ -28,10 +28,8 @@ def of_lost_worker(error: Exception) -> "DataError | None":
     if not said.startswith("DataLoader worker (pid"):
         return None
     full = "Bus error" in said  # how a write to shared memory without room ends
-    why = "is /dev/shm full? Give it room (docker run --shm-size=8g), or lower" if full else "out of memory? Lower"
-    return DataError(
-        f"a process that reads data has ended ({said}): {why} data.num_workers, and start again (train: with --resume)"
-    )
+    why = "is /dev/shm full? Enlarge it (docker run --shm-size=8g), or lower" if full else "out of memory? Lower"
+    return DataError(f"a data-loading worker died ({said}): {why} data.num_workers, and restart (train: with --resume)")
 
 
 class ConfigError(SimError):
@@ -45,9 +43,9 @@ class DataError(SimError):
 
 
 class Mistakes:
-    """What a loop finds, to be told together: `with mistakes:` takes a DataError down and the loop goes on.
+    """Collects the errors of a loop: `with mistakes:` records a DataError and the loop continues.
 
-    Each kind is told once; of one kind are those that say the same after their place.
+    Each kind is reported once: errors are of one kind if they differ only in their place.
     """
 
     AT_MOST = 8

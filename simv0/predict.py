@@ -162,7 +162,7 @@ def load_model(checkpoint: Checkpoint, path: str | Path, config: Config, encoder
     meta, device = checkpoint.meta, pick_device(config)
     weight = checkpoint.state.get("projector.weight")
     if weight is None or list(weight.shape) != [meta.d, meta.dv]:  # before anything of that size is made
-        raise CheckpointError(f"{path}: its projector is not {meta.dv} -> {meta.d} as its metadata say")
+        raise CheckpointError(f"{path}: its projector is not {meta.dv} -> {meta.d} as its metadata says")
     wanted = config.model.model_copy(
         update={"F": meta.F, "K": meta.K, "confidence_head": meta.confidence_head, "d": None, "dv": None}
     )
@@ -186,7 +186,7 @@ def load_trained_encoder(checkpoint: Checkpoint, path: str | Path, config: Confi
             f"{path}: was trained on a dataset's own vis_feats; without an encoder it takes no frames"
         )
     if trained.get("vision_precision") not in ("fp32", "bf16"):
-        raise CheckpointError(f"{path}: does not say at which precision its features were made")
+        raise CheckpointError(f"{path}: does not record the precision of its features")
     device = pick_device(config)
     encoder = load_encoder(config.model, str(trained["vision_precision"]), device, trained)
     if not has_bf16_units(device):
@@ -218,7 +218,7 @@ def check_features(checkpoint: Checkpoint, path: str | Path, identity: Mapping[s
 def config_of(checkpoint: Checkpoint, path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The config inside a checkpoint, for its paths and names only: what it would import or run is reset.
 
-    So is the recipe, and keys that this simv0 does not know are left out: a checkpoint outlives them. `overrides` are
+    So is the recipe, and keys unknown to this simv0 are ignored: a checkpoint outlives them. `overrides` are
     the user's own words.
 
     Raises:
@@ -226,7 +226,7 @@ def config_of(checkpoint: Checkpoint, path: str | Path, overrides: Sequence[str]
     """
     tree, unknown = known_keys(checkpoint.meta.config)
     if unknown:
-        log.info(f"{path}: keys that this simv0 does not know are left out: {shown(', '.join(unknown))}")
+        log.info(f"{path}: keys unknown to this simv0 are ignored: {shown(', '.join(unknown))}")
     tree["model"] = {**tree.get("model", {}), "trust_remote_code": False}
     tree["data"] = {
         **tree.get("data", {}),

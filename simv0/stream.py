@@ -157,7 +157,7 @@ class Stream:
         """Take one frame [3,H,W] (RGB; uint8, or float 0..1) with the raw telemetry [8] of its moment, `t` in seconds.
 
         `t` and `telemetry` are this frame's: a window is judged with the telemetry of its last frame, as in training.
-        Never raises for what a camera or a sensor does: a bad frame is told in the state and counted.
+        Never raises for what a camera or a sensor does: a bad frame is reported in the state and counted.
         """
         started = self.clock()
         self.counts["pushed"] += 1
@@ -188,14 +188,14 @@ class Stream:
         if t <= self._now:
             if self._now - t <= self.predictor.meta.F * self.spacing:
                 return "bad", f"{where}: t is {t:.3f}, not after the last frame's {self._now:.3f}"
-            anew = f"t went back {self._now - t:.3f} s, so the stream has begun anew; "
+            anew = f"t went back {self._now - t:.3f} s, so the stream was restarted; "
             self._begin()  # the clock was set back, or a recording starts over
         since, self._now = t - self._now, t
         lag = started - t - self.camera_delay
         if self.live and lag >= min(since, self.spacing):
-            return "dropped", f"{where}: {lag:.3f} s late, so a newer frame is there (or the clocks differ)"
+            return "dropped", f"{where}: {lag:.3f} s late, so a newer frame has arrived (or the clocks differ)"
         if self._ring and t - self._ring[-1][0] < self.spacing / OVERSAMPLING:
-            return "dropped", f"{where}: more than {OVERSAMPLING} frames in one spacing of {self.spacing:g} s"
+            return "dropped", f"{where}: more than {OVERSAMPLING} frames per spacing of {self.spacing:g} s"
         try:
             image = check_frames(frame, f"{where}: frame")
         except DataError as error:

@@ -79,13 +79,13 @@ class Alarm(Stored):
         return None if self.chosen is None else self.chosen.threshold
 
     def __str__(self) -> str:
-        """One line for people."""
+        """One human-readable line."""
         if self.chosen is None:
             return f"alarm: no threshold: {self.reason}"
-        over = f"{self.groups} recordings" if self.groups else "windows: no groups are known, so they are too narrow"
+        over = f"{self.groups} recordings" if self.groups else "windows: no groups given, so they are too narrow"
         return (
-            f"alarm: P(high) >= {self.chosen.threshold:.3f} finds {self.chosen.recall} of {self.n_high} high windows "
-            f"and cries wolf on {self.chosen.false_alarm_rate} of the others (95 % over {over})"
+            f"alarm: P(high) >= {self.chosen.threshold:.3f}: recall {self.chosen.recall} on {self.n_high} high windows"
+            f", false-alarm rate {self.chosen.false_alarm_rate} (95 % intervals over {over})"
         )
 
 

@@ -76,11 +76,11 @@ class SplitOutline:
             facts["windows read"] = "all" if self.read == self.windows else f"{self.read} (all with --full)"
         if self.dataset is not None and not isinstance(self.dataset, ManifestDataset):
             facts["class from"] = str(file_of(sys.modules[type(self.dataset).__module__]))
-        known = f"{self.frame_spacing:g} s" if self.frame_spacing else "unknown: data.frame_spacing tells the robot"
+        known = f"{self.frame_spacing:g} s" if self.frame_spacing else "unknown: set data.frame_spacing for the robot"
         facts["frame spacing"] = known
         for head, names in HEADS.items():
             if self.labels is None:
-                facts[head] = "not counted: that would read every window (give the class labels_of, or --full)"
+                facts[head] = "not counted: that would read every window (define labels_of on the class, or use --full)"
             else:
                 counts = np.bincount(self.labels.ids[head], minlength=len(names))
                 facts[head] = ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
@@ -94,7 +94,7 @@ class SplitOutline:
 
 
 class ErrorCollector:
-    """A `with` block whose SimError is taken down, every line once, instead of raised: the next check goes on. So is an
+    """A `with` block that collects its SimError, every line once, instead of raising it: the next check runs. So is an
     exception of the user's class, once its traceback is logged.
     """
 
@@ -190,7 +190,7 @@ def finished_features(config: Config, name: str) -> CachedDataset | None:
 
 
 def _all_shards(config: Config, name: str, parts: Parts) -> bool:
-    """Whether a folder of shards is finished; an unfinished one must be one that cache-vis can go on with."""
+    """Whether a folder of shards is finished; an unfinished one must be one that cache-vis can resume."""
     plan = parts.read_plan() if parts.folder.is_dir() else None
     if plan is None or not parts.missing(plan):
         return plan is not None

@@ -33,7 +33,7 @@ def inspect_path(path: Path, verify: bool = False) -> dict[str, Any]:
     if not path.exists() and parts_of(path).folder.is_dir():
         return _inspect_parts(parts_of(path), verify)
     if path.suffix != ".h5" and not _begins_as_ours(path):
-        what = "neither a feature file nor a checkpoint" if path.exists() else "there is no such file"
+        what = "neither a feature file nor a checkpoint" if path.exists() else "file not found"
         raise CacheError(f"{path}: {what}; {GIVE}")
     file = read_features(path)
     N = file.info.identity["N"]
@@ -74,7 +74,7 @@ def _inspect_checkpoint(path: Path) -> dict[str, Any]:
 def _inspect_parts(parts: Parts, verify: bool) -> dict[str, Any]:
     plan = parts.read_plan()
     if plan is None:
-        raise CacheError(f"{parts.folder}: holds no plan.json, so it is no folder of shards; {GIVE}")
+        raise CacheError(f"{parts.folder}: holds no plan.json, so it is not a folder of shards; {GIVE}")
     missing = set(parts.missing(plan))
     files, damaged = [], []
     for shard in sorted(set(range(len(plan))) - missing):

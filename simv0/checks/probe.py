@@ -36,7 +36,7 @@ def measure(config: Config, train: SplitOutline, val: SplitOutline, dv: int) -> 
     step, evaluation = _measure_steps(config, dv)
     raw = 0.0 if cached else seconds_per_frame * config.model.F  # a window
     epoch = (step + raw) * train.windows + (evaluation + raw) * val.windows
-    facts["training windows a second"] = round(1 / (step + raw), 1)
+    facts["training windows per second"] = round(1 / (step + raw), 1)
     return {**facts, "epoch_seconds": epoch, "train_seconds": epoch * config.training.epochs}
 
 
@@ -51,7 +51,7 @@ def _measure_frames(config: Config, train: SplitOutline) -> tuple[Facts, float]:
     frames = torch.cat(kept)[: config.cache.batch_size]
     encode = _seconds(lambda: _synchronised(encoder, frames)) / len(frames)
     workers = config.data.num_workers
-    rates = {"frames read a second": round(1 / read, 1), "frames encoded a second": round(1 / encode, 1)}
+    rates = {"frames read per second": round(1 / read, 1), "frames encoded per second": round(1 / encode, 1)}
     return rates, max(read / workers, encode) if workers else read + encode
 
 

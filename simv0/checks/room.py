@@ -16,7 +16,7 @@ from simv0.errors import CacheError, ConfigError, SimError
 from simv0.features.dataset import available_memory
 from simv0.features.shards import parts_of
 from simv0.llm.compile import worth_compiling
-from simv0.runtime.distributed import local_world, processes
+from simv0.runtime.distributed import local_world_size, processes
 from simv0.vision.encoder import resolve_precision
 
 log = logging.getLogger("simv0")
@@ -83,7 +83,7 @@ def check_training(
         check_room(Path(config.output.output_dir), saved, "output.output_dir", "the checkpoints need")
     return {
         "trained weights": trained,
-        "steps an epoch": steps,
+        "steps per epoch": steps,
         "epochs": config.training.epochs,
         "LLM compiled": compiled,
         "peak_memory_beyond_python_bytes": peak,
@@ -95,7 +95,7 @@ def check_training(
 
 def features_in_ram(config: Config, splits: list[SplitOutline], dv: int) -> int:
     """Bytes of the feature files that `cache.in_memory` would hold in RAM."""
-    cache, room = config.cache, available_memory() / 2 / local_world()
+    cache, room = config.cache, available_memory() / 2 / local_world_size()
     sizes = [
         split.windows * config.model.F * dv * np.dtype(cache.dtype).itemsize
         for split in splits
@@ -122,12 +122,12 @@ def check_shared_memory(config: Config, splits: list[SplitOutline | None], pictu
         return
     cached = config.model.use_cached_vis_feats
     frames = config.cache.batch_size if cached else -(-config.batch_size // processes()) * config.model.F
-    need = 2 * workers * local_world() * frames * 3 * picture[0] * picture[1]
+    need = 2 * workers * local_world_size() * frames * 3 * picture[0] * picture[1]
     free = shutil.disk_usage(SHARED_MEMORY).free
     if need > free:
         raise ConfigError(
             f"data.num_workers: {workers} processes hold up to {need / 1e6:.1f} MB of frames in {SHARED_MEMORY}, where "
-            f"{free / 1e6:.1f} MB are free; give it more room (docker run --shm-size=8g), or set data.num_workers=0"
+            f"{free / 1e6:.1f} MB are free; enlarge it (docker run --shm-size=8g), or set data.num_workers=0"
         )
 
 
@@ -137,10 +137,10 @@ def check_memory(peak: int, features: int) -> None:
     Raises:
         ConfigError: too much, with the way out.
     """
-    local = local_world()
+    local = local_world_size()
     room = available_memory()
     if not room:
-        log.warning("machine: this system does not tell how much memory is free; whether training fits was not checked")
+        log.warning("machine: free memory is unknown on this system; not checked whether training fits")
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         if peak > free:

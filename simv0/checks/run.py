@@ -201,7 +201,7 @@ def check_both(config: Config, train: SplitOutline, val: SplitOutline, problems:
     for warning in warnings_of_both(train, val, bool(leaks)):
         log.warning(warning)
     unknown = not (train.grouped and val.grouped)
-    return {"leakage": leaks[0] if leaks else "not known: no groups" if unknown else "none seen"}
+    return {"leakage": leaks[0] if leaks else "unknown: no groups" if unknown else "none seen"}
 
 
 def check_output(config: Config, problems: list[SimError]) -> Facts:

@@ -52,13 +52,13 @@ def warnings_of_split(config: Config, split: SplitOutline) -> Iterator[str]:
     """What is odd about one split."""
     name = split.name
     if split.windows < FEW_WINDOWS:
-        say = "too few to learn from" if name == "train" else "too few to judge an epoch by"
+        say = "too few to train on" if name == "train" else "too few to compare epochs"
         yield f"{name}: only {split.windows} windows: {say}"
     if name == "train" and config.batch_size > split.windows:
         yield f"data.batch_size: {config.batch_size} windows a step, but train has {split.windows}: one step an epoch"
     if split.differs:
         yield (
-            f"{name}[0]: is another window when it is read again: the class draws from a generator of its own, so no "
+            f"{name}[0]: changes when it is read again: the class uses its own random generator, so no "
             "run can be repeated or resumed exactly; draw from torch, numpy.random or random, which are seeded"
         )
     if split.labels is not None:
@@ -72,7 +72,7 @@ def _of_labels(config: Config, name: str, labels: Labels) -> Iterator[str]:
         counts = np.bincount(labels.ids[head], minlength=len(names))
         absent = [names[i] for i in np.flatnonzero(counts == 0)]
         if absent:
-            say = "it cannot be learnt" if name == "train" else "how well it is told is not measured"
+            say = "it cannot be learned" if name == "train" else "its accuracy cannot be measured"
             yield f"{name}: no window has {head} {' or '.join(absent)}: {say}"
     reason = too_few(labels.ids["risk"] == HIGH, config.evaluation) if name == "val" else None
     if reason is not None:
@@ -84,7 +84,7 @@ def warnings_of_telemetry(name: str, telemetry: Float[np.ndarray, "N 8"]) -> Ite
     values = telemetry.astype(np.float64)
     constant = [channel for channel, values in zip(TELEMETRY, values.T, strict=True) if np.ptp(values) == 0]
     if constant and len(values) > 1:
-        yield f"{name}: telemetry {', '.join(constant)}: the same in every window, so nothing can be learnt from it"
+        yield f"{name}: telemetry {', '.join(constant)}: the same in every window, so nothing can be learned from it"
     pull = np.linalg.norm(values[:, :3], axis=1)
     gyro, yaw, speed, turn = np.abs(values[:, 3:6]), values[:, 5], np.abs(values[:, 6]), values[:, 7]
     middle = float(np.median(pull))
@@ -113,7 +113,7 @@ def warnings_of_both(train: SplitOutline, val: SplitOutline, leaks: bool) -> Ite
     groups = [split.name for split in (train, val) if split.grouped is False]
     if groups:
         yield (
-            f"{' and '.join(groups)}: no group: whether train and val share recordings cannot be seen; give each "
+            f"{' and '.join(groups)}: no group: cannot tell whether train and val share recordings; give each "
             "window the name of its recording"
         )
     if not leaks:

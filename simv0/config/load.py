@@ -34,7 +34,7 @@ def load_run_config(path: str | Path, overrides: Sequence[str] | None = None) ->
     """
     tree, unknown = known_keys(_read_tree(Path(path)))
     if unknown:
-        log.info(f"{path}: keys that this simv0 does not know are left out: {shown(', '.join(unknown))}")
+        log.info(f"{path}: keys unknown to this simv0 are ignored: {shown(', '.join(unknown))}")
     return build_config(tree, str(path), overrides=overrides or [])
 
 
@@ -42,14 +42,14 @@ def _read_tree(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such config file") from None
+        raise ConfigError(f"{path}: config file not found") from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder; give the config file in it") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected sections ({', '.join(Config.model_fields)}), found no mapping")
+        raise ConfigError(f"{path}: expected sections ({', '.join(Config.model_fields)}), found something else")
     return tree
 
 

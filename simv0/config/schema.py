@@ -91,7 +91,7 @@ class ModelConfig(Section):
     """How a frame becomes the encoder's square: `squash` keeps the whole view and bends its aspect ratio, `longest`
     keeps the whole view and pads, `shortest` keeps the ratio and cuts the sides off."""
     use_cached_vis_feats: bool = True
-    """Train on feature files (fast), or encode the frames anew in every epoch."""
+    """Train on feature files (fast), or encode the frames again in every epoch."""
     dv: int | None = Field(default=None, ge=1, le=1_000_000)
     """Feature width; read from the encoder or the files. If given, it is checked."""
     d: int | None = Field(default=None, ge=1, le=1_000_000)
@@ -140,7 +140,7 @@ class TrainingConfig(Section):
     """Factor on `lr` per module: the wide projector overfits, the others are small and slow (docs/design/recipe.md).
     A map that names some modules leaves the others as they are."""
     visual_dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Share of the training samples that are shown the average picture instead of theirs, so that telemetry is learnt
+    """Share of the training samples whose images are replaced by the average image, so that telemetry is learned
     too, and share of the features that is hidden in the others; unset: dv / (dv + windows of the train split), since
     wide features of few windows are memorised (docs/design/recipe.md)."""
     class_weights: Literal["none", "dataset", "balanced", "sqrt_balanced"] | None = None

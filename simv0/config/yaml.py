@@ -37,9 +37,9 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            raise _error("aliases (*name) are not used here", event.start_mark)
+            raise _error("aliases (*name) are not supported", event.start_mark)
         if event.tag is not None:  # !!int [1] and the like fail in ways of their own
-            raise _error("tags (!name) are not used here", event.start_mark)
+            raise _error("tags (!name) are not supported", event.start_mark)
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise _error(f"nested deeper than {MAX_DEPTH}", event.start_mark)
@@ -53,7 +53,7 @@ class _Loader(yaml.SafeLoader):
             if key.tag != "tag:yaml.org,2002:str":
                 raise _error(f"the key {key.value!r} is not text; quote it", key.start_mark)
             if key.value in seen:
-                raise _error(f"the key {key.value!r} stands here twice", key.start_mark)
+                raise _error(f"the key {key.value!r} appears twice here", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -88,7 +88,7 @@ def parse_yaml(text: str, source: str) -> Any:
             name types, numbers that are not finite. The message starts with `source` and the line.
     """
     if len(text.encode("utf-8", "replace")) > MAX_BYTES:
-        raise ConfigError(f"{source}: larger than {MAX_BYTES} bytes; a config is a page of text")
+        raise ConfigError(f"{source}: larger than {MAX_BYTES} bytes; a config should be about a page long")
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:

@@ -126,7 +126,7 @@ def single_stack(stack: FastStack, tokens: int) -> SingleStack | None:
     except (MemoryError, RuntimeError):  # torch's own is a RuntimeError
         if any(getattr(layer, name) is None for layer in stack.layers for name in _PRODUCTS):
             raise  # the stack is no longer whole
-        log.warning(without, "there is no memory for it")
+        log.warning(without, "out of memory")
         return None
 
 

@@ -49,6 +49,6 @@ def check_class_weights(given: Any, heads: Mapping[str, tuple[str, ...]]) -> dic
         if not all(0 <= weight <= float(np.finfo(np.float32).max) for weight in values):
             raise DataError(f"class_weights: {head}: expected finite floats >= 0, found {values}")
         if not np.array(values, np.float32).any():
-            raise DataError(f"class_weights: {head}: all zero; nothing would be learnt")
+            raise DataError(f"class_weights: {head}: all zero; nothing would be learned")
         checked[head] = values
     return checked

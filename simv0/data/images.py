@@ -31,7 +31,7 @@ def load_image(path: Path) -> UInt8[Tensor, "3 H W"]:
 
     Raises:
         DataError: missing, not an image, truncated, larger than `MAX_PIXELS`, several pictures in one file, pixels
-            whose range nothing tells.
+            of unknown range.
     """
     try:
         with warnings.catch_warnings():
@@ -41,7 +41,7 @@ def load_image(path: Path) -> UInt8[Tensor, "3 H W"]:
             with image:
                 pixels = _pixels(image, path)
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such image") from None
+        raise DataError(f"{path}: image not found") from None
     except (
         UnidentifiedImageError,
         Image.DecompressionBombError,
@@ -56,7 +56,7 @@ def _pixels(image: Image.Image, path: Path) -> UInt8[np.ndarray, "H W 3"]:
         raise DataError(f"{path}: {image.width}x{image.height} pixels; the largest image read is {MAX_PIXELS}")
     pictures = getattr(image, "n_frames", 1)
     if pictures > 1 and image.format != "MPO":  # a phone's JPEG: what follows are previews of the first
-        raise DataError(f"{path}: holds {pictures} pictures ({image.format}): write each frame as a file of its own")
+        raise DataError(f"{path}: holds {pictures} images ({image.format}): write each frame to its own file")
     sixteen = _of_16_bits(image)
     upright = ImageOps.exif_transpose(image)
     if upright.mode == "F" or upright.mode.startswith("I"):
@@ -89,8 +89,8 @@ def _gray(image: Image.Image, file: Image.Image, path: Path) -> UInt8[np.ndarray
         part = values.astype(np.float64)
     elif image.mode == "I" and file.format not in ("PNG", "PPM"):
         raise DataError(
-            f"{path}: 32-bit integer pixels, found {values.min()}..{values.max()}: nothing tells what white is; "
-            "save it at 8 bit, or at 16 bit with white at 65535"
+            f"{path}: 32-bit integer pixels, found {values.min()}..{values.max()}: the white level is unknown; "
+            "save it as 8 bit, or as 16 bit with white at 65535"
         )
     elif tags.get(BITS_PER_SAMPLE) == (12,):
         part = values / 4095
@@ -112,5 +112,5 @@ def _refuse_dim(highest: int, path: Path) -> None:
     if 0 < highest < DIM:
         raise DataError(
             f"{path}: 16-bit pixels of at most {highest}, where white is 65535: is it 12-bit, 14-bit or depth? "
-            "Save it at 8 bit, scaled as you mean it"
+            "Save it as 8 bit, scaled as intended"
         )

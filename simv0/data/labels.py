@@ -41,7 +41,7 @@ def read_labels(dataset: Any, split: str, F: int) -> Labels:
     """
     N, short = windows_in(dataset, split), hasattr(dataset, "labels_of")
     if not short:
-        log.info("%s: reading %d windows once for their labels (give the class labels_of to spare that)", split, N)
+        log.info("%s: reading all %d windows for their labels (define labels_of on the class to avoid this)", split, N)
     rows = _read(dataset, split, F, N, short)
     return check_labels(rows, split, dataset)
 
@@ -97,7 +97,7 @@ def check_labels(rows: list[dict[str, Any]], split: str, dataset: Any = None) ->
     check_unique(rows, split, dataset)
     weight = np.array([row["weight"] for row in rows], np.float32)
     if not weight.any():
-        raise DataError(f"{split}: all {len(rows)} weights are zero; nothing would be learnt")
+        raise DataError(f"{split}: all {len(rows)} weights are zero; nothing would be learned")
     group, t = _all_or_none(rows, "group", split, dataset), _all_or_none(rows, "t", split, dataset)
     return Labels(
         telemetry=np.stack([row["telemetry"].numpy() for row in rows]),
@@ -116,7 +116,7 @@ def _all_or_none(rows: list[dict[str, Any]], key: str, split: str, dataset: Any)
         return None
     if not all(have):
         without, first = (place_of(dataset, split, have.index(given)) for given in (False, True))
-        raise DataError(f"{without}: {key} is missing, but {first} has one; give all or none")
+        raise DataError(f"{without}: {key} is missing, but {first} has one; set it on all samples or on none")
     return [row[key] for row in rows]
 
 
@@ -132,8 +132,8 @@ def check_unique(rows: list[dict[str, Any]], split: str, dataset: Any = None) ->
         if earlier != i:
             here, there = (place_of(dataset, split, at) for at in (i, earlier))
             raise DataError(
-                f"{here}: sample_id {row['sample_id']!r} stands at {there} already; "
-                "sample_ids are unique within a split"
+                f"{here}: sample_id {row['sample_id']!r} already appears at {there}; "
+                "sample_ids must be unique within a split"
             )
 
 
@@ -164,7 +164,7 @@ def find_leakage(
     shared_groups = sorted(set(train_group or []) & set(val_group or []))
     if shared_groups:
         warnings.append(
-            f"LEAKAGE: {len(shared_groups)} groups stand in train and in {name} (first: {shared_groups[0]!r}); "
+            f"LEAKAGE: {len(shared_groups)} groups appear in both train and {name} (first: {shared_groups[0]!r}); "
             f"the {name} figures will flatter the model. Split by recording."
         )
     if isinstance(train, SharesFrames) and isinstance(val, SharesFrames) and type(train) is type(val):
@@ -172,7 +172,7 @@ def find_leakage(
         shared = [frame for frame in frames_of(val, "val") if frame in seen]
         if shared:
             warnings.append(
-                f"LEAKAGE: {len(set(shared))} frames stand in train and in {name} (first: {shared[0]}); "
+                f"LEAKAGE: {len(set(shared))} frames appear in both train and {name} (first: {shared[0]}); "
                 f"the {name} figures will flatter the model. Split by recording."
             )
     return warnings

@@ -67,8 +67,8 @@ def started(loader: DataLoader[Any]) -> Iterator[Any]:
         ) from None
     except (pickle.PicklingError, TypeError, AttributeError) as error:  # where workers are not forked
         raise DataError(
-            f"data.num_workers: the dataset cannot be sent to another process: {' '.join(str(error).split())[:200]}; "
-            "open files and make functions in __getitem__, or set data.num_workers=0"
+            f"data.num_workers: the dataset cannot be pickled for another process: {' '.join(str(error).split())[:200]}"
+            "; open files and create functions in __getitem__, or set data.num_workers=0"
         ) from error
 
 
@@ -119,7 +119,7 @@ def handed_over(batch: T) -> T:
 def _more(reason: str) -> str:
     if "open files" in reason:
         return "raise the limit (ulimit -n 65536)"
-    return "give it more room (docker run --shm-size=8g)"
+    return "enlarge it (docker run --shm-size=8g)"
 
 
 def _room() -> str:

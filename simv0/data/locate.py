@@ -29,7 +29,7 @@ class Folder:
         found where the name as it stands is not.
 
         Raises:
-            DataError: beginning with `where`: there is no such file, or it lies outside the folder.
+            DataError: beginning with `where`: file not found, or it lies outside the folder.
         """
         shown = repr(name) if len(name) <= 200 else f"{name[:200]!r}..."
         for candidate in self._candidates(name):
@@ -46,7 +46,7 @@ class Folder:
                 f"{where}: {shown} is an absolute path of Windows; write it relative to the manifest, with slashes, "
                 "such as 'images/0.jpg'"
             )
-        raise DataError(f"{where}: there is no file {shown} beside the manifest")
+        raise DataError(f"{where}: no file {shown} found beside the manifest")
 
     def _candidates(self, name: str) -> Iterator[str]:
         yield name

@@ -163,7 +163,7 @@ class _Twice(Exception):
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of a key that stands twice, JSON would take the last in silence."""
+    """A JSON object; of a key that stands twice, JSON would silently keep the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -180,7 +180,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such manifest") from None
+        raise DataError(f"{path}: manifest not found") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
@@ -192,7 +192,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line, object_pairs_hook=_without_doubles)
         except _Twice as error:
-            raise DataError(f"{path}:{number}: the key {error.args[0]!r} stands twice in one object") from None
+            raise DataError(f"{path}:{number}: the key {error.args[0]!r} appears twice in one object") from None
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}: not JSON: {error}") from None
         if not isinstance(row, dict):

@@ -31,7 +31,7 @@ class Misspelt:
                 self.count[key] = self.count.get(key, 0) + 1
 
     def warn(self) -> None:
-        """Say which keys are ignored, though something was meant by them."""
+        """Warn of ignored keys that look misspelt."""
         for key in sorted(self.first):
             others = self.count[key] - 1
             log.warning(self.first[key] + (f" (and {others} more like it)" if others else ""))

@@ -90,7 +90,7 @@ def open_recording(frames: Path, telemetry: Path | None, fps: float | None = Non
             return _of_images(images, own, frames)
         return _of_images(images, read_telemetry(telemetry), frames, telemetry)
     if telemetry is None:
-        raise ConfigError(f"{frames}: carries no telemetry; give --telemetry with the columns t,{','.join(TELEMETRY)}")
+        raise ConfigError(f"{frames}: has no telemetry; give --telemetry with the columns t,{','.join(TELEMETRY)}")
     readings = read_telemetry(telemetry)
     if not frames.is_dir():
         reader = VideoReader(frames)
@@ -162,7 +162,7 @@ def _times_of_rows(
         DataError: the pictures' names tell other times.
     """
     if images != len(readings):
-        why = "so the images have no times"
+        why = "so their times are unknown"
         if named:
             why = f"none of them near the times in the images' names ({named[0]:.15g} to {named[-1]:.15g} s)"
         raise ConfigError(f"{frames}: {images} images, but {telemetry} has {len(readings)} rows, {why}; give --fps")

@@ -11,7 +11,7 @@ from simv0.errors import ConfigError, DataError
 log = logging.getLogger("simv0")
 
 MISMATCH = 0.2
-"""Share by which a spacing may differ from that of the training windows before it is told."""
+"""Share by which a spacing may differ from that of the training windows before it is reported."""
 UNITS = {"milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
 TODAY = 2e9
 """Seconds since 1970, within a factor of two, until 2096."""
@@ -25,7 +25,7 @@ def differs(spacing: float, trained: float) -> bool:
 def choose_spacing(given: Any, trained: float | None) -> float:
     """Seconds between the frames of a window: `given`, else what the checkpoint was trained with.
 
-    One that differs by more than a fifth from the training windows' is told in the log.
+    One that differs by more than a fifth from the training windows' is logged.
 
     Raises:
         ConfigError: no seconds > 0; neither is known.
@@ -67,9 +67,9 @@ def split_spacing(data: DataConfig, said: Any, name: str) -> float | None:
 
 
 def warn_of_spacing(train: float | None, val: float | None) -> None:
-    """Say so where train's windows and val's have frames at different distances."""
+    """Warn where the frames of train and val windows are spaced differently."""
     if train is not None and val is not None and differs(val, train):
-        log.warning(f"val's frames are {val:g} s apart, train's {train:g} s: val says little about windows as in train")
+        log.warning(f"val's frames are {val:g} s apart, train's {train:g} s: val is not representative of train")
 
 
 def unit_of_gap(gap: float, spacing: float) -> str:

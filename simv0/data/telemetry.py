@@ -44,7 +44,7 @@ def read_telemetry(path: Path) -> list[Reading]:
         lines.append(line)
         readings.append((seconds_in(row, where), numbers_in(values, where)))
     if not readings:
-        raise DataError(f"{path}: holds no readings")
+        raise DataError(f"{path}: has no readings")
     _check_times(path, lines, [t for t, _ in readings])
     return readings
 
@@ -63,8 +63,8 @@ def _check_times(path: Path, lines: list[int], times: list[float]) -> None:
     _refuse_unit(path, statistics.median(gaps), SLOWEST)
     if same := [i for i, gap in enumerate(gaps) if gap == 0]:
         log.warning(
-            f"{path}: {len(same)} of {len(times)} readings have the time of the one before (first: line "
-            f"{lines[same[0] + 1]}); a frame takes the first of them"
+            f"{path}: {len(same)} of {len(times)} readings have the same time as the one before (first: line "
+            f"{lines[same[0] + 1]}); a frame uses the first of them"
         )
 
 
@@ -111,7 +111,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     f"{path}: the columns {', '.join(missing)} are missing; expected t,{','.join(TELEMETRY)}"
                 )
             if doubled := [name for name in ("t", *TELEMETRY) if names.count(name) > 1]:
-                raise DataError(f"{path}: the column {doubled[0]} stands {names.count(doubled[0])} times; keep one")
+                raise DataError(f"{path}: the column {doubled[0]} appears {names.count(doubled[0])} times; keep one")
             for cells in reader:
                 if not any(cell.strip() for cell in cells):
                     continue
@@ -119,12 +119,12 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     surplus = len(cells) > len(names) and delimiter == ","
                     hint = "; write decimal points, not commas" if surplus else ""
                     raise DataError(
-                        f"{path}:{reader.line_num}: expected {len(names)} fields, as the first line names, found "
+                        f"{path}:{reader.line_num}: expected {len(names)} fields, as in the header, found "
                         f"{len(cells)}{hint}"
                     )
                 yield reader.line_num, dict(zip(names, cells, strict=True))
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file") from None
+        raise DataError(f"{path}: file not found") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except (OSError, csv.Error) as error:

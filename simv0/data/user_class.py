@@ -39,7 +39,7 @@ def load_dataset(data: DataConfig, split: str) -> Any:
         raise
     for method in ("__len__", "__getitem__"):
         if not hasattr(dataset, method):
-            raise DataError(f"{data.dataset_class_path}: a map-style dataset needs {method}")
+            raise DataError(f"{data.dataset_class_path}: a map-style dataset must define {method}")
     return dataset
 
 
@@ -61,8 +61,8 @@ def import_class(dotted: str) -> Any:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             hidden = _hides_a_file_here(module_name)
             raise ConfigError(
-                f"data.dataset_class_path: there is no module {error.name!r}; "
-                + (hidden or "it must be installed, or lie in the folder you start simv0 from")
+                f"data.dataset_class_path: no module named {error.name!r}; "
+                + (hidden or "install it, or start simv0 from the folder it is in")
             ) from None
         raise
     hidden = _hides_a_file_here(module_name)

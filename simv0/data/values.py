@@ -120,9 +120,9 @@ def check_text(value: Any, where: str) -> str:
         DataError: no text, empty, or one that no file can hold.
     """
     if not isinstance(value, str) or not value:
-        raise DataError(f"{where}: expected a text, found {type(value).__name__} {value!r}")
+        raise DataError(f"{where}: expected a string, found {type(value).__name__} {value!r}")
     if "\0" in value or (not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value)):
-        raise DataError(f"{where}: expected a text without NUL and lone surrogates, found {value!r}")
+        raise DataError(f"{where}: expected a string without NUL or lone surrogates, found {value!r}")
     return str(value)
 
 

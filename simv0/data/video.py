@@ -59,7 +59,7 @@ class VideoReader:
     def __init__(self, path: Path) -> None:
         av = import_av()
         if not path.is_file():
-            raise DataError(f"{path}: there is no such video")
+            raise DataError(f"{path}: video not found")
         self.path = path
         self.decoded = self.corrupt = 0
         """Frames decoded so far, and those among them that the decoder made up in part."""
@@ -163,7 +163,7 @@ class VideoReader:
         return self._as_tensor(frame)
 
     def _seek(self, t: float) -> None:
-        """Begin anew at the last key frame up to `t`, wherever the container's own search leads."""
+        """Start over at the last key frame up to `t`, wherever the container's own search leads."""
         back = 0.0
         while True:
             broadcast_from_rank0 = not self._land(t - back)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are written atomically."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -89,7 +89,7 @@ def check_out(out: Path, inputs: Mapping[str, Path | None]) -> None:
         ConfigError: naming the option.
     """
     if not out.parent.is_dir():
-        raise ConfigError(f"--out: {out}: there is no folder {out.parent}; make it first")
+        raise ConfigError(f"--out: {out}: the folder {out.parent} does not exist; create it first")
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise ConfigError(f"--out: {out}: {'is a folder' if out.is_dir() else f'{out.parent} cannot be written to'}")
     for option, path in inputs.items():
@@ -114,7 +114,7 @@ def check_checkpoint(path: Path) -> None:
         if path.stat().st_size > MAX_BYTES:
             raise CheckpointError(f"{path}: not a simv0 checkpoint: larger than {MAX_BYTES} bytes")
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no such checkpoint") from None
+        raise CheckpointError(f"{path}: checkpoint not found") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
 

@@ -74,7 +74,7 @@ class FileLock:
             try:
                 descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
             except OSError as error:
-                raise CacheError(f"{self.path}: cannot be made: {error.strerror}") from None
+                raise CacheError(f"{self.path}: cannot be created: {error.strerror}") from None
             try:
                 flock(descriptor, shared=shared, wait=wait)
                 if self._still_named(descriptor):

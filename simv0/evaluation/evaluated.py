@@ -38,7 +38,7 @@ class Evaluated:
     frames: Callable[[int], Tensor] | str
     """Window -> its frames [F,3,H,W], or why they cannot be shown."""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """Run, data, networks, versions, date and command, for people."""
+    """Run, data, networks, versions, date and command, for display."""
     leakage: Sequence[str] = ()
     """What these windows share with those that the checkpoint was trained on."""
     notes: Sequence[str] = ()
@@ -106,13 +106,13 @@ def _classes(evaluated: Evaluated, head: str) -> Iterator[tuple[str, dict[str, f
 def _too_few(evaluated: Evaluated) -> Iterator[str]:
     n, N = int(evaluated.is_high.sum()), len(evaluated.labels)
     if n == 0:
-        yield f'NO HIGH: none of {N} windows is of risk "high": nothing here tells whether danger would be found.'
+        yield f'NO HIGH: none of {N} windows is of risk "high": the recall of danger cannot be measured here.'
     elif n < FEW_HIGH:
         called = evaluated.logits["risk"].argmax(1) == HIGH
         rate = rate_of(called, evaluated.is_high, evaluated.unit)
         yield (
             f'FEW WINDOWS: {n} of {N} are of risk "high"; their recall, {rate.value:.3f}, may be anything from '
-            f"{rate.low:.3f} to {rate.high:.3f} (95 %). {FEW_HIGH} or more would tell something."
+            f"{rate.low:.3f} to {rate.high:.3f} (95 %). {FEW_HIGH} or more are needed for a useful estimate."
         )
 
 
@@ -123,14 +123,14 @@ def _absent(evaluated: Evaluated) -> Iterator[str]:
         if (absent := [name for i, name in enumerate(names) if not (evaluated.labels.ids[head] == i).any()])
     ]
     if missing:
-        yield f"ABSENT: no window has {'; '.join(missing)}: nothing here tells how those are judged."
+        yield f"ABSENT: no window has {'; '.join(missing)}: their accuracy cannot be measured here."
 
 
 def _perfect(evaluated: Evaluated) -> Iterator[str]:
     if evaluated.metrics.get("composite") == 1:
         yield (
-            "PERFECT: every risk and action is right. That is more often a leak, or few and similar windows, than a "
-            "good model: try recordings of another day."
+            "PERFECT: every risk and action is right. This is more often leakage, or few and similar windows, than "
+            "a good model: try recordings from another day."
         )
 
 

@@ -28,7 +28,7 @@ COPIED = 0.1
 def origin_facts(
     ckpt: Path, run: Path | None, meta: Meta, config: Config, source: Split, data: str | None
 ) -> dict[str, str]:
-    """Run, data, networks, versions, date and command of an evaluation, for people."""
+    """Run, data, networks, versions, date and command of an evaluation, for display."""
     groups, trained = source.labels.group, meta.provenance
     here = provenance()
     high = int((source.labels.ids["risk"] == HIGH).sum())
@@ -70,10 +70,12 @@ def _program() -> str:
 def leakage_of(meta: Meta, config: Config, source: Split, data: str | None) -> tuple[list[str], list[str]]:
     """What the windows share with those that the checkpoint was trained on, and notes about what cannot be known."""
     if data is None and source.name == "train":
-        return ["TRAINED ON: the checkpoint has seen these very windows: the figures say how well it remembers."], []
+        return ["TRAINED ON: the checkpoint was trained on these windows: the figures measure memorisation."], []
     notes = []
     if meta.alarm is not None and data in (None, config.data.val_split_path) and source.name == "val":
-        notes.append("Best epoch and alarm threshold were chosen on this split: expect less of new recordings.")
+        notes.append(
+            "Best epoch and alarm threshold were chosen on this split: expect lower figures on new recordings."
+        )
     try:
         found, unknown = _compare(_as_trained(config, meta), source, data)
     except Exception as error:  # of the user's class, which the evaluation itself can do without
@@ -94,9 +96,9 @@ def _compare(config: Config, source: Split, data: str | None) -> tuple[list[str]
     train = _dataset(config, "train")
     labels = _train_labels(config, train)
     if train is None and labels is None:
-        return [], ["The train split is not here: whether it shares recordings with these cannot be told."]
+        return [], ["The train split is not available: whether it shares recordings with these windows is unknown."]
     if labels is not None and labels_digest(labels, None) == labels_digest(source.labels, None):
-        return [f"LEAKAGE: train and {name} are the same windows: the figures say how well it remembers."], []
+        return [f"LEAKAGE: train and {name} are the same windows: the figures measure memorisation."], []
     other = getattr(source.dataset, "dataset", None)
     if other is None and data is None:
         other = _dataset(config, source.name)
@@ -135,6 +137,6 @@ def _copies(train: Labels, labels: Labels, name: str) -> list[str]:
     if len({rows[i] for i in copies}) < 2 or len(copies) < COPIED * len(rows):
         return []
     return [
-        f"LEAKAGE: {len(copies)} of {len(rows)} windows of {name} have the very telemetry of a train window (first: "
+        f"LEAKAGE: {len(copies)} of {len(rows)} windows of {name} have exactly the telemetry of a train window (first: "
         f"{labels.sample_id[copies[0]]!r}); the {name} figures will flatter the model. Split by recording."
     ]

@@ -33,7 +33,7 @@ def predict_windows(
         overrides: `section.key=value` on the checkpoint's config, where there is no `config`.
 
     Raises:
-        SimError: what the user can mend.
+        SimError: errors the user can fix.
     """
     checkpoint = load_checkpoint(ckpt)
     check_data(data, config.data.dataset_class_path if config is not None else None, trained_with(checkpoint))
@@ -54,7 +54,7 @@ def predict_windows(
     for batch in Stopwatch().over(started(make_loader(checked, order, collate, config.data.num_workers))):
         for row in predictor.predict_batch(batch):
             if row["sample_id"] in seen:  # of a class that can be read only window by window
-                raise DataError(f"{name}: sample_id {row['sample_id']!r} stands there twice; sample_ids are unique")
+                raise DataError(f"{name}: sample_id {row['sample_id']!r} appears twice; sample_ids must be unique")
             seen.add(row["sample_id"])
             yield row
 
@@ -63,7 +63,7 @@ def open_windows(checkpoint: Checkpoint, ckpt: str | Path, data: str | Path, con
     """The windows, checked as far as that costs no pictures, and whether the checkpoint takes what they bring.
 
     Raises:
-        SimError: what the user can mend.
+        SimError: errors the user can fix.
     """
     meta, name = checkpoint.meta, _name(data)
     if is_features(data):

@@ -127,7 +127,7 @@ def _scores(evaluated: Evaluated) -> dict[str, Any]:
     compared = {} if isinstance(baselines, str) else {MODEL: evaluated.metrics, **baselines}
     return {
         "metrics": rows,
-        "over": "windows; neighbours are alike, so they are too narrow"
+        "over": "windows; neighbouring windows are similar, so they are too narrow"
         if unit is None
         else f"{int(unit.max()) + 1} recordings",
         "not_compared": baselines if isinstance(baselines, str) else None,
@@ -169,7 +169,7 @@ def _strips(evaluated: Evaluated, alarm: Alarm) -> list[dict[str, Any]]:
     p_high = softmax(evaluated.logits["risk"], alarm.temperatures["risk"])[:, HIGH]
     is_high, threshold = evaluated.is_high, alarm.threshold
     raised = p_high >= threshold if threshold is not None else evaluated.logits["risk"].argmax(1) == HIGH
-    missed = "High windows that it missed" if threshold is None else "High windows that raised no alarm"
+    missed = "Missed high windows" if threshold is None else "High windows without an alarm"
     return [
         _kind(evaluated, missed, np.flatnonzero(is_high & ~raised), p_high, p_high),
         _kind(evaluated, "Worst false alarms", np.flatnonzero(~is_high & raised), -p_high, p_high),

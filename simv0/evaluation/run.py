@@ -72,7 +72,7 @@ def evaluate_checkpoint(
         What was found (without baselines in all processes but the first), and the folder that it was written to.
 
     Raises:
-        SimError: what the user can mend.
+        SimError: errors the user can fix.
     """
     with process_group(), sharing():
         return _evaluate(Path(ckpt), config, data, split, baselines, out, overrides)
@@ -173,9 +173,9 @@ def _baselines(config: Config, source: Split, data: str | None) -> dict[str, Met
     try:
         train = open_split(config, "train")
     except SimError as error:
-        return f"the train split is not here: {error}"
+        return f"the train split is not available: {error}"
     if train.identity is None or train.dv != source.dv or (source.name == "train" and data is None):
-        return "they would be fitted on the same windows, or on other features"
+        return "they would be fitted on the same windows, or on different features"
     return fit_baselines(train, source)
 
 

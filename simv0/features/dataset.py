@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from simv0.data.contract import Batch
 from simv0.features.shards import join_labels, open_features
 from simv0.labels import HEADS
-from simv0.runtime.distributed import local_world
+from simv0.runtime.distributed import local_world_size
 
 CGROUP = Path("/sys/fs/cgroup")
 """Where a container (cgroup v2) says how much memory it may use."""
@@ -62,7 +62,7 @@ class CachedDataset(Dataset[dict[str, Any]]):
         self._ram: np.ndarray | None = None
         free = available_memory()
         self.exceeds_ram = 0 < free < self.nbytes  # mapped, the processes of a machine share one copy
-        if in_memory == "always" or (in_memory == "auto" and self.nbytes < free / 2 / local_world()):
+        if in_memory == "always" or (in_memory == "auto" and self.nbytes < free / 2 / local_world_size()):
             self._ram = np.empty((len(self), self.F, self.dv), first.dtype)
             at = 0
             for file in self._files:

@@ -1,4 +1,4 @@
-"""What a feature file was made of, and whether that is what is wanted."""
+"""The identity of a feature file, and whether it matches the config."""
 
 import contextlib
 import hashlib
@@ -82,7 +82,7 @@ def full_identity(
 
 
 def compare_identity(stored: Mapping[str, Any], wanted: Mapping[str, Any], path: object) -> None:
-    """Refuse features that were made of something else; names count only where no digest tells.
+    """Refuse features that do not match the config; names are compared only where there is no digest.
 
     Args:
         stored: the identity in the file.
@@ -102,8 +102,8 @@ def compare_identity(stored: Mapping[str, Any], wanted: Mapping[str, Any], path:
     ]
     if differing:
         raise CacheError(
-            f"{path}: was made of something else: {'; '.join(differing)}. "
-            "Make it anew with `simv0 cache-vis --overwrite`, or choose another cache.dir"
+            f"{path}: does not match the config: {'; '.join(differing)}. "
+            "Recreate it with `simv0 cache-vis --overwrite`, or choose another cache.dir"
         )
 
 
@@ -181,7 +181,7 @@ def _differences(field: str, stored: Any, wanted: Any, *, moved: bool = False) -
         or (moved and isinstance(wanted, PathName) and isinstance(stored, str))
     ):
         return []
-    return [f"{field} is {_short(stored)}, wanted is {_short(wanted)}"]
+    return [f"{field} is {_short(stored)} in the file, {_short(wanted)} in the config"]
 
 
 def _look_up(identity: Mapping[str, Any], field: str) -> Any:

@@ -22,7 +22,7 @@ USER_BLOCK = 512
 MAGIC = b"simv0 features "
 
 
-REPAIR = "make it anew with `simv0 cache-vis --overwrite`"
+REPAIR = "recreate it with `simv0 cache-vis --overwrite`"
 
 
 @dataclass(frozen=True)

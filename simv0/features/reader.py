@@ -57,7 +57,7 @@ class FeatureFile:
         try:
             with self.path.open("rb") as file:
                 if file.read(USER_BLOCK).rstrip(b"\0") != self.seal:
-                    raise CacheError(f"{self.path}: was replaced while in use; start again")
+                    raise CacheError(f"{self.path}: was replaced while in use; restart")
                 size = self.offset + self.row_bytes * len(self.info.labels)
                 mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
                 if random:
@@ -101,7 +101,7 @@ class FeatureFile:
         ]
 
     def describe_block(self, number: int) -> str:
-        """Name a block for people."""
+        """Human-readable name of a block."""
         first = self.info.first_window + number * self.info.block_windows
         last = min(first + self.info.block_windows, self.info.first_window + len(self.info.labels)) - 1
         return f"block {number} (windows {first}..{last})"
@@ -119,7 +119,7 @@ def read_features(path: Path) -> FeatureFile:
             seal, offset, nbytes = _check_seal(file, path)
             return FeatureFile(path, _read_info(file, path, offset, nbytes), offset, seal)
     except FileNotFoundError:
-        raise CacheError(f"{path}: there is no such feature file; `simv0 cache-vis` makes it") from None
+        raise CacheError(f"{path}: feature file not found; create it with `simv0 cache-vis`") from None
     except OSError as error:
         raise CacheError(f"{path}: cannot be read: {error}") from None
 

@@ -23,7 +23,7 @@ from simv0.labels import HEADS
 
 log = logging.getLogger("simv0")
 
-START_AGAIN = "delete the folder to start again"
+START_AGAIN = "delete the folder to start over"
 
 SHARDS = 64
 """Shards of a split whose config asks for no size: what a stopped run loses is a 64th of the work at most."""

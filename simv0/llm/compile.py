@@ -65,7 +65,7 @@ def compile_blocks(llm: FrozenLLM, x: Float[Tensor, "B T d"]) -> float | None:
             torch.autograd.grad(llm(x).sum(), x)
     except Exception as error:  # a compiler that is missing or broken can fail in any way
         llm.compiled_for = (0, 0)
-        log.warning("the LLM cannot be compiled here and runs as it is: %s", " ".join(str(error).split())[:200])
+        log.warning("the LLM cannot be compiled here and runs uncompiled: %s", " ".join(str(error).split())[:200])
         return None
     return time.perf_counter() - started
 

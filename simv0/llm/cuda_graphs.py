@@ -14,13 +14,13 @@ from simv0.llm.fast import outputs_of, relative_error
 
 log = logging.getLogger("simv0")
 
-Stack = Callable[[Tensor], Tensor]
+StackFn = Callable[[Tensor], Tensor]
 
 CAPTURE_TOLERANCE = 0.01
 """Relative difference of the captured stack: the same kernels replayed give 0, a wrong capture gives about 1."""
 
 
-def captured(stack: Stack, x: Float[Tensor, "B T d"]) -> Stack | None:
+def captured(stack: StackFn, x: Float[Tensor, "B T d"]) -> StackFn | None:
     """The stack for prefixes of x's shape as CUDA graphs: one forward and, where x asks for gradients, one back.
 
     None, and that is said, where the graphs cannot be made or do not give what the stack gives. With gradients, what a
@@ -29,7 +29,7 @@ def captured(stack: Stack, x: Float[Tensor, "B T d"]) -> Stack | None:
     # Not on x itself, whose results the graphs hold from the capture, whether they compute anything or not.
     other = (torch.roll(x.detach(), 1, -1) * 0.5).requires_grad_(x.requires_grad)
 
-    def results(of: Stack) -> tuple[Tensor, ...]:
+    def results(of: StackFn) -> tuple[Tensor, ...]:
         return outputs_of(of, other) if x.requires_grad else (of(other),)
 
     try:

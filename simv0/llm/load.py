@@ -58,7 +58,7 @@ def load_llm(
     hidden_size = _check_causal(model, name, d, dtype)
     if fast:
         if reason := unsupported_reason(model, embed_rms):
-            log.info("%s runs on transformers' own module: %s", name, reason)
+            log.info("%s runs on transformers' own implementation: %s", name, reason)
         else:
             stack = FastStack(model, dtype)
     return FrozenLLM(stack, d=d, hidden_size=hidden_size, embed_rms=embed_rms, identity=identity, files=files)
@@ -113,7 +113,7 @@ def read_llm_config(name: str, revision: str | None = None, trust_remote_code: b
 
     is_folder = os.path.isdir(name)
     if not is_folder and name.startswith(("/", ".", "~")):
-        raise ModelError(f"{name}: there is no such folder; give a folder with config.json and weights, or a hub name")
+        raise ModelError(f"{name}: folder not found; give a folder with config.json and weights, or a hub name")
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a foreign config can make its loader raise
@@ -137,7 +137,7 @@ def _explain(name: str, is_folder: bool, error: Exception) -> ModelError:
     short = text if len(text) <= 150 else text[:147] + "..."
     if "trust_remote_code" in text:
         return ModelError(
-            f"{name}: wants to run code from its own repository; read that code, then set model.trust_remote_code: "
+            f"{name}: needs to run code from its own repository; review it, then set model.trust_remote_code: "
             "true, or choose another LLM"
         )
     if is_folder and os.path.exists(os.path.join(name, "open_clip_config.json")):
@@ -145,8 +145,8 @@ def _explain(name: str, is_folder: bool, error: Exception) -> ModelError:
     if is_folder or not isinstance(error, OSError):
         return ModelError(f"{name}: cannot be loaded as an LLM: {type(error).__name__}: {short}")
     return ModelError(
-        f"{name}: no such folder, and the hub did not give it; check the name and the network, or download it "
-        f"elsewhere and give the path of its folder ({short})"
+        f"{name}: not a local folder, and it could not be fetched from the hub; check the name and the network, or "
+        f"download it elsewhere and give the path of its folder ({short})"
     )
 
 
@@ -156,12 +156,12 @@ def _check_weights(model: nn.Module, name: str, report: dict[str, Any]) -> None:
     if missing:
         raise ModelError(
             f"{name}: {len(missing)} weights are missing from the checkpoint (first: {missing[0]}); "
-            "is it a whole checkpoint of a decoder-only LLM?"
+            "is it a complete checkpoint of a decoder-only LLM?"
         )
     if unused := sorted(key for key in report["unexpected_keys"] if not UNREAD.search(key)):
         raise ModelError(
-            f"{name}: {len(unused)} weights are unused, first: {unused[0]}; config.json describes another model than "
-            "the one whose weights lie beside it"
+            f"{name}: {len(unused)} weights are unused, first: {unused[0]}; config.json describes a different model "
+            "from the weights beside it"
         )
     for key, weight in model.named_parameters():
         if not all(extreme.isfinite() for extreme in weight.aminmax()):  # passes NaN on; needs no memory
@@ -180,7 +180,7 @@ def _check_causal(model: Any, name: str, d: int, dtype: torch.dtype) -> int:
     except Exception as error:  # a model that takes no inputs_embeds can fail in any way
         raise ModelError(f"{name}: does not run on inputs_embeds: {' '.join(str(error).split())[:200]}") from error
     if gradient[0, 1:].any():
-        raise ModelError(f"{name}: its first position sees later ones (an encoder); choose a decoder-only LLM")
+        raise ModelError(f"{name}: its first position attends to later ones (an encoder); choose a decoder-only LLM")
     if not gradient[0, 0].any():
         raise ModelError(f"{name}: its output does not depend on inputs_embeds; choose another LLM")
     return int(hidden.shape[-1])

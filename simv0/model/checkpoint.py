@@ -64,7 +64,7 @@ class Meta(BaseModel):
 
 
 class Training(BaseModel):
-    """What a run needs to go on from where `Meta.epoch` epochs and `step` steps were finished."""
+    """What a run needs to resume from where `Meta.epoch` epochs and `step` steps were finished."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
 
@@ -140,9 +140,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         first = error.errors(include_url=False)[0]
         where = shown(".".join(map(str, first["loc"]))) or "content"
         found = f", found {_plainly(first['input'])}" if first["type"] != "missing" else ""
-        raise CheckpointError(
-            f"{path}: not a checkpoint that this simv0 reads: {where}: {first['msg']}{found}"
-        ) from None
+        raise CheckpointError(f"{path}: not a checkpoint this simv0 can read: {where}: {first['msg']}{found}") from None
     if checkpoint.meta.labels != {head: list(names) for head, names in HEADS.items()}:
         labels = shown(repr(checkpoint.meta.labels))
         raise CheckpointError(f"{path}: its labels are {labels}, but this simv0 knows {HEADS}")
@@ -164,7 +162,7 @@ def _parse(data: bytes, path: Path) -> Any:
     try:
         entries = zipfile.ZipFile(io.BytesIO(data)).infolist()
         if any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > len(data):
-            raise CheckpointError(f"{path}: refused: it holds more than it is long")
+            raise CheckpointError(f"{path}: refused: it unpacks to more than its size")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on foreign pickles
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -224,7 +222,7 @@ def check_fits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: 
 
 
 def check_frozen(kind: str, stored: dict[str, Any] | None, present: dict[str, Any], path: str | Path) -> None:
-    """Refuse a frozen network that is not the one trained with; names count only where no digest tells.
+    """Refuse a frozen network that is not the one trained with; names are compared only where there is no digest.
 
     Raises:
         CheckpointError: naming every field that differs.

@@ -4,7 +4,7 @@ import torch
 
 from simv0.config.schema import Config, TrainingConfig
 from simv0.errors import ConfigError
-from simv0.runtime.distributed import local_device, local_world
+from simv0.runtime.distributed import local_device, local_world_size
 
 
 def pick_device(config: Config) -> torch.device:
@@ -14,10 +14,10 @@ def pick_device(config: Config) -> torch.device:
         ConfigError: fp16 without CUDA; more processes than GPUs, which NCCL does not connect.
     """
     device = local_device()
-    if device.type == "cuda" and local_world() > torch.cuda.device_count():
+    if device.type == "cuda" and local_world_size() > torch.cuda.device_count():
         raise ConfigError(
-            f"torchrun has started {local_world()} processes here, but there are GPUs for {torch.cuda.device_count()}: "
-            f"write --nproc-per-node {torch.cuda.device_count()}"
+            f"torchrun started {local_world_size()} processes on this machine, but its number of GPUs is "
+            f"{torch.cuda.device_count()}: use --nproc-per-node {torch.cuda.device_count()}"
         )
     if config.training.amp and config.training.amp_dtype == "fp16" and device.type != "cuda":
         raise ConfigError("training.amp_dtype: fp16 needs CUDA; write bf16 here, or training.amp: false")

@@ -40,7 +40,7 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def local_world() -> int:
+def local_world_size() -> int:
     """How many processes torchrun has started on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
@@ -69,7 +69,7 @@ def process_group() -> Iterator[None]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     except (ValueError, RuntimeError) as error:
         raise TrainingError(
-            f"the {processes()} processes of WORLD_SIZE did not meet ({str(error).splitlines()[0]}): "
+            f"the {processes()} processes of WORLD_SIZE failed to connect ({str(error).splitlines()[0]}): "
             "start them with torchrun, or unset WORLD_SIZE"
         ) from error
     if rank() > 0:
@@ -80,8 +80,8 @@ def process_group() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):
             raise
         raise TrainingError(
-            f"another of the {world_size()} processes has ended (killed, out of memory?), so this one ends too: start "
-            "them again (train: with --resume)"
+            f"another of the {world_size()} processes exited (killed, out of memory?), so this one stops too: "
+            "restart them (train: with --resume)"
         ) from error
     finally:
         log.setLevel(level)
@@ -132,7 +132,7 @@ def check_same(facts: Mapping[str, Any]) -> None:
     differing = [name for name, fact in facts.items() if fact != first[name]]
     if differing:
         raise TrainingError(
-            f"process {rank()} on {socket.gethostname()} differs from the first one in: {', '.join(differing)}; give "
+            f"process {rank()} on {socket.gethostname()} differs from rank 0 in: {', '.join(differing)}; give "
             "every machine the same config and the same files"
         )
 

@@ -23,7 +23,7 @@ def check_llm_at_hand(name: str, revision: str | None) -> None:
         ModelError: naming it.
     """
     if _is_hub_name(name) and not _any_here(name, LLM_WEIGHTS, revision):
-        _refuse_offline("model.llm_name_or_path", f"there is no folder {name}, its weights", name)
+        _refuse_offline("model.llm_name_or_path", f"{name} is not a local folder, and its weights", name)
 
 
 def check_encoder_at_hand(model: ModelConfig) -> None:

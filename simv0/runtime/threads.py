@@ -72,7 +72,7 @@ def limited_to(threads: int) -> Iterator[None]:
 
 
 def tell_of_waiting() -> None:
-    """Say once that torch was imported first, where that matters."""
+    """Warn once if torch was imported first, where it matters."""
     if not waiting.WAITS_BRIEFLY and torch.get_num_threads() > 1 and not torch.cuda.is_available():
         waiting.WAITS_BRIEFLY = True
         log.info(

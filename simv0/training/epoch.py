@@ -47,7 +47,7 @@ def train_one_epoch(
         class_weights: head -> weight of each class.
         confidence_weight: weight of the confidence head's loss.
         grad_clip: largest norm of the gradient of all trained weights together.
-        tally: counts to go on from, when the epoch was begun earlier.
+        tally: counts to continue from, when the epoch was started earlier.
         before_step: called before each forward pass (learning rate, seed).
         after_step: called after each step (checkpoint, stop).
 
@@ -118,7 +118,7 @@ def _check_finite(batch: Batch, values: Mapping[str, Tensor]) -> None:
         if not math.isfinite(number):
             names = ", ".join(batch["sample_id"][:8]) + (", ..." if len(batch["sample_id"]) > 8 else "")
             raise TrainingError(
-                f"{what} is {number} on the batch of {names}; lower training.lr or look at these samples "
+                f"{what} is {number} on the batch of {names}; lower training.lr or inspect these samples "
                 "(the last checkpoint is untouched)"
             )
 

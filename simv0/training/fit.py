@@ -1,4 +1,4 @@
-"""`fit`: a config in, a finished run out; killed at any moment, `resume` goes on to the same end."""
+"""`fit`: a config in, a finished run out; killed at any moment, `resume` reaches the same result."""
 
 import logging
 from contextlib import nullcontext
@@ -59,10 +59,10 @@ def fit(config: Config, *, overwrite: bool = False, resume: bool = False) -> Run
     Args:
         config: a checked config.
         overwrite: replace the run that is there.
-        resume: go on with the run that is there, or begin one.
+        resume: continue the existing run, or start one.
 
     Raises:
-        SimError: what the user can mend; found before training starts wherever it can be.
+        SimError: errors the user can fix; found before training starts wherever it can be.
 
     Under torchrun every process takes its share of each batch; the first alone reads and writes the run's folder.
     """
@@ -73,7 +73,7 @@ def fit(config: Config, *, overwrite: bool = False, resume: bool = False) -> Run
             if checkpoint is not None and checkpoint.meta.epoch == config.training.epochs:
                 log.info(
                     f"{run.root}: this run is finished ({config.training.epochs} epochs); nothing to do "
-                    "(more epochs are another learning-rate cycle: train them in another output.output_dir)"
+                    "(more epochs mean another learning-rate cycle: train them in another output.output_dir)"
                 )
             else:
                 _train(config, run, checkpoint, request)
@@ -83,14 +83,14 @@ def fit(config: Config, *, overwrite: bool = False, resume: bool = False) -> Run
 
 
 def _claim(run: RunDir, config: Config, overwrite: bool, resume: bool) -> Checkpoint | None:
-    """Own the run's folder; the checkpoint to go on from, if any."""
+    """Claim the run's folder; returns the checkpoint to resume from, if any."""
     run.claim()
     run.check_asked(overwrite=overwrite, resume=resume)
     checkpoint = find_checkpoint(run, config) if resume else None
     if checkpoint is None:
         run.check_ours()
         if resume:
-            log.info(f"{run.root}: holds no run to go on with; beginning one")
+            log.info(f"{run.root}: no run to resume; starting a new one")
     return checkpoint
 
 
@@ -129,12 +129,12 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: 
         broadcast_from_rank0(run.begin, config)
     else:
         position = restore(checkpoint, run, model, optimizer, scaler, digests, steps)
-        broadcast_from_rank0(run.go_on, config, position.epoch)
+        broadcast_from_rank0(run.resume, config, position.epoch)
         if rank() > 0:
             position.tally = Tally()  # the first process's goes on; in the end all are added up
     with run.log_to_file() if rank() == 0 else nullcontext():
         introduce(config, model, train, val, device, position)
-        Epochs(config, run, position, model, optimizer, scaler, train, val, digests, batches, request).go_on()
+        Epochs(config, run, position, model, optimizer, scaler, train, val, digests, batches, request).run_remaining()
 
 
 @dataclass
@@ -158,7 +158,7 @@ class Epochs:
         self.val_batches, self.val_logits = eval_batches(self.config, self.val), LogitsKept()
         self.about: dict[str, Any] = describe(self.config, self.model, self.train)
 
-    def go_on(self) -> None:
+    def run_remaining(self) -> None:
         """The epochs from `position` on."""
         position, training = self.position, self.config.training
         weights = class_weights(training.class_weights, self.train, self.device)
@@ -223,7 +223,7 @@ class Epochs:
             self._save_last({})
             raise Stopped(
                 f"{self.run.root}: stopped by {self.request.asked or 'a signal'} in epoch {self.position.epoch + 1} "
-                f"after step {self.position.step} of {self.steps}; the checkpoint is written: go on with --resume"
+                f"after step {self.position.step} of {self.steps}; the checkpoint is written: continue with --resume"
             )
 
     def _end_epoch(self, measured: Metrics) -> bool:

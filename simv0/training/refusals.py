@@ -42,11 +42,11 @@ PLACES = (
 
 
 def check_train(config: Config, resume: bool, overwrite: bool) -> None:
-    """Refuse to train where a run is, without being told what to do with it, or to go on with another config.
+    """Refuse to train over an existing run without --resume or --overwrite, or to resume with another config.
 
     Raises:
         TrainingError: the folder holds a run, or what no run has made.
-        ConfigError: the run was begun with another config.
+        ConfigError: the run was started with another config.
     """
     run = RunDir(config.output.output_dir)
     run.check_asked(overwrite=overwrite, resume=resume)
@@ -69,7 +69,7 @@ def _begun_with(run: RunDir) -> dict[str, Any]:
 
 
 def check_same_config(run: RunDir, begun: dict[str, dict[str, Any]], config: Config) -> None:
-    """Refuse to go on with a run that was begun with another config.
+    """Refuse to resume a run that was started with another config.
 
     Raises:
         ConfigError: naming every key, and the way where the epochs differ.
@@ -79,16 +79,17 @@ def check_same_config(run: RunDir, begun: dict[str, dict[str, Any]], config: Con
         return
     if any(difference.endswith("unknown to this simv0") for difference in differing):
         raise ConfigError(
-            f"{run.root}: the run was begun by another version of simv0, which cannot be resumed by this one: "
-            f"{'; '.join(differing)}; its checkpoints still predict; train anew in another output.output_dir"
+            f"{run.root}: the run was started by another version of simv0 and cannot be resumed by this one: "
+            f"{'; '.join(differing)}; its checkpoints still work for prediction; train again in "
+            "another output.output_dir"
         )
     way = "give the same values, or another output.output_dir"
     if [line.partition(":")[0] for line in differing] == ["training.epochs"]:
         way = (
-            "the learning rate is one cycle that ends with the last epoch, so another number of epochs is another run: "
-            "train it anew in another output.output_dir (this run stays as it is)"
+            "the learning rate is one cycle that ends with the last epoch, so a different number of epochs is a "
+            "different run: train it in another output.output_dir (this run stays as it is)"
         )
-    raise ConfigError(f"{run.root}: the run was begun with another config: {'; '.join(differing)}; {way}")
+    raise ConfigError(f"{run.root}: the run was started with another config: {'; '.join(differing)}; {way}")
 
 
 def config_differences(stored: dict[str, dict[str, Any]], wanted: dict[str, dict[str, Any]]) -> list[str]:
@@ -103,7 +104,7 @@ def config_differences(stored: dict[str, dict[str, Any]], wanted: dict[str, dict
             if _without_places(before.get(key)) != _without_places(now.get(key)):
                 begun = shown(repr(before[key])) if key in before else "an older simv0, which did not know it"
                 here = repr(now[key]) if key in now else "unknown to this simv0"
-                differing.append(f"{shown(name)}: begun with {begun}, now {here}")
+                differing.append(f"{shown(name)}: started with {begun}, now {here}")
     return differing
 
 
@@ -146,10 +147,12 @@ def check_data(data: str | Path, reader: str | None, trained_with: str | None = 
     path = Path(data)
     if is_features(data):
         if not path.exists():
-            raise DataError(f"{path}: there is no such feature file")
+            raise DataError(f"{path}: feature file not found")
     elif reader in (None, MANIFEST_CLASS):
         foreign = reader is None and trained_with not in (None, MANIFEST_CLASS)
-        _check_manifest(path, f"; for windows of {shown(str(trained_with))} give its --config" if foreign else "")
+        _check_manifest(
+            path, f"; for windows of {shown(str(trained_with))}, give its config with --config" if foreign else ""
+        )
 
 
 def class_of_run(ckpt: Path) -> str | None:
@@ -163,7 +166,7 @@ def _check_manifest(path: Path, advice: str = "") -> None:
     if path.is_dir():
         raise DataError(f"{path}: is a folder; name the manifest (.jsonl) in it, or a feature file (.h5){advice}")
     if not path.exists():
-        raise DataError(f"{path}: there is no such manifest{advice}")
+        raise DataError(f"{path}: manifest not found{advice}")
 
 
 def is_features(data: str | Path) -> bool:
@@ -180,7 +183,7 @@ def check_inspected(path: Path) -> None:
     if path.suffix == ".pt":
         check_checkpoint(path)
     elif not path.exists() and not path.with_name(path.name + ".parts").is_dir():
-        raise CacheError(f"{path}: there is no such file; {GIVE}")
+        raise CacheError(f"{path}: file not found; {GIVE}")
 
 
 def check_demo(out: Path) -> None:
@@ -190,7 +193,7 @@ def check_demo(out: Path) -> None:
         TrainingError: it does.
     """
     if RunDir(out).holds_a_run and not (out / "world" / "world.json").exists():
-        raise TrainingError(f"{out}: holds a run that is not the demo's; choose another --out")
+        raise TrainingError(f"{out}: holds a run other than the demo; choose another --out")
 
 
 def config_of_run(ckpt: Path) -> Path:
@@ -201,7 +204,7 @@ def config_of_run(ckpt: Path) -> Path:
     """
     run = run_of(ckpt)
     if run is None:
-        raise ConfigError(f"{ckpt}: lies outside a run, so its data is unknown; give --config")
+        raise ConfigError(f"{ckpt}: lies outside a run, so its data are unknown; give --config")
     return run / "config_resolved.yaml"
 
 

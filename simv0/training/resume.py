@@ -37,11 +37,11 @@ class Position:
 
 
 def find_checkpoint(run: RunDir, config: Config) -> Checkpoint | None:
-    """The checkpoint to go on from: last.pt, or last.prev.pt when last.pt is damaged; None when there is none yet.
+    """The checkpoint to resume from: last.pt, or last.prev.pt when last.pt is damaged; None when there is none yet.
 
     Raises:
         CheckpointError: neither can be used.
-        ConfigError: the run was begun with another config.
+        ConfigError: the run was started with another config.
     """
     checkpoint = _load_either(run)
     if checkpoint is None:
@@ -65,14 +65,14 @@ def _load_either(run: RunDir) -> Checkpoint | None:
         checkpoint = _load_last(run.previous)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{fault}; nor can the one before be used: {error}; put a copy back, or begin anew with --overwrite"
+            f"{fault}; the previous one cannot be used either: {error}; restore a copy, or start over with --overwrite"
         ) from None
     aside = run.last.with_name("last.damaged.pt")
     if run.last.exists():
         with told_plainly(run.last):
             run.last.replace(aside)  # else the next save would keep it as the previous one, and lose the good one
         fault += f" (kept as {aside.name})"
-    log.warning(f"DAMAGED CHECKPOINT: {fault}; going on from {run.previous.name}, one save earlier")
+    log.warning(f"DAMAGED CHECKPOINT: {fault}; resuming from {run.previous.name}, one save earlier")
     return checkpoint
 
 
@@ -104,7 +104,7 @@ def restore(
         check_frozen("vision encoder", checkpoint.meta.encoder, model.encoder.identity, run.last)
     for name, digest in digests.items():
         if state.digests.get(name) != digest:
-            raise CheckpointError(f"{run.last}: the data of split {name} has changed since the run was begun")
+            raise CheckpointError(f"{run.last}: the data of split {name} has changed since the run was started")
     if state.step > steps:
         raise CheckpointError(f"{run.last}: says {state.step} of {steps} steps of the epoch are done")
     check_fits(state.tally, Tally().state(), "the metrics", run.last)
@@ -117,7 +117,7 @@ def restore(
         if key != "git" and meta.provenance.get(key) != now[key]
     ]
     if changed:
-        log.warning(f"resumed with other versions: {', '.join(changed)}: the last bits of the weights may differ")
+        log.warning(f"resumed with other versions: {', '.join(changed)}: the weights may differ by rounding")
     return Position(meta.epoch, state.step, Tally.from_state(state.tally), state.best, state.since_best)
 
 

@@ -69,7 +69,9 @@ class RunDir:
                 f"{self.root}: another simv0 process is running here; wait for it, or choose another output.output_dir"
             ) from None
         except OSError as error:
-            log.warning(f"{self.root}: no locks on this file system ({error.strerror}): start no second run here")
+            log.warning(
+                f"{self.root}: this file system has no locks ({error.strerror}): do not start a second run here"
+            )
         self._lock = descriptor
         hold(descriptor)
 
@@ -92,7 +94,7 @@ class RunDir:
         """
         if self.holds_a_run and not (overwrite or resume):
             raise TrainingError(
-                f"{self.root}: holds a run already; use --resume to go on with it, --overwrite to replace it, "
+                f"{self.root}: already holds a run; use --resume to continue it, --overwrite to replace it, "
                 "or another output.output_dir"
             )
 
@@ -105,8 +107,8 @@ class RunDir:
         found = [part for part in PARTS if (self.root / part).exists()]
         if found and not self.holds_a_run:
             raise TrainingError(
-                f"{self.root}: holds {', '.join(found)} but no {self.config.name}, so no run of simv0 made them and "
-                "they are not removed; choose another output.output_dir"
+                f"{self.root}: holds {', '.join(found)} but no {self.config.name}, so they are not from a run of "
+                "simv0 and are not removed; choose another output.output_dir"
             )
 
     def begin(self, config: Config) -> None:
@@ -135,7 +137,7 @@ class RunDir:
             write_atomically(path, b"")
         self.write_export()
 
-    def go_on(self, config: Config, epochs: int) -> None:
+    def resume(self, config: Config, epochs: int) -> None:
         """Cut the metrics back to so many finished epochs; operational keys of the config may have changed."""
         for path in (self.train_metrics, self.val_metrics):
             cut_back(path, epochs)

@@ -98,7 +98,7 @@ def _open_dataset(config: Config, name: str, encoder: Encoder | None, path: Path
     else:
         if "vis_feats" not in checked[0]:
             raise CacheError(
-                f"{path}: there is no feature file for split {name}; run `simv0 cache-vis` with this config first "
+                f"{path}: no feature file for split {name}; run `simv0 cache-vis` with this config first "
                 "(or set model.use_cached_vis_feats=false to encode the frames in every epoch)"
             )
         dv = checked[0]["vis_feats"].shape[-1]

@@ -47,7 +47,7 @@ def check_folder(folder: Path) -> None:
         ModelError: naming what is missing or wrong.
     """
     if not folder.is_dir():
-        raise ModelError(f"{NAME}: there is no folder {folder}")
+        raise ModelError(f"{NAME}: folder not found: {folder}")
     if not (folder / CONFIG).is_file():
         copies = sorted(folder.glob(f"snapshots/*/{CONFIG}"))
         if copies:
@@ -80,7 +80,7 @@ def check_weights_file(file: Path, key: str) -> None:
             f"{key}: {file}: is a link to a file that is not here; copy what it points to (`cp -rL` of the hub's cache)"
         )
     if not file.is_file():
-        raise ModelError(f"{key}: {file}: there is no such file")
+        raise ModelError(f"{key}: {file}: file not found")
     with file.open("rb") as stream:
         start = stream.read(20)
     if start == b"version https://git-":
@@ -90,7 +90,7 @@ def check_weights_file(file: Path, key: str) -> None:
 
 
 def warn_of_guesses(model: ModelConfig) -> None:
-    """Say where a folder leaves open: which file is read, and how images are prepared (CLIP's mean and std then)."""
+    """Log what a folder leaves open: which file is read, and how images are prepared (CLIP's mean and std then)."""
     folder = folder_of(model)
     if folder is None:
         return
@@ -104,13 +104,13 @@ def warn_of_guesses(model: ModelConfig) -> None:
     lacking = [key for key in ("mean", "std") if told.get(key) is None]
     if lacking:
         log.warning(
-            f"{NAME}: {folder / CONFIG}: preprocess_cfg does not tell {' and '.join(lacking)}; CLIP's are taken, and "
+            f"{NAME}: {folder / CONFIG}: preprocess_cfg lacks {' and '.join(lacking)}; CLIP's are taken, and "
             "features are wrong if the weights were trained with others; write them there"
         )
 
 
 def check_positions(model: ModelConfig, tower: nn.Module) -> None:
-    """Tell weights of another image size, whose positions open_clip stretches to the tower's without a word.
+    """Tell weights of another image size, whose positions open_clip silently stretches to the tower's.
 
     Raises:
         ModelError: a file; of a folder, whose config may mean it, a warning.

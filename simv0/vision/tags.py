@@ -89,12 +89,12 @@ def facts_of(model: ModelConfig) -> TagFacts:
         return next(iter(kinds))
     if not kinds:
         raise ModelError(
-            f"model.vision_pretrained: {tag} is a file, which does not tell how {name} prepares images, nor has {name} "
-            "tags; write local-dir:PATH of a folder with the file and an open_clip_config.json that does"
+            f"model.vision_pretrained: {tag} is a file, which does not say how {name} prepares images, nor does {name} "
+            "have tags; write local-dir:PATH of a folder with the file and an open_clip_config.json that does"
         )
     ways = "; ".join(f"{other}: {facts}" for facts, other in kinds.items())
     raise ModelError(
-        f"model.vision_pretrained: {tag} is a file, which does not tell how {name} prepares images ({ways}); write the "
+        f"model.vision_pretrained: {tag} is a file, which does not say how {name} prepares images ({ways}); write the "
         "tag it was trained as, and the file as model.vision_weights"
     )
 

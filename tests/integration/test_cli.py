@@ -54,7 +54,7 @@ def test_the_main_job(config_file: Path, manifests: Path, tmp_path: Path, monkey
     assert "against simple models" in evaluated.stdout
     few = [line for line in evaluated.stdout.splitlines() if line.startswith("FEW WINDOWS: ")]
     assert len(few) == 1
-    assert few[0].endswith("(95 %). 20 or more would tell something.")
+    assert few[0].endswith("(95 %). 20 or more are needed for a useful estimate.")
     assert set(metrics["baselines"]) == {"majority class", "linear, telemetry", "linear, features + telemetry"}
     plain = run("evaluate", "--ckpt", best, "--no-baselines")
     assert "no comparison with simple models: left out by --no-baselines" in plain.stdout
@@ -144,9 +144,7 @@ def test_a_stopped_cache_says_how_to_go_on(config_file: Path, by: str, workers: 
     dataset += (f"data.num_workers={workers}",)
     stopped = run("cache-vis", "--config", config_file, *(word for key in dataset for word in ("--set", key)))
     assert stopped.exit_code == 130
-    assert stopped.stderr.endswith(
-        "stopped; finished shards are kept: run cache-vis without --overwrite to resume\n"
-    )
+    assert stopped.stderr.endswith("stopped; finished shards are kept: run cache-vis without --overwrite to resume\n")
 
 
 def test_evaluate_elsewhere(models: Path, config_file: Path, manifests: Path, tmp_path: Path, features: Path) -> None:
@@ -171,7 +169,7 @@ def test_evaluate_elsewhere(models: Path, config_file: Path, manifests: Path, tm
     shutil.copy(best, moved)
     lost = run("evaluate", "--ckpt", moved)
     assert lost.exit_code == 2
-    assert lost.stderr == f"error: {moved}: lies outside a run, so its data is unknown; give --config\n"
+    assert lost.stderr == f"error: {moved}: lies outside a run, so its data are unknown; give --config\n"
     assert run("evaluate", "--ckpt", moved, "--config", config_file, *setting).exit_code == 0
     assert (tmp_path / "evaluation/moved/metrics.json").exists()
 
@@ -179,11 +177,11 @@ def test_evaluate_elsewhere(models: Path, config_file: Path, manifests: Path, tm
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (["train", "--config", "none.yaml"], 2, "error: none.yaml: there is no such config file\n"),
-        (["evaluate", "--ckpt", "none.pt"], 1, "error: none.pt: there is no such checkpoint\n"),
+        (["train", "--config", "none.yaml"], 2, "error: none.yaml: config file not found\n"),
+        (["evaluate", "--ckpt", "none.pt"], 1, "error: none.pt: checkpoint not found\n"),
         (["evaluate", "--ckpt", "x.pt", "--split", "test"], 2, "error: --split: expected train or val, found test\n"),
-        (["evaluate", "--ckpt", "x.pt", "--set", "a.b=1"], 1, "error: x.pt: there is no such checkpoint\n"),
-        (["predict", "--ckpt", "x.pt", "--data", "no.jsonl"], 1, "error: x.pt: there is no such checkpoint\n"),
+        (["evaluate", "--ckpt", "x.pt", "--set", "a.b=1"], 1, "error: x.pt: checkpoint not found\n"),
+        (["predict", "--ckpt", "x.pt", "--data", "no.jsonl"], 1, "error: x.pt: checkpoint not found\n"),
     ],
 )
 def test_errors_are_one_line_with_a_code(args: list[str], code: int, message: str) -> None:

@@ -289,14 +289,14 @@ def test_processes_with_other_data_or_settings_are_found(
         said = tmp_path / "said"
         said.unlink(missing_ok=True)
         assert on_ranks(2, lambda: fit(second if os.environ["RANK"] == "1" else first), said) == [1, 1]  # noqa: B023
-        assert re.search(rf"^1: process 1 .* differs from the first one in: {differing};", said.read_text(), re.M)
+        assert re.search(rf"^1: process 1 .* differs from rank 0 in: {differing};", said.read_text(), re.M)
 
     def evaluate() -> None:
         evaluate_checkpoint(alone.best if os.environ["RANK"] == "0" else alone.last, baselines=False)
 
     said = tmp_path / "said of checkpoints"
     assert on_ranks(2, evaluate, said) == [1, 1]
-    assert "differs from the first one in: checkpoint;" in said.read_text()
+    assert "differs from rank 0 in: checkpoint;" in said.read_text()
 
 
 def torchrun(*command: str) -> subprocess.CompletedProcess[str]:

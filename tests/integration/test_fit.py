@@ -160,7 +160,7 @@ def test_a_run_is_not_lost_to_a_second_one(config: Config) -> None:
 def test_overwrite_removes_nothing_when_the_new_run_cannot_start(config: Config, make_config: MakeConfig) -> None:
     run = fit(config)
     before = run.best.read_bytes()
-    with pytest.raises(CacheError, match="there is no feature file for split train; run `simv0 cache-vis`"):
+    with pytest.raises(CacheError, match="no feature file for split train; run `simv0 cache-vis`"):
         fit(make_config(), overwrite=True)
     assert run.best.read_bytes() == before
 
@@ -169,7 +169,7 @@ def test_another_config_is_refused_on_resume_by_key(config: Config) -> None:
     fit(config)
     with pytest.raises(ConfigError) as error:
         fit(moved(config, Path(config.output.output_dir), lr=5e-4, epochs=3), resume=True)
-    assert "training.epochs: begun with 2, now 3; training.lr: begun with 0.001, now 0.0005" in str(error.value)
+    assert "training.epochs: started with 2, now 3; training.lr: started with 0.001, now 0.0005" in str(error.value)
     operational = {
         "data": {"num_workers": 2},
         "training": {"checkpoint_every_steps": 5},
@@ -186,7 +186,7 @@ def test_changed_data_are_refused_on_resume(config: Config, tmp_path: Path, monk
     assert content.training is not None
     content.training.digests["val"] = "0"
     save_checkpoint(tmp_path / "r/checkpoints/last.pt", content)
-    with pytest.raises(CheckpointError, match=r"last.pt: the data of split val has changed since the run was begun"):
+    with pytest.raises(CheckpointError, match=r"last.pt: the data of split val has changed since the run was started"):
         fit(run_config, resume=True)
 
 

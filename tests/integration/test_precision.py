@@ -192,7 +192,7 @@ def test_processes_of_two_kinds_of_machine_are_refused(make_config: MakeConfig, 
         fit(config)
 
     assert on_ranks(2, train, tmp_path / "said") == [1, 1]
-    assert "differs from the first one in: type of the LLM (units for bf16);" in (tmp_path / "said").read_text()
+    assert "differs from rank 0 in: type of the LLM (units for bf16);" in (tmp_path / "said").read_text()
 
 
 @pytest.mark.parametrize("amp", [True, False])

@@ -53,37 +53,37 @@ def test_cheap_refusals_come_before_torch(make_config: MakeConfig, tmp_path: Pat
     predict = ["predict", "--ckpt", best]
     overlay = ["overlay", "--ckpt", best, "--frames", lost]
     expected: list[tuple[list[Any], int, str]] = [
-        (["train", "--config", lost], 2, f"{lost}: there is no such config file"),
+        (["train", "--config", lost], 2, f"{lost}: config file not found"),
         (["train", "--config", tmp_path], 2, f"{tmp_path}: is a folder; give the config file in it"),
-        (["train", "--config", config], 1, f"{run}: holds a run already; use --resume to go on with it, .*"),
+        (["train", "--config", config], 1, f"{run}: already holds a run; use --resume to continue it, .*"),
         (
             ["train", "--config", config, "--resume"],
             2,
-            f"{run}: the run was begun with another config: training.epochs: begun with 3, now 2; the learning rate is "
-            "one cycle that ends with the last epoch, so another number of epochs is another run: train it anew in "
-            r"another output.output_dir \(this run stays as it is\)",
+            f"{run}: the run was started with another config: training.epochs: started with 3, now 2; the learning "
+            "rate is one cycle that ends with the last epoch, so a different number of epochs is a different run: "
+            r"train it in another output.output_dir \(this run stays as it is\)",
         ),
         (
             ["train", "--config", config, "--resume", "--set", "training.lr=0.5"],
             2,
-            ".*training.lr: begun with 0.001, now 0.5; give the same values, or another output.output_dir",
+            ".*training.lr: started with 0.001, now 0.5; give the same values, or another output.output_dir",
         ),
         (["train", "--config", config, "--set", other], 1, f"{foreign}: holds metrics but no config_resolved.yaml, .*"),
-        (["train", "--config", config, "--overwrite", "--set", gone], 1, f"{lost}.jsonl: there is no such manifest"),
-        (["cache-vis", "--config", config, "--set", gone], 1, f"{lost}.jsonl: there is no such manifest"),
-        (["evaluate", "--ckpt", lost], 1, f"{lost}: there is no such checkpoint"),
+        (["train", "--config", config, "--overwrite", "--set", gone], 1, f"{lost}.jsonl: manifest not found"),
+        (["cache-vis", "--config", config, "--set", gone], 1, f"{lost}.jsonl: manifest not found"),
+        (["evaluate", "--ckpt", lost], 1, f"{lost}: checkpoint not found"),
         (["evaluate", "--ckpt", run], 1, f"{run}: is a folder, not a checkpoint; did you mean {best}\\?"),
-        (["evaluate", "--ckpt", best, "--data", lost], 1, f"{lost}: there is no such manifest"),
-        (["evaluate", "--ckpt", best, "--data", f"{lost}.h5"], 1, f"{lost}.h5: there is no such feature file"),
+        (["evaluate", "--ckpt", best, "--data", lost], 1, f"{lost}: manifest not found"),
+        (["evaluate", "--ckpt", best, "--data", f"{lost}.h5"], 1, f"{lost}.h5: feature file not found"),
         (["evaluate", "--ckpt", best, "--out", config], 2, f"--out: {config}: is a file; name a folder for .*"),
-        (["evaluate", "--ckpt", best, "--out", lost / "x"], 2, f"--out: {lost}/x: there is no folder {lost}; .*"),
+        (["evaluate", "--ckpt", best, "--out", lost / "x"], 2, f"--out: {lost}/x: folder not found: {lost}; .*"),
         (["evaluate", "--ckpt", best, "--set", "training.lr=-1"], 2, "--set training.lr=-1: training.lr: .*"),
-        ([*predict, "--data", lost], 1, f"{lost}: there is no such manifest"),
+        ([*predict, "--data", lost], 1, f"{lost}: manifest not found"),
         ([*predict, "--data", run], 1, f"{run}: is a folder; name the manifest .*"),
-        ([*predict, "--data", config, "--out", lost / "x"], 2, f"--out: {lost}/x: there is no folder {lost}; .*"),
+        ([*predict, "--data", config, "--out", lost / "x"], 2, f"--out: {lost}/x: folder not found: {lost}; .*"),
         ([*overlay, "--out", tmp_path / "x.mp4"], 2, f"--frames: {lost}: there is no such folder, .*"),
-        (["inspect", lost], 1, f"{lost}: there is no such file; give train.h5, .*"),
-        (["demo", "--out", run], 1, f"{run}: holds a run that is not the demo's; choose another --out"),
+        (["inspect", lost], 1, f"{lost}: file not found; give train.h5, .*"),
+        (["demo", "--out", run], 1, f"{run}: holds a run other than the demo; choose another --out"),
         (["--version"], 0, ""),
     ]
     said = in_fresh_process([args for args, _, _ in expected], tmp_path)

@@ -74,7 +74,7 @@ def test_it_fills_before_it_speaks_and_starts_over_with_the_clock(predictor: Pre
     states = [stream.push(image(), GOOD, i * SPACING) for i in range(F)]
     assert [state.outcome for state in states] == ["waiting"] * 3 + ["judged"]
     assert states[0].problem == (
-        "push[5]: t went back 5.600 s, so the stream has begun anew; the window is not full yet: 1 of 4 frames"
+        "push[5]: t went back 5.600 s, so the stream was restarted; the window is not full yet: 1 of 4 frames"
     )
 
 
@@ -127,7 +127,7 @@ def test_clocks_that_differ_are_told_and_never_known(predictor: Predictor) -> No
     stream = Stream(predictor, SPACING, clock=clock)
     state = stream.push(image(), GOOD, 3.0)
     assert state.outcome == "dropped"
-    assert state.problem == "push[0]: 997.000 s late, so a newer frame is there (or the clocks differ)"
+    assert state.problem == "push[0]: 997.000 s late, so a newer frame has arrived (or the clocks differ)"
     assert (state.outcome, state.risk) == ("dropped", "unknown")
     for t, seems in (
         (1e6 + 5, "t looks like milliseconds"),

@@ -208,5 +208,5 @@ def test_resume_refuses_another_target_since_best_was_chosen_for_the_first(
         make_config(evaluation=changed).model_dump()
         for changed in ({}, {"target_recall": 0.9}, {"batch_size": 7, "target_recall": 0.95})
     )
-    assert config_differences(first, other) == ["evaluation.target_recall: begun with 0.95, now 0.9"]
+    assert config_differences(first, other) == ["evaluation.target_recall: started with 0.95, now 0.9"]
     assert config_differences(first, batch) == []

@@ -139,9 +139,11 @@ def test_unfinished_work_of_another_plan_is_refused(
         stop_after(patch, 1)
         with pytest.raises(KeyboardInterrupt):
             cache_vis(config)
-    with pytest.raises(CacheError, match=r"cache.batch_size is 8, wanted is 4.*--overwrite.*another cache.dir"):
+    with pytest.raises(
+        CacheError, match=r"cache.batch_size is 8 in the file, 4 in the config.*--overwrite.*another cache.dir"
+    ):
         cache_vis(fresh(config, tmp_path, batch_size=4))
-    with pytest.raises(CacheError, match=r"cache.shard_windows is 5, wanted is 6"):
+    with pytest.raises(CacheError, match=r"cache.shard_windows is 5 in the file, 6 in the config"):
         cache_vis(fresh(config, tmp_path, shard_windows=6))
     assert cache_vis(config)[0].outcome == "written"
 
@@ -240,7 +242,7 @@ def test_overwrite_beside_a_running_cache_vis_says_that_it_joins(
         train, val = cache_vis(config, overwrite=True)
     assert (train.outcome, val.outcome) == ("skipped", "written")
     assert [said.message for said in caplog.records if said.levelname == "WARNING"] == [
-        f"{train_file(config)}: another cache-vis is at work on it: --overwrite removes nothing and joins it"
+        f"{train_file(config)}: another cache-vis is working on it: --overwrite removes nothing and joins it"
     ]
 
 
@@ -274,14 +276,14 @@ def test_a_damaged_plan_and_a_foreign_shard(world: tuple[Config, bytes], tmp_pat
     shutil.copy(parts.record_path(0), parts.record_path(1))
     plan = (parts.folder / "plan.json").read_text()
     (parts.folder / "plan.json").write_text(plan[:100])
-    with pytest.raises(CacheError, match=r"plan.json: cannot be read: .*; delete the folder to start again"):
+    with pytest.raises(CacheError, match=r"plan.json: cannot be read: .*; delete the folder to start over"):
         cache_vis(config)
     (parts.folder / "plan.json").write_text("{}")
     with pytest.raises(CacheError, match=r"plan.json: expected the keys \['batch_size', 'identity', 'shard_windows'\]"):
         cache_vis(config)
     good = json.loads(plan)
     for change, message in (
-        ({"identity": {}}, "plan.json: identity.N: expected an int >= 1, found None; delete the folder to start again"),
+        ({"identity": {}}, "plan.json: identity.N: expected an int >= 1, found None; delete the folder to start over"),
         ({"identity": []}, "plan.json: identity.N: expected an int >= 1, found None"),
         ({"identity": {"N": 10**30}}, "plan.json: asks for more than 1000000 shards; delete the folder"),
         ({"shard_windows": 0}, "plan.json: shard_windows: expected an int >= 1, found 0"),

@@ -36,7 +36,9 @@ def test_a_plain_dataset_of_float_frames(tmp_path: Path) -> None:
 
 
 def test_a_dataset_of_features_needs_no_cache(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"train: cache_world.Windows yields vis_feats itself; it needs no cache-vis"):
+    with pytest.raises(
+        DataError, match=r"train: cache_world.Windows yields vis_feats itself; it does not need cache-vis"
+    ):
         cache_vis(plain_config(tmp_path, feats=True))
 
 
@@ -83,7 +85,7 @@ def test_frames_of_two_types_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
         "load_frame",
         lambda self, name: load(self, name) / 255 if "/7." in str(name) else load(self, name),
     )
-    with pytest.raises(DataError, match="train: some frames are uint8, others float; give one type"):
+    with pytest.raises(DataError, match="train: some frames are uint8, others float; use one type"):
         cache_vis(config)
 
 
@@ -107,7 +109,7 @@ def test_windows_of_two_types_are_refused_where_two_jobs_meet_in_one_batch(
         return sample if i in (2, 3) else {**sample, "frames": (sample["frames"] * 255).byte()}
 
     monkeypatch.setattr(Windows, "__getitem__", mixed)
-    with pytest.raises(DataError, match=r"^train: some frames are uint8, others float; give one type$"):
+    with pytest.raises(DataError, match=r"^train: some frames are uint8, others float; use one type$"):
         cache_vis(plain_config(tmp_path))
 
 

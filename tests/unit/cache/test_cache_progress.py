@@ -44,7 +44,7 @@ def test_lines_tell_frames_percentage_and_time_left(
         patch.undo()
         patch.setattr("cache.progress.LOG_EVERY", 0)
         cache_vis(config)
-    assert caplog.messages[0] == "train: 13 frames to encode, for 23 windows; 13 are done already"
+    assert caplog.messages[0] == "train: 13 frames to encode, for 23 windows; 13 are already done"
     shown = [int(found[1]) for line in caplog.messages if (found := re.match(r"train: (\d+) of 26 frames", line))]
     assert shown == sorted(shown)
     assert shown[-1] == 26

@@ -32,7 +32,7 @@ def test_a_good_config_has_no_problem_and_says_what_it_would_do(make_config: Mak
         "source": "frames",
         "windows read": "all",
         "windows": 40,
-        "frame spacing": "unknown: data.frame_spacing tells the robot",
+        "frame spacing": "unknown: set data.frame_spacing for the robot",
         "risk": "none 10, low 10, med 10, high 10",
         "reason": report.facts["data: train"]["reason"],
         "action": "continue 7, slow 7, stop 7, reverse 7, turn_left 6, turn_right 6",
@@ -40,7 +40,7 @@ def test_a_good_config_has_no_problem_and_says_what_it_would_do(make_config: Mak
     assert report.facts["cache-vis"]["train_frames"] == 43  # stride 1: 40 windows of 4
     assert report.facts["vision encoder"]["dv"] == 32
     assert (report.facts["LLM"]["d"], report.facts["LLM"]["path"]) == (64, "fast")
-    assert report.facts["train"]["steps an epoch"] == 5
+    assert report.facts["train"]["steps per epoch"] == 5
     assert report.facts["train"]["LLM compiled"] is False
     assert check(make_config(training={"compile": "on"})).facts["train"]["LLM compiled"] is True
     assert report.facts["machine"]["processes"] == 1
@@ -64,11 +64,11 @@ def test_all_problems_come_at_once(make_config: MakeConfig, tmp_path: Path) -> N
         "sqrt_balanced",
         f"{manifest}:1: telemetry: expected float [8] (ax, ay, az, gx, gy, gz, v, w), found float64 [1] (and 5 "
         "more like it)",
-        f"{tmp_path}/none.jsonl: there is no such manifest",
+        f"{tmp_path}/none.jsonl: manifest not found",
         f"model.d: the config says 63, but {models}/llm has width 64",
         f"model.dv: the config says 31, but local-dir:{models}/vision gives features of width 32",
-        f"{tmp_path}/foreign: holds logs but no config_resolved.yaml, so no run of simv0 made them and they are not "
-        "removed; choose another output.output_dir",
+        f"{tmp_path}/foreign: holds logs but no config_resolved.yaml, so they are not from a run of simv0 and are "
+        "not removed; choose another output.output_dir",
         f"cache.dir: {manifest}/cache cannot be written: {manifest} is a file",
     ]
 
@@ -142,7 +142,7 @@ def test_one_problem_keeps_its_text_kind_and_code(make_config: MakeConfig) -> No
         (own(wrong={"risk_id": 4}), "[0]: risk_id: expected 0..3 (none, low, med, high), found 4"),
         (own(wrong={"weight": -1.0}), "[0]: weight: expected a finite float32 >= 0, found -1.0"),
         (own(wrong={"frames": 1}), "[0]: expected one of the keys 'frames' and 'vis_feats', found the keys"),
-        ({"dataset_class_path": "nowhere.Windows"}, "data.dataset_class_path: there is no module 'nowhere'"),
+        ({"dataset_class_path": "nowhere.Windows"}, "data.dataset_class_path: no module named 'nowhere'"),
         (own(wring=1), "data.dataset_kwargs: check_world.VisFeats: "),
         (own(dv={"val": 7}), "val: features of width 7, but train has 6"),
     ],
@@ -177,7 +177,7 @@ def test_finished_features_stand_in_for_data_and_encoder(
     other = problems_of(make_config(cache={"dir": str(features)}, model={"vision_resize_mode": "longest"}))
     assert len(other) == 2
     assert (
-        'train.h5: was made of something else: vision_preprocess.resize_mode is "squash", wanted is "longest"'
+        'train.h5: does not match the config: vision_preprocess.resize_mode is "squash", wanted is "longest"'
         in other[0]
     )
 
@@ -188,8 +188,8 @@ def test_unfinished_shards_of_other_settings_are_found(make_config: MakeConfig, 
     plan = {"identity": read_features(features / "train.h5").info.identity, "shard_windows": 7, "batch_size": 16}
     (parts / "plan.json").write_text(json.dumps(plan))
     assert problems_of(make_config()) == [
-        f"{parts}: was made of something else: cache.shard_windows is 7, wanted is 16. "
-        "Make it anew with `simv0 cache-vis --overwrite`, or choose another cache.dir"
+        f"{parts}: does not match the config: cache.shard_windows is 7 in the file, 16 in the config. "
+        "Recreate it with `simv0 cache-vis --overwrite`, or choose another cache.dir"
     ]
     (parts / "shard-000000.h5").write_bytes(b"8 bytes.")
     again = check(make_config(cache={"shard_windows": 7}))
@@ -200,7 +200,7 @@ def test_unfinished_shards_of_other_settings_are_found(make_config: MakeConfig, 
 def test_leakage_is_told(make_config: MakeConfig, manifests: Path) -> None:
     same = str(manifests / "train.jsonl")
     report = check(make_config(data={"val_split_path": same}))
-    assert report.facts["data: both"]["leakage"].startswith("LEAKAGE: 1 groups stand in train and in val")
+    assert report.facts["data: both"]["leakage"].startswith("LEAKAGE: 1 groups appear in both train and val")
 
 
 def test_a_split_from_a_file_and_one_from_its_dataset_is_found(
@@ -250,7 +250,9 @@ def test_more_processes_than_gpus_is_a_problem(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert pick_device(make_config()) == torch.device("cuda", 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    with pytest.raises(ConfigError, match="torchrun has started 3 processes here, but there are GPUs for 2: write --"):
+    with pytest.raises(
+        ConfigError, match="torchrun started 3 processes on this machine, but its number of GPUs is 2: use --"
+    ):
         pick_device(make_config())
 
 

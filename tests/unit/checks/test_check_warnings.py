@@ -46,30 +46,30 @@ def test_what_is_odd_is_warned_of(make_config: MakeConfig) -> None:
     small = check(make_config(data=odd(n=3) | {"batch_size": 8}))
     assert small.problems == []
     assert small.warnings[:4] == [
-        "train: only 3 windows: too few to learn from",
+        "train: only 3 windows: too few to train on",
         "data.batch_size: 8 windows a step, but train has 3: one step an epoch",
-        "train: no window has risk none or low or med: it cannot be learnt",
-        "train: no window has reason unknown: it cannot be learnt",
+        "train: no window has risk none or low or med: it cannot be learned",
+        "train: no window has reason unknown: it cannot be learned",
     ]
     odd_units = check(make_config(data=odd(unit=1 / 9.8)))
     assert odd_units.warnings == [
-        "train: no window has risk none or low or med: it cannot be learnt",
+        "train: no window has risk none or low or med: it cannot be learned",
         *_odd_telemetry("train", make_config(data=odd(unit=1 / 9.8))),
-        "val: no window has risk none or low or med: how well it is told is not measured",
+        "val: no window has risk none or low or med: its accuracy cannot be measured",
         "val has 0 windows of other risks; at least 20 are needed to choose the alarm's threshold: best.pt will have "
         "none",
         *_odd_telemetry("val", make_config(data=odd(unit=1 / 9.8))),
-        "train and val: no group: whether train and val share recordings cannot be seen; give each window the name of "
-        "its recording",
+        "train and val: no group: cannot tell whether train and val share recordings; give each "
+        "window the name of its recording",
     ]
     assert str(odd_units) == "no problems found, 10 warnings"
-    assert odd_units.facts["data: both"] == {"leakage": "not known: no groups"}
+    assert odd_units.facts["data: both"] == {"leakage": "unknown: no groups"}
 
 
 def _odd_telemetry(split: str, config: Config) -> list[str]:
     largest = 57.3 * float(np.abs(Odd(split, 60).turns).max())
     return [
-        f"{split}: telemetry ax, ay, az, gx, gy, v: the same in every window, so nothing can be learnt from it",
+        f"{split}: telemetry ax, ay, az, gx, gy, v: the same in every window, so nothing can be learned from it",
         f"{split}: telemetry ax ay az: the median of |a| is 1.00, as in g; expected m/s^2 (about 9.81 with gravity)",
         f"{split}: telemetry gx gy gz: up to {largest:.4g}, as in degrees/s; expected rad/s",
     ]
@@ -131,7 +131,7 @@ def test_a_missing_picture_hides_no_wrong_label(make_config: MakeConfig, tmp_pat
     (tmp_path / "train_images/0003.png").unlink()
     said = problems_of(make_config(data={"train_split_path": str(manifest)}))
     assert [line.partition(": ")[2] for line in said] == [
-        "frames: there is no file 'train_images/0003.png' beside the manifest",
+        "frames: no file 'train_images/0003.png' found beside the manifest",
         "risk_id: expected 0..3 (none, low, med, high), found 7 (and 29 more like it)",
     ]
 
@@ -148,8 +148,8 @@ def test_what_workers_hand_over_is_compared_with_the_room(
     size = check(config).facts["vision encoder"]["picture"].split(" x ")
     need = 2 * 2 * 16 * 3 * int(size[0]) * int(size[1]) / 1e6
     assert [line for line in problems_of(config) if line.startswith("data.")] == [
-        f"data.num_workers: 2 processes hold up to {need:.1f} MB of frames in /, where 0.0 MB are free; give it more "
-        "room (docker run --shm-size=8g), or set data.num_workers=0"
+        f"data.num_workers: 2 processes hold up to {need:.1f} MB of frames in /, where 0.0 MB are free; enlarge "
+        "it (docker run --shm-size=8g), or set data.num_workers=0"
     ]
 
 
@@ -172,7 +172,7 @@ class OwnGenerator(Odd):
 def test_draws_that_cannot_be_repeated_are_warned_of(make_config: MakeConfig) -> None:
     said = check(make_config(data={"dataset_class_path": "test_check_warnings.OwnGenerator"})).warnings
     assert [line for line in said if "generator" in line] == [
-        f"{split}[0]: is another window when it is read again: the class draws from a generator of its own, so no run "
+        f"{split}[0]: changes when it is read again: the class uses its own random generator, so no run "
         "can be repeated or resumed exactly; draw from torch, numpy.random or random, which are seeded"
         for split in ("train", "val")
     ]
@@ -183,7 +183,7 @@ def test_a_foreign_feature_file_hides_no_fault_of_the_data(
 ) -> None:
     manifest = write_manifest(tmp_path / "train.jsonl", 30, seed=3, risk_id=7)
     said = problems_of(make_config(cache={"dir": str(features)}, data={"train_split_path": str(manifest)}))
-    assert "train.h5: was made of something else: " in said[0]
+    assert "train.h5: does not match the config: " in said[0]
     assert said[1] == f"{manifest}:1: risk_id: expected 0..3 (none, low, med, high), found 7 (and 29 more like it)"
 
 
@@ -203,8 +203,8 @@ def test_weights_that_are_neither_here_nor_to_be_had_are_one_line_each(make_conf
     here = f"are not on this machine ({tmp_path}/hf) and HF_HUB_OFFLINE is set"
     vit = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
     assert [line for line in done.stderr.splitlines() if not line.startswith("warning: ")] == [
-        f"error: model.llm_name_or_path: there is no folder Qwen/Qwen2.5-0.5B, its weights {here}; check the name, run "
-        "`hf download Qwen/Qwen2.5-0.5B` where there is a network, or give a local folder",
+        f"error: model.llm_name_or_path: Qwen/Qwen2.5-0.5B is not a local folder, and its weights {here}; check the "
+        "name, run `hf download Qwen/Qwen2.5-0.5B` where there is a network, or give a local folder",
         f"error: model.vision_encoder_name: the weights of ViT-B-32 ({vit}) {here}; check the name, run "
         f"`hf download {vit}` where there is a network, or give the file as model.vision_weights",
     ]
@@ -218,9 +218,7 @@ def test_memory_that_is_not_known_is_not_checked_and_told(
     report = check(make_config(cache={"in_memory": "always"}))
     assert report.problems == []
     assert report.facts["train"]["free_RAM_bytes"] is None
-    assert report.warnings[-1] == (
-        "machine: this system does not tell how much memory is free; whether training fits was not checked"
-    )
+    assert report.warnings[-1] == ("machine: free memory is unknown on this system; not checked whether training fits")
 
 
 def test_a_folder_without_weights_is_found(make_config: MakeConfig, models: Path, tmp_path: Path) -> None:

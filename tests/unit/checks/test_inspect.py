@@ -69,9 +69,9 @@ def test_what_cannot_be_inspected_is_told_what_to_give(tmp_path: Path) -> None:
     text.write_text("model: {}")
     damaged.write_text("hello")
     for path, what in (
-        (tmp_path, "holds no plan.json, so it is no folder of shards"),
+        (tmp_path, "holds no plan.json, so it is not a folder of shards"),
         (text, "neither a feature file nor a checkpoint"),
-        (tmp_path / "nothing", "there is no such file"),
+        (tmp_path / "nothing", "file not found"),
     ):
         with pytest.raises(CacheError) as caught:
             inspect_path(path)

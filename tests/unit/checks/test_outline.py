@@ -80,11 +80,11 @@ def test_probe_measures(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(simv0.checks.probe, "PATIENCE", 0.02)
     facts = check(make_config(), probe=True).facts["probe"]
     assert facts["train_seconds"] == pytest.approx(2 * facts["epoch_seconds"])
-    per_frame = 1 / facts["frames read a second"] + 1 / facts["frames encoded a second"]
+    per_frame = 1 / facts["frames read per second"] + 1 / facts["frames encoded per second"]
     assert facts["cache-vis_seconds"] == pytest.approx((43 + 23) * per_frame, rel=0.02)
     raw = check(make_config(model={"use_cached_vis_feats": False}), probe=True).facts["probe"]
     assert "cache-vis_seconds" not in raw
-    assert 1 / raw["training windows a second"] > 4 / raw["frames encoded a second"]
+    assert 1 / raw["training windows per second"] > 4 / raw["frames encoded per second"]
     assert "probe" not in check(make_config(model={"d": 3}), probe=True).facts
 
 

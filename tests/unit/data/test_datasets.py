@@ -40,13 +40,13 @@ def test_manifest_problems_name_file_and_line(tmp_path: Path) -> None:
     inside.mkdir()
     Image.new("RGB", (4, 4)).save(inside / "b.png")
     (inside / "link.png").symlink_to(tmp_path / "a.png")
-    assert refusal(tmp_path / "none.jsonl") == "DIR/none.jsonl: there is no such manifest"
+    assert refusal(tmp_path / "none.jsonl") == "DIR/none.jsonl: manifest not found"
     assert refusal(manifest(tmp_path, {"frames": ["a.png"]}, "{oops")).startswith("DIR/m.jsonl:2: not JSON: ")
     assert refusal(manifest(tmp_path, [1])) == "DIR/m.jsonl:1: expected a JSON object, found list"
     no_list = "DIR/m.jsonl:1: frames: expected a list of image paths, found "
     assert refusal(manifest(tmp_path, {"frames": "a.png"})) == no_list + "'a.png'"
     assert refusal(manifest(tmp_path, {})) == no_list + "None"
-    missing = "DIR/m.jsonl:2: frames: there is no file 'c.png' beside the manifest"
+    missing = "DIR/m.jsonl:2: frames: no file 'c.png' found beside the manifest"
     assert refusal(manifest(tmp_path, {"frames": ["a.png"]}, {"frames": ["a.png", "c.png"]})) == missing
     link = " by a link; if you trust it: data.dataset_kwargs={follow_links: true}"
     for name, by in (("../a.png", ""), ("..\\a.png", ""), ("link.png", link), (str(tmp_path / "a.png"), "")):
@@ -93,7 +93,7 @@ def test_names_that_another_system_wrote_are_found(tmp_path: Path) -> None:
     for form in ("NFC", "NFD"):
         Image.new("RGB", (4, 4)).save(tmp_path / unicodedata.normalize(form, "ệ.png"))
     mixed = unicodedata.normalize("NFC", "ê") + "\N{COMBINING DOT BELOW}.png"
-    assert "there is no file" in refusal(manifest(tmp_path, {"frames": [mixed]}))
+    assert "no file " in refusal(manifest(tmp_path, {"frames": [mixed]}))
     for name in ("C:\\data\\0.jpg", "d:/data/0.jpg", "\\\\nas\\data\\0.jpg"):
         assert refusal(manifest(tmp_path, {"frames": [name]})) == (
             f"DIR/m.jsonl:1: frames: {name!r} is an absolute path of Windows; write it relative to the manifest, with "
@@ -106,13 +106,13 @@ def test_the_mistakes_of_a_manifest_come_together(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     rows = [{"frames": ["a.png", "b.png"]}, {"frames": ["b.png"]}, {"frames": 5}, {"frames": ["c.png"]}, {"frames": 5}]
     assert refusal(manifest(tmp_path, *rows)).splitlines() == [
-        "DIR/m.jsonl:1: frames: there is no file 'b.png' beside the manifest",
+        "DIR/m.jsonl:1: frames: no file 'b.png' found beside the manifest",
         "DIR/m.jsonl:3: frames: expected a list of image paths, found 5 (and 1 more like it)",
-        "DIR/m.jsonl:4: frames: there is no file 'c.png' beside the manifest",
+        "DIR/m.jsonl:4: frames: no file 'c.png' found beside the manifest",
     ]
     many = refusal(manifest(tmp_path, *({"frames": [f"{i}.png"]} for i in range(20)))).splitlines()
     assert many[7:] == [
-        "DIR/m.jsonl:8: frames: there is no file '7.png' beside the manifest",
+        "DIR/m.jsonl:8: frames: no file '7.png' found beside the manifest",
         "(there may be more)",
     ]
 
@@ -142,10 +142,10 @@ def test_what_json_allows_but_no_file_system_or_float_does(tmp_path: Path) -> No
         ("x" * 300, "'" + "x" * 200 + "'..."),
         ("\ud800.png", r"'\ud800.png'"),
     ):
-        expected = f"DIR/m.jsonl:1: frames: there is no file {shown} beside the manifest"
+        expected = f"DIR/m.jsonl:1: frames: no file {shown} found beside the manifest"
         assert refusal(manifest(tmp_path, {"frames": [name]})) == expected
     (tmp_path / "circle.png").symlink_to(tmp_path / "circle.png")
-    assert "there is no file 'circle.png'" in refusal(manifest(tmp_path, {"frames": ["circle.png"]}))
+    assert "no file 'circle.png'" in refusal(manifest(tmp_path, {"frames": ["circle.png"]}))
     assert refusal(manifest(tmp_path, "[" * 100_000)).startswith("DIR/m.jsonl:1: not JSON: maximum recursion depth")
     late = refusal(manifest(tmp_path, {"video": "a.png", "timestamps": [0, 10**400]}))
     assert late.startswith("DIR/m.jsonl:1: timestamps: expected a list of seconds >= 0, found [0, 1000")
@@ -248,7 +248,7 @@ def test_the_users_class_is_built_with_its_split_and_arguments(user_module: str)
         (
             "robot_windowz.Windows",
             {},
-            "data.dataset_class_path: there is no module 'robot_windowz'; it must be installed",
+            "data.dataset_class_path: no module named 'robot_windowz'; it must be installed",
         ),
         ("robot_windows.Window", {}, "data.dataset_class_path: robot_windows has no 'Window'"),
         ("robot_windows.Windows", {"sise": 1}, "data.dataset_kwargs: robot_windows.Windows: Windows.__init__() got an"),
@@ -265,7 +265,7 @@ def test_bugs_in_the_users_code_keep_their_traceback(user_module: str) -> None:
         load_dataset(data("robot_windows.Broken"), "train")
     with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
         load_dataset(data("needs_more.Windows"), "train")
-    with pytest.raises(DataError, match=r"robot_windows.NoLength: a map-style dataset needs __len__"):
+    with pytest.raises(DataError, match=r"robot_windows.NoLength: a map-style dataset must define __len__"):
         load_dataset(data("robot_windows.NoLength"), "train")
 
 
@@ -289,7 +289,7 @@ def test_class_weights_are_checked() -> None:
         ({"risk": 2.0}, "class_weights: risk: expected 4 floats, found 2.0"),
         ({"risk": np.float64(2)}, "class_weights: risk: expected 4 floats, found np.float64(2.0)"),
         ({"risk": []}, "class_weights: risk: expected 4 floats, found 0"),
-        ({"risk": [0, 0.0, 1e-50, 0]}, "class_weights: risk: all zero; nothing would be learnt"),
+        ({"risk": [0, 0.0, 1e-50, 0]}, "class_weights: risk: all zero; nothing would be learned"),
         ({"risk": [1, 2, 3, 1e39]}, "class_weights: risk: expected finite floats >= 0, found [1.0, 2.0, 3.0, 1e+39]"),
         ({"risk": [1, 2, 3, -1]}, "class_weights: risk: expected finite floats >= 0, found [1.0, 2.0, 3.0, -1.0]"),
     ]:

@@ -83,10 +83,10 @@ def test_pixels_whose_range_nothing_tells_are_refused(tmp_path: Path) -> None:
         for name in ("dim.png", "dim.tif"):
             assert refusal(save(tmp_path / name, dim)) == (
                 f"16-bit pixels of at most {highest}, where white is 65535: is it 12-bit, 14-bit or depth? "
-                "Save it at 8 bit, scaled as you mean it"
+                "Save it as 8 bit, scaled as intended"
             )
     assert refusal(save(tmp_path / "int.tif", GRAY.astype(np.int32) * 100)) == (
-        "32-bit integer pixels, found 0..25500: nothing tells what white is; save it at 8 bit, or at 16 bit with white "
+        "32-bit integer pixels, found 0..25500: the white level is unknown; save it as 8 bit, or as 16 bit with white "
         "at 65535"
     )
     for values, found in ((GRAY, "0..255"), (GRAY - 1.0, "-1..254"), (GRAY * np.nan, "nan..nan")):
@@ -134,7 +134,7 @@ def test_a_file_of_several_pictures_is_refused(tmp_path: Path) -> None:
     one, two = Image.fromarray(RGB), Image.fromarray(255 - RGB)
     for name, kind in (("a.tif", "TIFF"), ("a.gif", "GIF"), ("a.png", "PNG"), ("a.webp", "WEBP")):
         one.save(tmp_path / name, save_all=True, append_images=[two])
-        assert refusal(tmp_path / name) == f"holds 2 pictures ({kind}): write each frame as a file of its own"
+        assert refusal(tmp_path / name) == f"holds 2 pictures ({kind}): write each frame to its own file"
     one.save(tmp_path / "a.mpo", save_all=True, append_images=[two])  # a phone's JPEG
     one.save(tmp_path / "a.jpg")
     assert (shown(tmp_path / "a.mpo") == shown(tmp_path / "a.jpg")).all()

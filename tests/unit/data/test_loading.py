@@ -40,8 +40,8 @@ def test_a_dataset_that_cannot_be_sent_to_a_worker_is_one_line() -> None:
     with pytest.raises(DataError) as error:
         started(loader)
     assert str(error.value) == (
-        "data.num_workers: the dataset cannot be sent to another process: cannot pickle '_io.TextIOWrapper' object; "
-        "open files and make functions in __getitem__, or set data.num_workers=0"
+        "data.num_workers: the dataset cannot be pickled for another process: cannot pickle '_io.TextIOWrapper' object"
+        "; open files and create functions in __getitem__, or set data.num_workers=0"
     )
     dataset.file.close()
 

@@ -72,7 +72,7 @@ def test_a_name_that_is_taken_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
         ("cache.Windows", f"cache has no 'Windows'; cache is {installed}, not {tmp_path}/cache.py: rename yours"),
         (
             "cache.windows.Windows",
-            f"there is no module 'cache.windows'; cache is {installed}, not {tmp_path}/cache/windows.py: rename yours",
+            f"no module named 'cache.windows'; cache is {installed}, not {tmp_path}/cache/windows.py: rename yours",
         ),
     ]:
         with pytest.raises(ConfigError) as error:

@@ -50,12 +50,12 @@ nan = float("nan")
         ({"weight": np.bool_(True)}, "weight: expected a float >= 0, found bool True"),
         ({"weight": torch.ones(1)}, "weight: expected a float >= 0, found Tensor tensor([1.])"),
         ({"weight": "heavy"}, "weight: expected a float >= 0, found str 'heavy'"),
-        ({"sample_id": 5}, "sample_id: expected a text, found int 5"),
-        ({"sample_id": b"a"}, "sample_id: expected a text, found bytes b'a'"),
+        ({"sample_id": 5}, "sample_id: expected a string, found int 5"),
+        ({"sample_id": b"a"}, "sample_id: expected a string, found bytes b'a'"),
         ({"t": nan}, "t: expected finite seconds, found float nan"),
         ({"t": True}, "t: expected finite seconds, found bool True"),
         ({"t": "12:30"}, "t: expected finite seconds, found str '12:30'"),
-        ({"group": ""}, "group: expected a text, found str ''"),
+        ({"group": ""}, "group: expected a string, found str ''"),
         (
             {"frames": None},
             "expected one of the keys 'frames' and 'vis_feats', "
@@ -138,9 +138,9 @@ class Rows:
         ([], "val: the split is empty"),
         (
             [sample(sample_id="a"), sample(), sample(sample_id="a")],
-            "val[2]: sample_id 'a' stands at val[0] already; sample_ids are unique within a split",
+            "val[2]: sample_id 'a' already appears at val[0]; sample_ids must be unique within a split",
         ),
-        ([sample(weight=0.0), sample(weight=0)], "val: all 2 weights are zero; nothing would be learnt"),
+        ([sample(weight=0.0), sample(weight=0)], "val: all 2 weights are zero; nothing would be learned"),
         (
             [sample(risk_id=9), sample(), sample(weight=-1)],
             "val[0]: risk_id: expected 0..3 (none, low, med, high), found 9\n"
@@ -148,9 +148,9 @@ class Rows:
         ),
         (
             [sample(group="g"), sample()],
-            "val[1]: group is missing, but val[0] has one; give all or none",
+            "val[1]: group is missing, but val[0] has one; set it on all samples or on none",
         ),
-        ([sample(), sample(t=0.5)], "val[0]: t is missing, but val[1] has one; give all or none"),
+        ([sample(), sample(t=0.5)], "val[0]: t is missing, but val[1] has one; set it on all samples or on none"),
     ],
 )
 def test_what_only_the_whole_split_shows(rows: list[dict[str, Any]], message: str) -> None:
@@ -187,8 +187,8 @@ def test_shared_recordings_and_frames_are_a_loud_warning(tmp_path: Path, caplog:
         )
         warnings = warn_of_leakage(train, train, ["a"], ["b", "a"])
     assert [warning[:60] for warning in warnings] == [
-        "LEAKAGE: 1 groups stand in train and in val (first: 'a'); th",
-        f"LEAKAGE: 9 frames stand in train and in val (first: {tmp_path}"[:60],
+        "LEAKAGE: 1 groups appear in both train and val (first: 'a'); th",
+        f"LEAKAGE: 9 frames appear in both train and val (first: {tmp_path}"[:60],
     ]
     assert caplog.messages == warnings
 
@@ -203,7 +203,7 @@ def test_a_frame_is_known_by_its_file_not_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "one" / "odd.jsonl").write_text(rows.replace("a_images/", "./a_images/../a_images/"))
     for name in ("above.jsonl", "one/odd.jsonl"):
         other = ManifestDataset(tmp_path / name)
-        assert warn_of_leakage(one, other, None, None)[0].startswith("LEAKAGE: 5 frames stand in train and in val")
+        assert warn_of_leakage(one, other, None, None)[0].startswith("LEAKAGE: 5 frames appear in both train and val")
         assert torch.equal(other[1]["frames"], one[1]["frames"])
 
 

@@ -90,7 +90,7 @@ def test_the_config_and_the_data_must_agree(caplog: pytest.LogCaptureFixture) ->
         warn_of_spacing(0.2, 0.22)
         assert caplog.messages == []
         warn_of_spacing(0.2, 0.5)
-    assert caplog.messages == ["val's frames are 0.5 s apart, train's 0.2 s: val says little about windows as in train"]
+    assert caplog.messages == ["val's frames are 0.5 s apart, train's 0.2 s: val is not representative of train"]
 
 
 def test_another_spacing_than_in_training_is_told(caplog: pytest.LogCaptureFixture) -> None:

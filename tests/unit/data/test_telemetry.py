@@ -47,9 +47,9 @@ def test_what_was_not_measured_is_nan(tmp_path: Path) -> None:
         (HEAD + ROW.format(t=0.5) * 3, "t.csv: t: all 3 readings are of 0.5 s; give each its own time"),
         (
             HEAD + ROW.format(t="0.0") + "0,200,0,5,0,1,9,81,0,01,0,02,0,03,1,25,0,03\n",
-            "t.csv:3: expected 9 fields, as the first line names, found 18; write decimal points, not commas",
+            "t.csv:3: expected 9 fields, as in the header, found 18; write decimal points, not commas",
         ),
-        (HEAD + "\n" + "0.1,1,2\n", "t.csv:3: expected 9 fields, as the first line names, found 3"),
+        (HEAD + "\n" + "0.1,1,2\n", "t.csv:3: expected 9 fields, as in the header, found 3"),
         (HEAD.replace(",", ";") + "0,2;0;0;0;0;0;0;0;0\n", "t.csv:2: t: expected seconds, found '0,2'; write 0.2"),
         (HEAD + '0.2,"0,5",0,0,0,0,0,0,0\n', "t.csv:2: ax: expected a number, found '0,5'; write 0.5"),
         (HEAD + "0.2,1_000,0,0,0,0,0,0,0\n", "t.csv:2: ax: expected a number, found '1_000'"),
@@ -59,14 +59,14 @@ def test_what_was_not_measured_is_nan(tmp_path: Path) -> None:
         (HEAD + HEAD, "t.csv:2: t: expected seconds, found 't'"),
         (HEAD + ",0,0,0,0,0,0,0,0\n", "t.csv:2: t: expected seconds, found ''"),
         (HEAD.replace("gz", "gx"), "t.csv: the columns gz are missing; expected t,ax,ay,az,gx,gy,gz,v,w"),
-        (HEAD.replace("w\n", "w,v\n"), "t.csv: the column v stands 2 times; keep one"),
+        (HEAD.replace("w\n", "w,v\n"), "t.csv: the column v appears 2 times; keep one"),
         (
             HEAD + "".join(ROW.format(t=1.7e12 + 50 * i) for i in range(3)),
             "t.csv: t: readings are 50 apart (median); expected seconds: divide ms by 1e3, us by 1e6, ns by 1e9",
         ),
         (
             HEAD + ROW.format(t=0.2) + "\n" + ROW.format(t=0.1),
-            "t.csv:4: t: 0.1 comes before 0.2; sort the rows by t",
+            "t.csv:4: t: 0.1 comes after 0.2; sort the rows by t",
         ),
     ],
 )
@@ -92,8 +92,8 @@ def test_readings_of_one_moment_are_warned_of(tmp_path: Path, caplog: pytest.Log
     with caplog.at_level(logging.WARNING, "simv0"):
         read(tmp_path, HEAD + "".join(ROW.format(t=t) for t in (0.0, 0.2, 0.2, 0.4)))
     assert caplog.messages == [
-        f"{tmp_path}/t.csv: 1 of 4 readings have the time of the one before (first: line 4); a frame takes the first "
-        "of them"
+        f"{tmp_path}/t.csv: 1 of 4 readings have the same time as the one before (first: line 4); a frame uses "
+        "the first of them"
     ]
 
 

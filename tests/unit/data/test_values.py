@@ -114,7 +114,7 @@ def test_frames_of_0_to_255_as_floats_are_refused_by_their_range() -> None:
 
 
 def test_a_manifests_line_has_one_name(tmp_path: Path) -> None:
-    """In every message: of its keys, of what only the whole split shows, of a key that stands twice."""
+    """In every message: of its keys, of what only the whole split shows, of a key that appears twice."""
     path = write_manifest(tmp_path / "a.jsonl", 4, seed=0)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -126,12 +126,12 @@ def test_a_manifests_line_has_one_name(tmp_path: Path) -> None:
         return str(error.value)
 
     assert refused(2, {"weight": -1}) == f"{path}:3: weight: expected a finite float32 >= 0, found -1"
-    assert refused(3, {"sample_id": "a-1"}).startswith(f"{path}:4: sample_id 'a-1' stands at {path}:2 already; ")
-    assert refused(1, {"t": 0.5}) == f"{path}:1: t is missing, but {path}:2 has one; give all or none"
+    assert refused(3, {"sample_id": "a-1"}).startswith(f"{path}:4: sample_id 'a-1' already appears at {path}:2; ")
+    assert refused(1, {"t": 0.5}) == f"{path}:1: t is missing, but {path}:2 has one; set it on all samples or on none"
     path.write_text('{"frames": [], "weight": 1, "weight": 2}\n')
     with pytest.raises(DataError) as error:
         ManifestDataset(path)
-    assert str(error.value) == f"{path}:1: the key 'weight' stands twice in one object"
+    assert str(error.value) == f"{path}:1: the key 'weight' appears twice in one object"
 
 
 def test_the_moments_of_windows_are_kept_in_feature_files(make_config: MakeConfig, tmp_path: Path) -> None:

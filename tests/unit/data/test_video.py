@@ -183,7 +183,7 @@ def test_cache_vis_decodes_each_frame_of_a_video_once(
         ({"frames": ["a.png"]}, "expected one of the keys 'frames' and 'video', found both"),
         ({"video": 3}, "video: expected a path, found 3"),
         ({"video": "../run1.mp4"}, "video: '../run1.mp4' leads outside the manifest's folder"),
-        ({"video": "none.mp4"}, "video: there is no file 'none.mp4' beside the manifest"),
+        ({"video": "none.mp4"}, "video: no file 'none.mp4' found beside the manifest"),
         ({"timestamps": []}, "timestamps: expected a list of seconds >= 0, found []"),
         ({"timestamps": [0, -1]}, "timestamps: expected a list of seconds >= 0, found [0, -1]"),
         ({"timestamps": [True]}, "timestamps: expected a list of seconds >= 0, found [True]"),
@@ -204,7 +204,7 @@ def test_what_is_no_video_is_refused_and_opens_nothing_else(tmp_path: Path, vide
         with pytest.raises(DataError, match=rf"{name}.mp4: cannot be read as a video: ") as error:
             VideoReader(tmp_path / f"{name}.mp4")
         assert "\n" not in str(error.value)
-    with pytest.raises(DataError, match="none.mp4: there is no such video"):
+    with pytest.raises(DataError, match="none.mp4: video not found"):
         VideoReader(tmp_path / "none.mp4")
 
 
@@ -243,7 +243,7 @@ def test_a_folder_takes_its_times_from_the_rows_or_from_fps(manifests: Path, tmp
     write_csv(rows, [1.0, 1.5])
     with pytest.raises(ConfigError, match=r"frames: 3 images, but .*t.csv has 2 rows, .*; give --fps$"):
         open_recording(folder, rows)
-    with pytest.raises(ConfigError, match=r"frames: carries no telemetry; give --telemetry with the columns t,ax,"):
+    with pytest.raises(ConfigError, match=r"frames: has no telemetry; give --telemetry with the columns t,ax,"):
         open_recording(folder, None)
 
 
@@ -251,10 +251,10 @@ def test_a_folder_takes_its_times_from_the_rows_or_from_fps(manifests: Path, tmp
     ("text", "message"),
     [
         ("t,ax,ay,az,gx,gy,gz,v\n", "t.csv: the columns w are missing; expected t,ax,ay,az,gx,gy,gz,v,w"),
-        ("t,ax,ay,az,gx,gy,gz,v,w\n", "t.csv: holds no readings"),
+        ("t,ax,ay,az,gx,gy,gz,v,w\n", "t.csv: has no readings"),
         ("t,ax,ay,az,gx,gy,gz,v,w\nx,1,1,1,1,1,1,1,1\n", "t.csv:2: t: expected seconds, found 'x'"),
         ("t,ax,ay,az,gx,gy,gz,v,w\n0,1,1,1,fast,1,1,1,1\n", "t.csv:2: gx: expected a number, found 'fast'"),
-        ("t,ax,ay,az,gx,gy,gz,v,w\n1,1,1,1,1,1,1,1,1\n0,1,1,1,1,1,1,1,1\n", "t.csv:3: t: 0 comes before 1; sort"),
+        ("t,ax,ay,az,gx,gy,gz,v,w\n1,1,1,1,1,1,1,1,1\n0,1,1,1,1,1,1,1,1\n", "t.csv:3: t: 0 comes after 1; sort"),
     ],
 )
 def test_wrong_telemetry_is_refused(tmp_path: Path, text: str, message: str) -> None:

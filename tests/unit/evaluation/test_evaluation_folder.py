@@ -114,7 +114,7 @@ def test_a_run_outlives_the_keys_it_was_trained_with(make_config: MakeConfig, fe
     finished.config.write_text(text.replace("training:\n", "training:\n  smoothing: 0.1\n"), encoding="utf-8")
     found = run("evaluate", "--no-baselines", "--ckpt", finished.best)
     assert found.exit_code == 0, found.output
-    told = f"{finished.config}: keys that this simv0 does not know are left out: training.smoothing\n"
+    told = f"{finished.config}: keys unknown to this simv0 are ignored: training.smoothing\n"
     assert told in found.stdout
     wrong = run(
         "evaluate", "--no-baselines", "--ckpt", finished.best, "--config", finished.config

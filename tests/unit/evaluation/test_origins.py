@@ -31,12 +31,12 @@ def test_windows_of_train_are_recognised_under_other_names(
     shutil.copytree(manifests, tmp_path / "here")
     same, _ = cautions("same_frames", test, manifests)
     assert [line.partition(" (first")[0] for line in same] == [
-        "LEAKAGE: 15 frames stand in train and in same_frames.jsonl"
+        "LEAKAGE: 15 frames appear in both train and same_frames.jsonl"
     ]
     (manifests / "same_frames.jsonl").unlink()
     copied, _ = cautions("copied", test, tmp_path / "here")
     assert copied == [
-        "LEAKAGE: 12 of 12 windows of copied.jsonl have the very telemetry of a train window (first: 'test-10'); "
+        "LEAKAGE: 12 of 12 windows of copied.jsonl have exactly the telemetry of a train window (first: 'test-10'); "
         "the copied.jsonl figures will flatter the model. Split by recording."
     ]
     new = [{**row, "telemetry": [float(i)] * 8} for i, row in enumerate(test)]
@@ -74,7 +74,9 @@ def test_an_evaluation_on_features_does_without_the_dataset(
     run = fit(config)
     monkeypatch.setattr(Mounted, "there", False)
     found, folder = evaluate_checkpoint(run.best)
-    assert found.notes == ["Best epoch and alarm threshold were chosen on this split: expect less of new recordings."]
+    assert found.notes == [
+        "Best epoch and alarm threshold were chosen on this split: expect lower figures on new recordings."
+    ]
     assert "Their frames are not shown: /mnt/nas is not mounted" in (folder / "report.html").read_text()
     outside, _ = evaluate_checkpoint(run.best, make_config(), data=str(run.root.parent / "cache" / "val.h5"))
     assert outside.notes == []  # the recordings are compared from the feature files alone

@@ -74,11 +74,9 @@ def test_what_is_trained_on_a_datasets_own_features_can_be_predicted(
     ):
         with pytest.raises(CheckpointError, match=takes):
             call()
-    with pytest.raises(
-        DataError, match="^other: there is no such manifest; for windows of fit_world.VisFeats give its"
-    ):
+    with pytest.raises(DataError, match="^other: manifest not found; for windows of fit_world.VisFeats give its"):
         list(predict_windows(best, "other"))
-    with pytest.raises(DataError, match="^other: sample_id 'w8' stands there twice; sample_ids are unique$"):
+    with pytest.raises(DataError, match="^other: sample_id 'w8' appears twice; sample_ids must be unique$"):
         list(predict_windows(best, "other", own(make_config, "test_predict_windows.Twice")))
 
 
@@ -114,7 +112,7 @@ def test_mistakes_of_a_manifest_come_together_and_before_the_networks(
     assert [line.partition(": ")[0] for line in several] == [f"{data}:{line}" for line in (2, 3, 4)]
     assert several[0] == f"{data}:2: frames: expected 4 (model.F), found 3"
     assert refusal({}, {}, {"sample_id": "new-0"}, {}) == (
-        f"{data}:3: sample_id 'new-0' stands at {data}:1 already; sample_ids are unique within a split"
+        f"{data}:3: sample_id 'new-0' already appears at {data}:1; sample_ids must be unique within a split"
     )
 
 

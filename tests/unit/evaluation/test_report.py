@@ -85,7 +85,7 @@ def test_it_shows_metrics_baselines_alarm_and_misses(page: str) -> None:
     assert str(this.alarm) in text
     assert this.alarm.chosen is not None
     assert f"chosen, P(high) ≥ {this.alarm.chosen.threshold:.3f}" in text
-    missed = re.search(r"High windows that raised no alarm.*?(\d+) windows", text, re.S)
+    missed = re.search(r"High windows without an alarm.*?(\d+) windows", text, re.S)
     assert missed is not None
     assert int(missed[1]) == N_HIGH - round(this.alarm.chosen.recall.value * N_HIGH) == 2
     assert page.count("<img ") == 4 * (2 + 8)
@@ -94,11 +94,11 @@ def test_it_shows_metrics_baselines_alarm_and_misses(page: str) -> None:
 
 def test_what_is_not_there_is_said() -> None:
     def gone(window: int) -> torch.Tensor:
-        raise DataError("a.png: there is no such image")
+        raise DataError("a.png: image not found")
 
-    page = words(render(evaluated(frames=gone, baselines="the train split is not here", history=([], []))))
-    assert "a.png: there is no such image" in page
-    assert "Not compared: the train split is not here" in page
+    page = words(render(evaluated(frames=gone, baselines="the train split is not available", history=([], []))))
+    assert "a.png: image not found" in page
+    assert "Not compared: the train split is not available" in page
     assert "Training" not in page
     labels = evaluated().labels
     calm = Labels(labels.telemetry, {**labels.ids, "risk": np.zeros(N, int)}, labels.weight, labels.sample_id, None)
@@ -126,7 +126,7 @@ def of_windows(n: int, **changes: Any) -> Evaluated:
 
 
 def test_a_perfect_score_on_few_or_leaked_windows_is_no_triumph() -> None:
-    leak = "LEAKAGE: 1 groups stand in train and in val (first: 'a'); the val figures will flatter the model."
+    leak = "LEAKAGE: 1 groups appear in both train and val (first: 'a'); the val figures will flatter the model."
     page = render(of_windows(3, leakage=[leak], baselines={"linear, telemetry": {"composite": 1.0}}))
     box, text = told(page), " ".join(words(page).split())
     assert box.startswith(f"Before you believe these figures {leak} FEW WINDOWS: 3 of 3 are of risk ")
@@ -250,9 +250,7 @@ def test_evaluate_writes_it_with_frames_and_baselines_and_lives_without(
     assert "Training" in text
     (folder / "report.html").unlink()
     again = evaluate_checkpoint(run.best, data=str(features / "train.h5"), baselines=False)[0]
-    assert again.cautions[0] == (
-        "LEAKAGE: train and train.h5 are the same windows: the figures say how well it remembers."
-    )
+    assert again.cautions[0] == ("LEAKAGE: train and train.h5 are the same windows: the figures measure memorisation.")
     assert evaluate_checkpoint(run.best, split="train", baselines=False)[0].cautions[0].startswith("TRAINED ON: ")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     evaluate_checkpoint(run.best)

@@ -147,7 +147,7 @@ def test_memory_is_told_as_far_as_the_system_tells_it(tmp_path: Path, monkeypatc
 
 
 def test_missing(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match=r"train.h5: there is no such feature file; `simv0 cache-vis` makes it"):
+    with pytest.raises(CacheError, match=r"train.h5: feature file not found; create it with `simv0 cache-vis`"):
         CachedDataset(tmp_path / "train.h5")
     with pytest.raises(CacheError, match=r"holds no plan.json; expected a feature file or its folder of shards"):
         CachedDataset(tmp_path)

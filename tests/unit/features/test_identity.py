@@ -15,7 +15,7 @@ from simv0.features.identity import compare_identity, compare_splits, wanted_ide
 from simv0.training.refusals import config_differences
 from simv0.training.splits import open_split
 
-WAYS_OUT = r"Make it anew with `simv0 cache-vis --overwrite`, or choose another cache.dir$"
+WAYS_OUT = r"Recreate it with `simv0 cache-vis --overwrite`, or choose another cache.dir$"
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_what_cache_vis_refuses(config: Config, tmp_path: Path, monkeypatch: pyt
     path = Path(config.cache.dir) / "train.h5"
 
     def refused(other: Config, message: str) -> None:
-        with pytest.raises(CacheError, match=f"^{path}: was made of something else: {message}.*{WAYS_OUT}"):
+        with pytest.raises(CacheError, match=f"^{path}: does not match the config: {message}.*{WAYS_OUT}"):
             cache_vis(other)
 
     refused(changed(config, "cache", dtype="float32"), 'dtype is "float16", wanted is "float32"')
@@ -49,7 +49,7 @@ def test_what_cache_vis_refuses(config: Config, tmp_path: Path, monkeypatch: pyt
     manifest.write_text(json.dumps({**first, "risk_id": 3}) + rows[rows.index("\n") :])
     refused(config, r"split_file is .*; content_digest is .*; labels_digest is")
     manifest.write_text(rows[: rows.rindex("\n", 0, -1) + 1])
-    refused(config, "split_file is .*; N is 23, wanted is 22; content_digest is")
+    refused(config, "split_file is .*; N is 23 in the file, 22 in the config; content_digest is")
     manifest.write_text(rows)
     image = tmp_path / "train" / "3.png"
     image.write_bytes((tmp_path / "train" / "4.png").read_bytes())
@@ -113,8 +113,8 @@ def test_what_the_config_alone_can_tell(config: Config) -> None:
     compare_identity(stored, wanted_identity(config, "train"), path)
     compare_identity(stored, wanted_identity(changed(config, "cache", precision="auto"), "train"), path)
     for section, field, value, named in (
-        ("model", "F", 8, "F is 4, wanted is 8"),
-        ("model", "dv", 512, "dv is 24, wanted is 512"),
+        ("model", "F", 8, "F is 4 in the file, 8 in the config"),
+        ("model", "dv", 512, "dv is 24 in the file, 512 in the config"),
         (
             "model",
             "vision_encoder_name",
@@ -146,5 +146,5 @@ def test_train_and_val_must_agree(config: Config) -> None:
     assert train["N"] != val["N"]
     names = {"vision_encoder_name", "vision_pretrained", "vision_file"}  # their digest tells more
     for field in set(train) - names - {"N", "content_digest", "labels_digest", "split", "split_file"}:
-        with pytest.raises(CacheError, match=f"val.h5: was made of something else: {field}"):
+        with pytest.raises(CacheError, match=f"val.h5: does not match the config: {field}"):
             compare_splits({**train, field: "other"}, val, folder / "val.h5")

@@ -111,7 +111,7 @@ def test_an_unfinished_folder_and_one_of_other_features_are_refused(
             os.link(path, tmp_path / "half" / name / path.name)
     config = mapped(make_config, tmp_path / "half", tmp_path / "run")
     squash = config.model_copy(update={"model": config.model.model_copy(update={"vision_resize_mode": "longest"})})
-    with pytest.raises(CacheError, match=r"train.h5.parts: was made of something else: vision_preprocess.resize_mode"):
+    with pytest.raises(CacheError, match=r"train.h5.parts: does not match the config: vision_preprocess.resize_mode"):
         fit(squash)
     (tmp_path / "half" / "train.h5.parts" / "shard-000001.json").unlink()
     with pytest.raises(CacheError) as error:

@@ -200,7 +200,7 @@ def test_embed_rms_by_hand(checkpoints: dict[str, Path], tmp_path: Path) -> None
             tf.T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4),
             "t5 is an encoder-decoder model; choose a decoder-only LLM",
         ),
-        (tf.BertConfig(**SMALL), "its first position sees later ones (an encoder); choose a decoder-only LLM"),
+        (tf.BertConfig(**SMALL), "its first position attends to later ones (an encoder); choose a decoder-only LLM"),
         (
             tf.ViTConfig(
                 hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, image_size=32
@@ -249,8 +249,8 @@ def test_refuses_unused_weights(checkpoints: dict[str, Path], tmp_path: Path) ->
     with pytest.raises(ModelError) as caught:
         load_llm(name)
     assert str(caught.value) == (
-        f"{name}: 2 weights are unused, first: model.layers.0.mlp.up_proj.bias; config.json describes another model "
-        "than the one whose weights lie beside it"
+        f"{name}: 2 weights are unused, first: model.layers.0.mlp.up_proj.bias; config.json describes a different "
+        "model from the weights beside it"
     )
     old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4), "lm_head.bias": torch.zeros(50)}
     name = edited(checkpoints["llama"], tmp_path / "old", lambda weights: weights.update(old))
@@ -333,7 +333,7 @@ def test_refuses_foreign_code(checkpoints: dict[str, Path], tmp_path: Path) -> N
 
 
 def test_refuses_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ModelError, match="there is no such folder; give a folder with config"):
+    with pytest.raises(ModelError, match="folder not found; give a folder with config"):
         load_llm(str(tmp_path / "nothing"))
     with pytest.raises(ModelError, match="cannot be loaded as an LLM"):
         load_llm(str(tmp_path))
@@ -342,7 +342,7 @@ def test_refuses_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         load_llm(str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        ModelError, match=r"^model.llm_name_or_path: there is no folder nobody/nothing, its weights "
+        ModelError, match=r"^model.llm_name_or_path: nobody/nothing is not a local folder, and its weights "
     ) as caught:
         load_llm("nobody/nothing")
     assert str(caught.value).endswith("or give a local folder")

@@ -128,9 +128,9 @@ def endless() -> list[Any]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"meta": 1, "state": {}}, "not a checkpoint that this simv0 reads: meta: "),
-        ([1], "not a checkpoint that this simv0 reads: content: "),
-        ({"state": {}}, "not a checkpoint that this simv0 reads: meta: Field required"),
+        ({"meta": 1, "state": {}}, "not a checkpoint this simv0 can read: meta: "),
+        ([1], "not a checkpoint this simv0 can read: content: "),
+        ({"state": {}}, "not a checkpoint this simv0 can read: meta: Field required"),
         (with_state(torch.zeros(1).expand(10**12)), "refused: w is not a plain tensor"),  # 4 bytes that claim 4 TB
         (with_state(torch.eye(2).to_sparse()), "refused: w is not a plain tensor"),
         (with_state(torch.zeros(2, device="meta")), "refused: w is not a plain tensor"),
@@ -139,20 +139,20 @@ def endless() -> list[Any]:
         (with_state(torch.tensor(float("nan")), "a\nb"), "'a\\nb' holds NaN or inf"),
         (
             with_meta(F=10**9),
-            "not a checkpoint that this simv0 reads: meta.F: Input should be less than or equal to 4096",
+            "not a checkpoint this simv0 can read: meta.F: Input should be less than or equal to 4096",
         ),
-        (with_meta(config={"a": []}), "not a checkpoint that this simv0 reads: meta.config.a: Input should be a valid"),
+        (with_meta(config={"a": []}), "not a checkpoint this simv0 can read: meta.config.a: Input should be a valid"),
         (
             with_meta(config={"a": {"b": endless()}}),
-            "not a checkpoint that this simv0 reads: meta.config.a.b.list.0: Rec",
+            "not a checkpoint this simv0 can read: meta.config.a.b.list.0: Rec",
         ),
         (
             with_meta(epoch=torch.zeros(1).expand(10**12)),
-            "not a checkpoint that this simv0 reads: meta.epoch: Input should",
+            "not a checkpoint this simv0 can read: meta.epoch: Input should",
         ),
         (
             with_meta(**{"x\ny": 1}),
-            "not a checkpoint that this simv0 reads: 'meta.x\\ny': Extra inputs are not permitted",
+            "not a checkpoint this simv0 can read: 'meta.x\\ny': Extra inputs are not permitted",
         ),
     ],
 )
@@ -175,7 +175,7 @@ def test_what_is_no_file_or_grows_when_read_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("a/data.pkl", b"\0" * 10**6)
     (tmp_path / "bomb.pt").write_bytes(seal(packed.getvalue()))
-    assert refusal(tmp_path / "bomb.pt").endswith("bomb.pt: refused: it holds more than it is long")
+    assert refusal(tmp_path / "bomb.pt").endswith("bomb.pt: refused: it unpacks to more than its size")
 
 
 def test_other_versions_labels_and_nan_are_refused(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_other_versions_labels_and_nan_are_refused(tmp_path: Path) -> None:
     broken.state["bias"][0] = float("nan")
     save_checkpoint(path, broken)
     assert refusal(path) == f"{path}: bias holds NaN or inf"
-    assert refusal(tmp_path / "none.pt") == f"{tmp_path / 'none.pt'}: there is no such checkpoint"
+    assert refusal(tmp_path / "none.pt") == f"{tmp_path / 'none.pt'}: checkpoint not found"
 
 
 class Small(nn.Module):

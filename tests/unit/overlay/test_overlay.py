@@ -67,7 +67,7 @@ def test_nothing_is_drawn_over_words_and_none_is_flickering() -> None:
     words = {risk: picture[-44:-38, :80] for risk, picture in drawn.items()}
     assert words["high"].max() > 120
     assert (words["high"] == words["none"]).all()
-    spare = state("none", outcome="dropped", problem="push[9]: more than 8 frames in one spacing of 0.2 s")
+    spare = state("none", outcome="dropped", problem="push[9]: more than 8 frames per spacing of 0.2 s")
     assert (Overlay().draw(frame, spare, 1.0) == Overlay().draw(frame, state("none"), 1.0)).all()
 
 
@@ -92,9 +92,9 @@ def test_all_options_are_checked_before_anything_is_read(tmp_path: Path) -> None
     assert (result.exit_code, result.stderr.splitlines()) == (
         2,
         [
-            "error: --ckpt: no.pt: there is no such checkpoint",
-            "error: --frames: no: there is no such folder, video or sequence.jsonl",
-            "error: --telemetry: no.csv: there is no such file",
+            "error: --ckpt: no.pt: checkpoint not found",
+            "error: --frames: no: no such folder, video or sequence.jsonl",
+            "error: --telemetry: no.csv: file not found",
             "error: --fps: expected frames a second, above 0 and at most 1000, found 0",
             "error: --spacing: expected seconds, above 0 and at most 3600, found nan",
             f"error: --out: expected a name that ends in .mp4, found {tmp_path}",
@@ -109,7 +109,7 @@ def test_all_options_are_checked_before_anything_is_read(tmp_path: Path) -> None
     assert (result.exit_code, result.stderr.splitlines()) == (
         2,
         [
-            f"error: --fps: is for a folder of images; {tmp_path}/run.mp4 carries its own times",
+            f"error: --fps: only applies to a folder of images; {tmp_path}/run.mp4 has its own times",
             f"error: --out: {tmp_path}/out.mp4: is a folder",
         ],
     )
@@ -133,8 +133,8 @@ def test_overlay_writes_as_many_frames_as_came_in(
         f"overlay: {i} of 30 ({share}%) frames" for i, share in ((1, 3), (11, 36), (21, 70))
     ]
     assert result.stderr == (
-        f"{run.best}: does not say how far apart the frames of its training windows are: taking the recording's own, "
-        "0.05 s; --spacing gives the right one\n"
+        f"{run.best}: does not say how far apart the frames of its training windows were: using the recording's own, "
+        "0.05 s; set the right one with --spacing\n"
     )
     assert said.startswith(
         f"{out}: 30 frames, 27 judged, 3 waiting, 0 dropped, 0 bad; windows of frames 0.050 s apart; ms "
@@ -159,7 +159,7 @@ def test_overlay_writes_as_many_frames_as_came_in(
     assert said_of("--out", telemetry) == (2, f"error: --out: expected a name that ends in .mp4, found {telemetry}\n")
     assert said_of("--out", "nowhere/x.mp4") == (
         2,
-        "error: --out: nowhere/x.mp4: there is no folder nowhere; make it first\n",
+        "error: --out: nowhere/x.mp4: the folder nowhere does not exist; create it first\n",
     )
     assert video.read_bytes() == before
     for option, what, most in (("--spacing", "seconds", 3600), ("--fps", "frames a second", 1000)):

@@ -125,7 +125,7 @@ def test_a_file_system_without_locks_is_said(
     run = RunDir(config.output.output_dir)
     run.claim()
     run.release()
-    assert "no locks on this file system (No locks available): start no second run here" in caplog.text
+    assert "this file system has no locks (No locks available): do not start a second run here" in caplog.text
 
 
 def test_the_log_file_may_fail_without_a_word(config: Config, capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,7 +176,7 @@ def test_what_a_folder_leaves_open_is_told(
     told = [
         f"model.vision_encoder_name: {tower} holds several files of weights (a.safetensors, b.bin); a.safetensors is "
         "read; name the right one open_clip_model.safetensors or open_clip_pytorch_model.bin",
-        f"model.vision_encoder_name: {tower}/open_clip_config.json: preprocess_cfg does not tell mean; CLIP's are "
+        f"model.vision_encoder_name: {tower}/open_clip_config.json: preprocess_cfg lacks mean; CLIP's are "
         "taken, and features are wrong if the weights were trained with others; write them there",
     ]
     with caplog.at_level(logging.WARNING, "simv0"):

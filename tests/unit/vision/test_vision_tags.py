@@ -64,7 +64,7 @@ def test_a_bare_file_is_refused_where_tags_differ(weights: Path, monkeypatch: py
     with pytest.raises(ModelError) as caught:
         load_encoder(tiny(str(weights)))
     assert str(caught.value) == (
-        f"model.vision_pretrained: {weights} is a file, which does not tell how Tiny-32 prepares images (plain: mean "
+        f"model.vision_pretrained: {weights} is a file, which does not say how Tiny-32 prepares images (plain: mean "
         "default, bicubic; other: mean (0.5, 0.5, 0.5), bilinear, QuickGELU); write the tag it was trained as, and the "
         "file as model.vision_weights"
     )
@@ -89,7 +89,7 @@ def test_an_older_checkpoint_of_a_tag_with_quick_gelu_predicts_as_it_was_trained
 def test_a_file_without_its_tag_or_that_is_not_there(weights: Path) -> None:
     with pytest.raises(ValueError, match=r"vision_weights is set without model.vision_pretrained"):
         ModelConfig(vision_encoder_name="local-dir:x", vision_pretrained=None, vision_weights=str(weights))
-    with pytest.raises(ModelError, match=r"^model.vision_weights: /nowhere.pt: there is no such file$"):
+    with pytest.raises(ModelError, match=r"^model.vision_weights: /nowhere.pt: file not found$"):
         load_encoder(tiny("plain", vision_weights="/nowhere.pt"))
     with pytest.raises(ModelError, match=r"is a folder; name the file in it; found .*tiny.pt"):
         load_encoder(tiny("plain", vision_weights=str(weights.parent)))
@@ -130,7 +130,7 @@ def test_weights_of_another_image_size_are_told(weights: Path, caplog: pytest.Lo
 def test_a_bare_file_of_an_architecture_without_tags(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(open_clip.pretrained._PRETRAINED, "Tiny-32")
     with pytest.raises(
-        ModelError, match=r"nor has Tiny-32 tags; write local-dir:PATH of a folder with the file and an"
+        ModelError, match=r"nor does Tiny-32 have tags; write local-dir:PATH of a folder with the file and an"
     ):
         load_encoder(tiny(str(weights)))
 
