@@ -124,7 +124,7 @@ def test_the_launchers_sigterm_does_not_cut_the_message_off(config: Config, tmp_
 
     said = tmp_path / "said"
     assert on_ranks(2, warned, said) == [1, -signal.SIGKILL]
-    assert "another of the 2 processes has ended" in said.read_text()
+    assert "another of the 2 processes exited" in said.read_text()
 
 
 def test_a_signal_to_one_process_stops_all_with_a_checkpoint(config: Config, tmp_path: Path, alone: RunDir) -> None:
@@ -270,7 +270,9 @@ def test_world_size_without_a_launcher(config: Config, monkeypatch: pytest.Monke
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(TrainingError, match=r"the 2 processes of WORLD_SIZE did not meet \(.*RANK expected.*\): start"):
+    with pytest.raises(
+        TrainingError, match=r"the 2 processes of WORLD_SIZE failed to connect \(.*RANK expected.*\): start"
+    ):
         fit(config)
 
 
@@ -322,7 +324,7 @@ def test_torchrun_trains_and_says_an_error_once(config: Config, tmp_path: Path, 
     assert refused.returncode == 1
     errors = re.findall("^error: .*", refused.stderr, re.M)
     assert len(errors) == 1
-    assert "holds a run already; use --resume" in errors[0]
+    assert "already holds a run; use --resume" in errors[0]
     wrong = torchrun("train", "--config", str(path), "--set", "training.epocs=3")  # by every process
     assert wrong.returncode == 1
     errors = re.findall("^error: .*", wrong.stderr, re.M)
@@ -337,4 +339,4 @@ def test_what_fails_in_one_process_ends_the_others(make_config: MakeConfig, tmp_
     words = sorted(said.read_text().splitlines(), key=lambda line: "another of" in line)
     assert len(words) == 2
     assert re.search(r"\d: the loss is (nan|inf) on the batch of .*w5", words[0])
-    assert "another of the 2 processes has ended" in words[1]
+    assert "another of the 2 processes exited" in words[1]

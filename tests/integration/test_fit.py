@@ -150,9 +150,7 @@ def test_resume_without_a_checkpoint_begins(config: Config, unbroken: tuple[Any,
 
 def test_a_run_is_not_lost_to_a_second_one(config: Config) -> None:
     fit(config)
-    with pytest.raises(
-        TrainingError, match="holds a run already; use --resume to go on with it, --overwrite to replace"
-    ):
+    with pytest.raises(TrainingError, match="already holds a run; use --resume to continue it, --overwrite to replace"):
         fit(config)
     fit(config, overwrite=True)
 
@@ -212,7 +210,7 @@ def test_a_signal_stops_at_a_batch_border_and_resume_ends_the_same(
         fit(run_config)
     thread.join()
     assert f"stopped by {number.name} in epoch 2 after step" in str(error.value)
-    assert "go on with --resume" in str(error.value)
+    assert "continue with --resume" in str(error.value)
     assert signal.getsignal(number) == before
     assert outcome(fit(run_config, resume=True)) == unbroken
 
@@ -240,7 +238,7 @@ def test_a_non_finite_loss_names_its_samples_and_keeps_the_checkpoint(make_confi
     data = {"dataset_class_path": "fit_world.VisFeats", "dataset_kwargs": {"poison": 5}}
     config = make_config(data=data)
     with pytest.raises(
-        TrainingError, match=r"^the loss is (nan|inf) on the batch of .*w5.*lower training.lr or look at"
+        TrainingError, match=r"^the loss is (nan|inf) on the batch of .*w5.*lower training.lr or inspect"
     ):
         fit(config)
 

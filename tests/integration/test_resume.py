@@ -67,7 +67,7 @@ def test_a_missing_last_is_said_and_the_previous_one_used(
     fit_until(config, 4, monkeypatch)
     run.last.unlink()
     assert outcome(fit(config, resume=True)) == unbroken
-    assert any("last.pt: is missing; going on from last.prev.pt, one save earlier" in text for text in caplog.messages)
+    assert any("last.pt: is missing; resuming from last.prev.pt, one save earlier" in text for text in caplog.messages)
 
 
 def test_two_damaged_checkpoints_are_one_line(config: Config) -> None:
@@ -75,7 +75,7 @@ def test_two_damaged_checkpoints_are_one_line(config: Config) -> None:
     flip(run.last)
     flip(run.previous)
     assert refusal(config).endswith(
-        f"{run.previous}: damaged: its bytes do not match their digest; put a copy back, or start over with --overwrite"
+        f"{run.previous}: damaged: its bytes do not match their digest; restore a copy, or start over with --overwrite"
     )
     fit(config, overwrite=True)
 

@@ -141,9 +141,9 @@ def test_the_chosen_point_keeps_its_promises_and_the_same_val_gives_the_same_ala
     assert alarm.at_max_false_alarm_rate.false_alarm_rate.value <= 0.05
     assert alarm.chosen.recall.low < 57 / 60 < alarm.chosen.recall.high
     assert alarm.ece_after["risk"] < alarm.ece_before["risk"]
-    assert str(alarm).startswith(f"alarm: P(high) >= {alarm.chosen.threshold:.3f} finds 0.950 (")
-    assert "(95 % over 10 recordings)" in str(alarm)
-    assert "no groups are known" in str(choose_alarm(logits, ids, list(map(str, range(400))), None, EvaluationConfig()))
+    assert str(alarm).startswith(f"alarm: P(high) >= {alarm.chosen.threshold:.3f}: recall 0.950 (")
+    assert "(95 % intervals over 10 recordings)" in str(alarm)
+    assert "no groups given" in str(choose_alarm(logits, ids, list(map(str, range(400))), None, EvaluationConfig()))
     assert Alarm.model_validate(json.loads(alarm.model_dump_json())) == alarm
 
 

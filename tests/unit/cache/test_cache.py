@@ -125,7 +125,7 @@ def test_overwrite_begins_anew(world: tuple[Config, bytes], tmp_path: Path) -> N
     config = fresh(world[0], tmp_path)
     shutil.copytree(world[0].cache.dir, config.cache.dir)
     other = fresh(config, tmp_path, dtype="float32")
-    with pytest.raises(CacheError, match='dtype is "float16", wanted is "float32"'):
+    with pytest.raises(CacheError, match='dtype is "float16" in the file, "float32" in the config'):
         cache_vis(other)
     assert cache_vis(other, overwrite=True)[0].counts.windows == 23
     assert CachedDataset(train_file(config))[0]["vis_feats"].dtype == torch.float32
@@ -159,7 +159,9 @@ def test_frames_that_changed_behind_their_names_are_caught_on_resume(
             cache_vis(config)
     for image in (tmp_path / "train").iterdir():
         shutil.copy(tmp_path / "val" / "0.png", image)
-    with pytest.raises(CacheError, match=r"window 0 \(train-0\) encodes to other features now .* changed behind the"):
+    with pytest.raises(
+        CacheError, match=r"window 0 \(train-0\) now encodes to different features .* changed under the"
+    ):
         cache_vis(config)
 
 

@@ -176,10 +176,8 @@ def test_finished_features_stand_in_for_data_and_encoder(
     assert report.facts["train"]["features_in_RAM_bytes"] == 60 * 4 * 32 * 2
     other = problems_of(make_config(cache={"dir": str(features)}, model={"vision_resize_mode": "longest"}))
     assert len(other) == 2
-    assert (
-        'train.h5: does not match the config: vision_preprocess.resize_mode is "squash", wanted is "longest"'
-        in other[0]
-    )
+    mismatch = 'vision_preprocess.resize_mode is "squash" in the file, "longest" in the config'
+    assert f"train.h5: does not match the config: {mismatch}" in other[0]
 
 
 def test_unfinished_shards_of_other_settings_are_found(make_config: MakeConfig, features: Path, tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ def test_the_users_class_is_built_with_its_split_and_arguments(user_module: str)
         (
             "robot_windowz.Windows",
             {},
-            "data.dataset_class_path: no module named 'robot_windowz'; it must be installed",
+            "data.dataset_class_path: no module named 'robot_windowz'; install it",
         ),
         ("robot_windows.Window", {}, "data.dataset_class_path: robot_windows has no 'Window'"),
         ("robot_windows.Windows", {"sise": 1}, "data.dataset_kwargs: robot_windows.Windows: Windows.__init__() got an"),

@@ -134,7 +134,7 @@ def test_a_file_of_several_pictures_is_refused(tmp_path: Path) -> None:
     one, two = Image.fromarray(RGB), Image.fromarray(255 - RGB)
     for name, kind in (("a.tif", "TIFF"), ("a.gif", "GIF"), ("a.png", "PNG"), ("a.webp", "WEBP")):
         one.save(tmp_path / name, save_all=True, append_images=[two])
-        assert refusal(tmp_path / name) == f"holds 2 pictures ({kind}): write each frame to its own file"
+        assert refusal(tmp_path / name) == f"holds 2 images ({kind}): write each frame to its own file"
     one.save(tmp_path / "a.mpo", save_all=True, append_images=[two])  # a phone's JPEG
     one.save(tmp_path / "a.jpg")
     assert (shown(tmp_path / "a.mpo") == shown(tmp_path / "a.jpg")).all()

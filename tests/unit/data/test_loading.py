@@ -66,7 +66,7 @@ def test_no_room_in_shared_memory_is_one_line_and_an_end(
     assert done.returncode == 1
     assert re.fullmatch(
         r"error: data.num_workers: a worker cannot hand over a batch of [\d.]+ MB in shared memory \(No space left on "
-        r"device \(28\); /dev/shm has 0.\d of 0.1 MB free\); give it more room \(docker run --shm-size=8g\), or set "
+        r"device \(28\); /dev/shm has 0.\d of 0.1 MB free\); enlarge it \(docker run --shm-size=8g\), or set "
         r"data.num_workers=0\n",
         "".join(line + "\n" for line in done.stderr.splitlines() if line.startswith("error: ")),
     ), done.stderr

@@ -175,7 +175,7 @@ def test_labels_are_read_without_frames_where_that_is_possible(
     assert quick.ids["risk"].tolist() == [i // 2 % 4 for i in range(40)]
     assert quick.group == ["train"] * 40
     assert caplog.messages == [
-        "train: reading 40 windows once for their labels (give the class labels_of to spare that)"
+        "train: reading all 40 windows for their labels (define labels_of on the class to avoid this)"
     ]
 
 
@@ -187,7 +187,7 @@ def test_shared_recordings_and_frames_are_a_loud_warning(tmp_path: Path, caplog:
         )
         warnings = warn_of_leakage(train, train, ["a"], ["b", "a"])
     assert [warning[:60] for warning in warnings] == [
-        "LEAKAGE: 1 groups appear in both train and val (first: 'a'); th",
+        "LEAKAGE: 1 groups appear in both train and val (first: 'a');",
         f"LEAKAGE: 9 frames appear in both train and val (first: {tmp_path}"[:60],
     ]
     assert caplog.messages == warnings

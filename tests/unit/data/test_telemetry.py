@@ -66,7 +66,7 @@ def test_what_was_not_measured_is_nan(tmp_path: Path) -> None:
         ),
         (
             HEAD + ROW.format(t=0.2) + "\n" + ROW.format(t=0.1),
-            "t.csv:4: t: 0.1 comes after 0.2; sort the rows by t",
+            "t.csv:4: t: 0.1 comes before 0.2; sort the rows by t",
         ),
     ],
 )

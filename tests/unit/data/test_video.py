@@ -254,7 +254,7 @@ def test_a_folder_takes_its_times_from_the_rows_or_from_fps(manifests: Path, tmp
         ("t,ax,ay,az,gx,gy,gz,v,w\n", "t.csv: has no readings"),
         ("t,ax,ay,az,gx,gy,gz,v,w\nx,1,1,1,1,1,1,1,1\n", "t.csv:2: t: expected seconds, found 'x'"),
         ("t,ax,ay,az,gx,gy,gz,v,w\n0,1,1,1,fast,1,1,1,1\n", "t.csv:2: gx: expected a number, found 'fast'"),
-        ("t,ax,ay,az,gx,gy,gz,v,w\n1,1,1,1,1,1,1,1,1\n0,1,1,1,1,1,1,1,1\n", "t.csv:3: t: 0 comes after 1; sort"),
+        ("t,ax,ay,az,gx,gy,gz,v,w\n1,1,1,1,1,1,1,1,1\n0,1,1,1,1,1,1,1,1\n", "t.csv:3: t: 0 comes before 1; sort"),
     ],
 )
 def test_wrong_telemetry_is_refused(tmp_path: Path, text: str, message: str) -> None:

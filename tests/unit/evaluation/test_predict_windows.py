@@ -74,7 +74,9 @@ def test_what_is_trained_on_a_datasets_own_features_can_be_predicted(
     ):
         with pytest.raises(CheckpointError, match=takes):
             call()
-    with pytest.raises(DataError, match="^other: manifest not found; for windows of fit_world.VisFeats give its"):
+    with pytest.raises(
+        DataError, match="^other: manifest not found; for windows of fit_world.VisFeats, give its config"
+    ):
         list(predict_windows(best, "other"))
     with pytest.raises(DataError, match="^other: sample_id 'w8' appears twice; sample_ids must be unique$"):
         list(predict_windows(best, "other", own(make_config, "test_predict_windows.Twice")))

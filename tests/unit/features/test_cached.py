@@ -86,7 +86,7 @@ def test_damaged_features_are_found_when_they_are_taken_into_ram(path: Path, tmp
     data = bytearray(path.read_bytes())
     data[read_features(path).offset + 12 * 4 * DV * 2] ^= 4  # window 12 is in block 2
     damaged.write_bytes(data)
-    with pytest.raises(CacheError, match=r"block 2 \(windows 10..14\) is damaged; make it anew with"):
+    with pytest.raises(CacheError, match=r"block 2 \(windows 10..14\) is damaged; recreate it with"):
         CachedDataset(damaged, "always")
     with pytest.raises(CacheError, match="is damaged"):
         CachedDataset(damaged)  # auto: it fits

@@ -36,14 +36,14 @@ def test_what_cache_vis_refuses(config: Config, tmp_path: Path, monkeypatch: pyt
         with pytest.raises(CacheError, match=f"^{path}: does not match the config: {message}.*{WAYS_OUT}"):
             cache_vis(other)
 
-    refused(changed(config, "cache", dtype="float32"), 'dtype is "float16", wanted is "float32"')
-    refused(changed(config, "cache", precision="bf16"), 'vision_precision is "fp32", wanted is "bf16"')
+    refused(changed(config, "cache", dtype="float32"), 'dtype is "float16" in the file, "float32" in the config')
+    refused(changed(config, "cache", precision="bf16"), 'vision_precision is "fp32" in the file, "bf16" in the config')
     refused(
         changed(config, "model", vision_resize_mode="longest"),
-        'vision_preprocess.resize_mode is "squash", wanted is "longest"',
+        'vision_preprocess.resize_mode is "squash" in the file, "longest" in the config',
     )
     other = write_encoder(tmp_path / "other" / "encoder", seed=1)  # same name, other weights
-    refused(changed(config, "model", vision_encoder_name=other), r"vision_weights is \"\w+\", wanted is")
+    refused(changed(config, "model", vision_encoder_name=other), r"vision_weights is \"\w+\" in the file")
     manifest, rows = tmp_path / "train.jsonl", (tmp_path / "train.jsonl").read_text()
     first = json.loads(rows.splitlines()[0])
     manifest.write_text(json.dumps({**first, "risk_id": 3}) + rows[rows.index("\n") :])
@@ -53,7 +53,7 @@ def test_what_cache_vis_refuses(config: Config, tmp_path: Path, monkeypatch: pyt
     manifest.write_text(rows)
     image = tmp_path / "train" / "3.png"
     image.write_bytes((tmp_path / "train" / "4.png").read_bytes())
-    refused(config, r"content_digest is \"\w+\", wanted is")
+    refused(config, r"content_digest is \"\w+\" in the file")
 
 
 def test_leave_to_follow_links_changes_no_feature_and_no_run(config: Config) -> None:
@@ -86,9 +86,11 @@ def test_a_renamed_world_is_the_same_world(config: Config, tmp_path: Path) -> No
     assert [report.outcome for report in cache_vis(there)] == ["skipped", "skipped"]
     assert len(open_split(there, "train").labels) == 23
     other = write_encoder(tmp_path / "other", seed=1)
-    with pytest.raises(CacheError, match=r"vision_weights is \"\w+\", wanted is"):
+    with pytest.raises(CacheError, match=r"vision_weights is \"\w+\" in the file"):
         open_split(changed(there, "model", vision_encoder_name=other), "train")
-    with pytest.raises(CacheError, match=r'vision_encoder_name is "local-dir:encoder", wanted is "local-dir:nowhere"'):
+    with pytest.raises(
+        CacheError, match=r'vision_encoder_name is "local-dir:encoder" in the file, "local-dir:nowhere" in the config'
+    ):
         open_split(changed(there, "model", vision_encoder_name="local-dir:/nowhere"), "train")
 
 
@@ -100,10 +102,10 @@ def test_moved_data_of_a_class_are_the_same_data(tmp_path: Path, config: Config)
     moved = changed(config, "data", dataset_kwargs={"root": "/mnt/movies", "crop": "a/b"})
     known = wanted_identity(moved, "train") | {"content_digest": stored["content_digest"]}
     compare_identity(stored, known, "x.h5")
-    with pytest.raises(CacheError, match='dataset_kwargs.root is "films", wanted is "movies"'):
+    with pytest.raises(CacheError, match='dataset_kwargs.root is "films" in the file, "movies" in the config'):
         compare_identity(stored, wanted_identity(moved, "train"), "x.h5")
     other = wanted_identity(changed(moved, "data", dataset_kwargs={"root": "/mnt/movies", "crop": "c/d"}), "train")
-    with pytest.raises(CacheError, match=r'else: dataset_kwargs.crop is "a/b", wanted is "c/d"\.'):
+    with pytest.raises(CacheError, match=r'config: dataset_kwargs.crop is "a/b" in the file, "c/d" in the config\.'):
         compare_identity(stored, other | {"content_digest": stored["content_digest"]}, "x.h5")
 
 
@@ -119,19 +121,24 @@ def test_what_the_config_alone_can_tell(config: Config) -> None:
             "model",
             "vision_encoder_name",
             "ViT-B-32",
-            'vision_encoder_name is "local-dir:encoder", wanted is "ViT-B-32"',
+            'vision_encoder_name is "local-dir:encoder" in the file, "ViT-B-32" in the config',
         ),
-        ("model", "vision_pretrained", "openai", 'vision_pretrained is null, wanted is "openai"'),
+        ("model", "vision_pretrained", "openai", 'vision_pretrained is null in the file, "openai" in the config'),
         ("model", "vision_resize_mode", "shortest", "vision_preprocess.resize_mode is"),
         ("cache", "dtype", "float32", "dtype is"),
         ("cache", "precision", "bf16", "vision_precision is"),
         ("data", "dataset_class_path", "mine.Own", "dataset_class_path is"),
-        ("data", "train_split_path", "/elsewhere/other.jsonl", 'split is "train.jsonl", wanted is "other.jsonl"'),
+        (
+            "data",
+            "train_split_path",
+            "/elsewhere/other.jsonl",
+            'split is "train.jsonl" in the file, "other.jsonl" in the config',
+        ),
         (
             "data",
             "dataset_kwargs",
             {"root": "/elsewhere/films"},
-            'dataset_kwargs.root is "(missing)", wanted is "films"',
+            'dataset_kwargs.root is "(missing)" in the file, "films" in the config',
         ),
     ):
         with pytest.raises(CacheError) as caught:

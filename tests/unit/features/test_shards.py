@@ -47,7 +47,7 @@ def test_shards_stay_where_they_are_wanted_and_become_a_file_when_it_is(tmp_path
     config = make_world(tmp_path, publish="shards")
     train, _ = cache_vis(config)
     assert (train.outcome, train.counts.windows) == ("shards", 23)
-    assert str(train).endswith("left as shards, train reads them")
+    assert str(train).endswith("left as shards, which train reads")
     again, _ = cache_vis(config)
     assert (again.outcome, again.counts.windows) == ("shards", 0)
     assert not train_file(config).exists()

@@ -122,7 +122,7 @@ def test_not_ours(sound: Path, tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="x.h5: not a feature file"):
         read_features(path)
     path.write_bytes(sound.read_bytes().replace(b'"format_version": 1', b'"format_version": 7', 1))
-    with pytest.raises(CacheError, match=rf"format_version is 7, this simv0 reads {FORMAT_VERSION}; make it anew with"):
+    with pytest.raises(CacheError, match=rf"format_version is 7, this simv0 reads {FORMAT_VERSION}; recreate it with"):
         read_features(path)
     with pytest.raises(CacheError, match="cannot be read: "):
         read_features(tmp_path)

@@ -43,7 +43,7 @@ def test_runs_as_it_is_where_there_is_no_compiler(one_layer: str, caplog: pytest
     llm, exact, x = load_llm(one_layer), load_llm(one_layer), vectors(4, 6)
     with torch._inductor.config.patch({"cpp.cxx": ("/no/such/compiler",), "fx_graph_cache": False}):
         assert compile_llm(llm, "on", batch=4, tokens=6, steps=1) is None
-    assert "the LLM cannot be compiled here and runs as it is: " in caplog.text
+    assert "the LLM cannot be compiled here and runs uncompiled: " in caplog.text
     assert disagreement(llm, outputs_of(exact, x), x) == 0
 
 

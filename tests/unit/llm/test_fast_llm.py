@@ -150,7 +150,7 @@ def test_hands_on_what_it_cannot_do(reason: str, tmp_path: Path, caplog: pytest.
     reference(HANDED_ON[reason]).save_pretrained(tmp_path)
     with caplog.at_level(logging.INFO, "simv0"):
         assert load_llm(str(tmp_path)).path == "reference"
-    assert f"runs on transformers' own module: {reason}" in caplog.text
+    assert f"runs on transformers' own implementation: {reason}" in caplog.text
 
 
 def test_hands_on_layers_that_hold_more_than_it_knows() -> None:

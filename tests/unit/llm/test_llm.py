@@ -327,7 +327,7 @@ def test_refuses_foreign_code(checkpoints: dict[str, Path], tmp_path: Path) -> N
         '{"model_type": "homemade", "auto_map": {"AutoConfig": "homemade.Config", "AutoModel": "homemade.Model"}}'
     )
     (tmp_path / "homemade.py").write_text("raise SystemExit('ran foreign code')")
-    with pytest.raises(ModelError, match="wants to run code from its own repository") as caught:
+    with pytest.raises(ModelError, match="needs to run code from its own repository") as caught:
         load_llm(str(tmp_path))
     assert "model.trust_remote_code: true" in str(caught.value)
 

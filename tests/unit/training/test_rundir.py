@@ -91,7 +91,9 @@ def test_a_folder_that_is_no_run_keeps_its_content(config: Config, how: dict[str
     mine = Path(config.output.output_dir) / "logs/mine.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("x")
-    with pytest.raises(TrainingError, match=r"run: holds logs but no config_resolved.yaml, so no run of simv0 made"):
+    with pytest.raises(
+        TrainingError, match=r"run: holds logs but no config_resolved.yaml, so they are not from a run of simv0"
+    ):
         fit(config, **how)
     assert mine.exists()
 

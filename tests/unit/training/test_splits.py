@@ -27,7 +27,7 @@ def test_features_of_another_manifest_are_refused(
             fit(make_config(cache={"dir": str(features)}, data={"train_split_path": str(manifest)}))
         return str(error.value)
 
-    assert 'split is "train.jsonl", wanted is "other.jsonl"' in trained_on(tmp_path / "other.jsonl")
+    assert 'split is "train.jsonl" in the file, "other.jsonl" in the config' in trained_on(tmp_path / "other.jsonl")
     relabelled = tmp_path / "train.jsonl"
     relabelled.write_text((manifests / "train.jsonl").read_text().replace('"risk_id": 0', '"risk_id": 1', 1))
     assert "split_file is" in trained_on(relabelled)

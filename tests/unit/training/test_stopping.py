@@ -189,7 +189,7 @@ def test_a_killed_worker_is_one_line(make_config: MakeConfig, tmp_path: Path) ->
     found = CliRunner().invoke(app, ["train", "--config", str(path)])
     assert found.exit_code == 1
     assert re.fullmatch(
-        r"error: a process that reads data has ended \(DataLoader worker \(pid.* \d+\).*\): out of memory\? Lower "
-        r"data.num_workers, and start again \(train: with --resume\)\n",
+        r"error: a data-loading worker died \(DataLoader worker \(pid.* \d+\).*\): out of memory\? Lower "
+        r"data.num_workers, and restart \(train: with --resume\)\n",
         found.stderr,
     )
