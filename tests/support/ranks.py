@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from simv0.errors import SimError
@@ -47,6 +48,7 @@ def _fork(rank: int, world: int, port: int, work: Callable[[], None], said: Path
         return child
     code = 70
     try:
+        torch.set_num_threads(torch.get_num_threads())  # remakes torch's pool after the fork, before threads race
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         work()
