@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from simv0.data.contract import SharesFrames, check_frame_count, check_sample, place_of
 from simv0.data.loading import handed_over, make_loader, started
-from simv0.data.user_class import calling
+from simv0.data.user_class import calling, draws_kept
 from simv0.data.values import check_frames
 from simv0.errors import DataError, SimError
 
@@ -74,7 +74,8 @@ class FrameSource(Dataset[Any]):
         Raises:
             DataError: a frame that breaks the sample contract, or frames of two types.
         """
-        frames = [self.resize(self._read_unit(unit)) for unit in units]
+        with draws_kept():
+            frames = [self.resize(self._read_unit(unit)) for unit in units]
         return self.join(frames) if frames else torch.empty(0, 3, 0, 0)
 
     def join(self, frames: list[Tensor]) -> Num[Tensor, "n 3 h w"]:
@@ -103,7 +104,7 @@ class FrameSource(Dataset[Any]):
         return frames
 
     def __getitems__(self, job: Job) -> tuple[Job, Tensor | SimError]:
-        """Read a job; errors the user can fix comes back as a value, since loaders rewrite exceptions of workers."""
+        """Read a job; an error that the user can fix comes back as a value: loaders rewrite exceptions of workers."""
         try:
             return job, handed_over(self.read(job.units))
         except SimError as error:

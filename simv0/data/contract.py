@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from simv0.data.misspelt import Misspelt
-from simv0.data.user_class import calling
+from simv0.data.user_class import calling, draws_kept
 from simv0.data.values import (
     check_feats,
     check_frames,
@@ -182,6 +182,11 @@ class CheckedDataset(Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def __getitems__(self, indices: list[int] | list[tuple[int, int]]) -> list[dict[str, Any]]:
+        """The samples of a batch."""
+        with draws_kept():
+            return [self[index] for index in indices]
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
         """A sample by its index, or by (epoch, index)."""

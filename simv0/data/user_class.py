@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -143,9 +144,20 @@ def of_user(error: Exception) -> bool:
     return any(note.startswith("in ") for note in getattr(error, "__notes__", []))
 
 
+_draws = threading.local()
+"""`kept`: whether this thread is within `draws_kept`."""
+
+
 @contextmanager
 def draws_kept() -> Iterator[None]:
-    """Put the global generators of torch (CPU), numpy and random back as they were: a step's draws go on as before."""
+    """Put the global generators of torch (CPU), numpy and random back as they were: a step's draws go on as before.
+
+    That takes some 60 us, so a batch does it once: within, another `draws_kept` does nothing.
+    """
+    if getattr(_draws, "kept", False):
+        yield
+        return
+    _draws.kept = True
     states = torch.default_generator.get_state(), np.random.get_state(legacy=False), random.getstate()
     try:
         yield
@@ -153,6 +165,7 @@ def draws_kept() -> Iterator[None]:
         torch.default_generator.set_state(states[0])
         np.random.set_state(states[1])
         random.setstate(states[2])
+        _draws.kept = False
 
 
 def seed_draws(*draw: object) -> None:

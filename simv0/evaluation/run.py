@@ -32,7 +32,7 @@ from simv0.model.metrics import Metrics
 from simv0.model.predictions import predictions
 from simv0.predict import check_features, load_model, load_trained_encoder
 from simv0.runtime.distributed import check_same, gather_in_order, process_group, rank
-from simv0.runtime.threads import sharing
+from simv0.runtime.threads import limited_to, sharing
 from simv0.training.epoch import LogitsKept, evaluate
 from simv0.training.refusals import check_data, config_of_run, is_features, run_of
 from simv0.training.rundir import RunDir
@@ -176,7 +176,8 @@ def _baselines(config: Config, source: Split, data: str | None) -> dict[str, Met
         return f"the train split is not available: {error}"
     if train.identity is None or train.dv != source.dv or (source.name == "train" and data is None):
         return "they would be fitted on the same windows, or on different features"
-    return fit_baselines(train, source)
+    with limited_to(1):  # many small products: two threads took four times as long as one
+        return fit_baselines(train, source)
 
 
 def _history(run: Path | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -16,8 +16,6 @@ from simv0.runtime.threads import over_batch
 
 ROWS = 32
 """Prefixes that one thread takes through the stack by itself."""
-
-
 PAYS = 3e8
 """Operations of one layer on so many prefixes from which that beats one thread: d = 256 and wider. The calls of a
 smaller layer take as long as its products, and only one thread at a time can make them."""
@@ -31,7 +29,7 @@ class FrozenLLM(nn.Module):
         hidden_size: width of the hidden state (differs from `d` in a few families, such as OPT-350m).
         embed_rms: RMS of the LLM's own token embeddings, as they would stand in `inputs_embeds`.
         path: `fast` or `reference`.
-        compiled_for: (batch, tokens) that `compiled.compile_llm` compiled the blocks for.
+        compiled_for: (batch, tokens) that `compile.compile_llm` compiled the blocks for.
         sharded: whether the weights are split over several processes.
         captured: (batch, tokens, with gradients) -> the stack as CUDA graphs.
         identity: `llm_name`, `llm_revision` (None for a folder), `llm_tensors` (`digests.tensors_digest`).
@@ -107,9 +105,20 @@ class FrozenLLM(nn.Module):
 
     def _over_threads(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B h"]:
         """On a CPU, `ROWS` prefixes a thread, where a layer is work enough for that."""
-        splits = isinstance(self.stack, FastStack) and self.compiled_for is None and not self.sharded
-        work = 2 * self._layer_weights * min(len(x), ROWS) * x.shape[1]
-        return over_batch(self.stack, x, ROWS, pays=work >= PAYS, splits=splits)
+        return over_batch(self.stack, x, ROWS, pays=self._pays(len(x), x.shape[1]), splits=self._splits)
+
+    def trains_beside_one_thread(self, batch: int, tokens: int) -> bool:
+        """Whether training may run under `threads.sharing`: this LLM takes rows of the batch to its threads, or is too
+        small for any. Elsewhere the way back, which is autograd's, needs all threads.
+        """
+        return self._splits or not self._pays(batch, tokens)
+
+    @property
+    def _splits(self) -> bool:
+        return isinstance(self.stack, FastStack) and self.compiled_for is None and not self.sharded
+
+    def _pays(self, batch: int, tokens: int) -> bool:
+        return 2 * self._layer_weights * min(batch, ROWS) * tokens >= PAYS
 
     def capture(self, x: Float[Tensor, "B T d"]) -> None:
         """Have prefixes of x's shape run as CUDA graphs, with gradients if x asks for them (that is said if not)."""

@@ -1,7 +1,7 @@
 """The frozen decoder-only LLM: prefix vectors in, the hidden state of the last position out.
 
 Any decoder-only family of transformers runs through its own module (`LastHidden`, the reference path); the Llama-like
-ones through our own stack (`fast_llm.FastStack`). `load_llm` checks by behaviour what a config cannot promise: that
+ones through our own stack (`fast.FastStack`). `load_llm` checks by behaviour what a config cannot promise: that
 positions see only what came before them, and that the two paths agree; and that every weight came from the checkpoint.
 """
 

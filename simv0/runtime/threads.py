@@ -44,7 +44,7 @@ def check_threads(threads: Any, name: str) -> None:
 @contextmanager
 def sharing() -> Iterator[None]:
     """Within, on a machine without a GPU, torch's threads are for the frozen networks, by `over_batch`; all else runs
-    on one.
+    on one, and so does what goes back through a network that `over_batch` cannot cut.
     """
     global _shared_out
     if torch.cuda.is_available() or _shared_out is not None:
@@ -89,12 +89,11 @@ def over_batch(network: Callable[[Tensor], Tensor], x: Tensor, rows: int, *, pay
         x: [N, ...], on the CPU.
         rows: of a piece.
         pays: whether a piece is work enough for a thread.
-        splits: whether the network may run in several threads at once; else it gets all threads for each operation.
+        splits: whether the network may run in several threads at once; else it gets all threads for each operation, on
+            the way forward: on the way back, autograd knows only the threads of the caller.
     """
-    if _shared_out is None or x.device.type != "cpu":
+    if _shared_out is None or x.device.type != "cpu" or not pays:
         return network(x)
-    if not pays:
-        return network(x)  # `sharing` has limited this thread to itself
     if not splits or len(x) <= rows:
         with limited_to(_shared_out):
             return network(x)

@@ -11,9 +11,7 @@ from simv0.labels import HEADS, HIGH
 from simv0.model.network import SimV0Model
 from simv0.training.resume import Position, numerics
 from simv0.training.rundir import provenance
-from simv0.training.splits import (
-    Split,
-)
+from simv0.training.splits import Split
 
 log = logging.getLogger("simv0")
 

@@ -67,7 +67,7 @@ def fit(config: Config, *, overwrite: bool = False, resume: bool = False) -> Run
     Under torchrun every process takes its share of each batch; the first alone reads and writes the run's folder.
     """
     run, request = RunDir(config.output.output_dir), StopRequest()
-    with process_group(), sharing():
+    with process_group():
         try:
             checkpoint = broadcast_from_rank0(_claim, run, config, overwrite, resume)
             if checkpoint is not None and checkpoint.meta.epoch == config.training.epochs:
@@ -124,7 +124,8 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: 
     if seconds is not None:
         log.info(f"compiled the LLM's blocks in {seconds:.0f} s")
     if checkpoint is None:
-        set_stats(model, train, config)
+        with sharing():
+            set_stats(model, train, config)
         broadcast_tensors(model.trainable_state())
         broadcast_from_rank0(run.begin, config)
     else:
@@ -132,7 +133,8 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: 
         broadcast_from_rank0(run.resume, config, position.epoch)
         if rank() > 0:
             position.tally = Tally()  # the first process's goes on; in the end all are added up
-    with run.log_to_file() if rank() == 0 else nullcontext():
+    threads = sharing() if model.llm.trains_beside_one_thread(stop - start, model.K + 2) else nullcontext()
+    with threads, run.log_to_file() if rank() == 0 else nullcontext():
         introduce(config, model, train, val, device, position)
         Epochs(config, run, position, model, optimizer, scaler, train, val, digests, batches, request).run_remaining()
 

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_world import MakeConfig
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from transformers import GPT2Config, GPT2Model
 from typer.testing import CliRunner
 
+import simv0.llm.frozen
 from cli.main import app
 from simv0.demo.networks import save_tiny_llm
 from simv0.errors import ConfigError
@@ -19,6 +23,7 @@ from simv0.llm.load import load_llm
 from simv0.model.network import SimV0Model
 from simv0.runtime.threads import check_threads, limited_to, over_batch, sharing
 from simv0.training.epoch import train_one_epoch
+from simv0.training.fit import fit
 
 
 @pytest.fixture
@@ -98,6 +103,31 @@ def test_training_gives_the_same_bits_on_one_thread_and_on_two(tmp_path: Path) -
     one, two = trained_weights(tmp_path, 1), trained_weights(tmp_path, 2)
     assert any(thread.name.startswith("simv0-batch") for thread in threading.enumerate())  # it was cut
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("llm", "pays", "threads"),
+    [("gpt2", True, 2), ("gpt2", False, 1), ("llama", True, 1), ("llama", False, 1)],
+)
+def test_the_way_back_through_an_llm_that_cannot_be_cut_has_all_threads(
+    llm: str, pays: bool, threads: int, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simv0.llm.frozen, "PAYS", 0.0 if pays else float("inf"))
+    config = make_config(data={"dataset_class_path": "fit_world.VisFeats"}, training={"epochs": 1})
+    if llm == "gpt2":
+        shape = GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=64, n_positions=16)
+        GPT2Model(shape).save_pretrained(tmp_path / "gpt2")
+        model = config.model.model_copy(update={"llm_name_or_path": str(tmp_path / "gpt2")})
+        config = config.model_copy(update={"model": model})
+    seen: set[int] = set()
+    hook = register_optimizer_step_pre_hook(lambda *_: seen.add(torch.get_num_threads()))
+    try:
+        with limited_to(2):
+            fit(config)
+            assert torch.get_num_threads() == 2
+    finally:
+        hook.remove()
+    assert seen == {threads}  # those of the backward pass before
 
 
 def test_a_core_that_waits_is_left_to_others() -> None:
