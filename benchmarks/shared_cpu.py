@@ -50,21 +50,13 @@ def prepare(root: Path) -> None:
 
 
 def config(root: Path, size: str, cache: str = "cache", run: str = "run", epochs: int = 1) -> Any:
-    from simv0.config.load import build_config
+    from benchmarks.epoch import config_for
 
-    folder = root / size
-    tree = {
-        "data": {"train_split_path": f"{folder}/world/train.jsonl", "val_split_path": f"{folder}/world/val.jsonl"},
-        "cache": {"dir": f"{folder}/{cache}"},
-        "model": {
-            "llm_name_or_path": f"{folder}/llm",
-            "vision_encoder_name": f"local-dir:{folder}/vision",
-            "vision_pretrained": None,
-        },
-        "training": {"epochs": epochs},
-        "output": {"output_dir": f"{folder}/{run}"},
-    }
-    return build_config(tree, "benchmark")
+    base = config_for(root / size, True, epochs)
+    folders = {"cache": {"dir": str(root / size / cache)}, "output": {"output_dir": str(root / size / run)}}
+    return base.model_copy(
+        update={name: getattr(base, name).model_copy(update=values) for name, values in folders.items()}
+    )
 
 
 def seconds_of(work: str, root: Path) -> float:

@@ -259,9 +259,7 @@ def overlay(
     ] = None,
     spacing: Annotated[
         float | None,
-        typer.Option(
-            "--spacing", help="Seconds between the frames of a training window; default: from the checkpoint."
-        ),
+        typer.Option("--spacing", help="Seconds between the frames of a window; default: from the checkpoint."),
     ] = None,
     fps: Annotated[
         float | None, typer.Option("--fps", help="Frame rate of a folder of images, in frames per second.")
