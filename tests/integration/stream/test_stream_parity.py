@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from stream_world import GOOD, SPACING, F, best, recording, trained
+from stream_world import GOOD, SPACING, F, best, recording
 from torch import Tensor
 
 from cache.pipeline import cache_vis
@@ -24,16 +23,6 @@ from simv0.stream import Stream
 from simv0.training.epoch import LogitsKept, evaluate
 from simv0.training.fit import fit
 from simv0.training.splits import eval_batches, open_split
-
-
-@pytest.fixture(scope="module")
-def run(models: Path, manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    return trained(models, manifests, tmp_path_factory.mktemp("stream"))
-
-
-@pytest.fixture(scope="module")
-def predictor(run: Config) -> Predictor:
-    return Predictor.load(best(run))
 
 
 def logits_of_stream(stream: Stream, frames: list[Any], telemetry: list[Any], times: list[float]) -> dict[float, Any]:
@@ -133,7 +122,7 @@ def test_parity_on_real_frames_at_six_times_the_window_rate(real: Path, tmp_path
 
 
 def test_the_exported_script_shows_the_stream(run: Config, manifests: Path, predictor: Predictor) -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     images = [str(path) for path in sorted((manifests / "val_images").iterdir())[:6]]
     script = [sys.executable, str(Path(run.output.output_dir) / "export" / "sim_v0_infer.py"), *images]
     done = subprocess.run(

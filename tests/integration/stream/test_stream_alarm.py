@@ -1,0 +1,33 @@
+"""The alarm of a stream: confirmed, released, and kept while the camera is blind."""
+
+from stream_world import GOOD, SPACING, F, full, image, recording
+
+from simv0.alarm.confirmation import Confirmation
+from simv0.predict import Predictor
+
+
+def test_confirmation_and_hysteresis_by_hand() -> None:
+    """2 of 3 at 0.5, taken back below 0.4."""
+    scores = [0.9, 0.1, 0.5, 0.45, 0.45, 0.45, 0.39, 0.45, 0.39, 0.9, 0.3, 0.3, 0.9, 0.9]
+    raised = [0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 1]
+    alarm = Confirmation(0.5, (2, 3), 0.8)
+    assert [int(alarm.update(score)) for score in scores] == raised
+
+
+def test_one_threshold_is_in_force(predictor: Predictor) -> None:
+    """The prediction's alarm is of the stream's threshold, the state's is confirmed: 2 of 3 by default."""
+    stream = recording(predictor, alarm_threshold=0.0)
+    states = [stream.push(image(i), GOOD, i * SPACING) for i in range(F + 1)]
+    alarms = [(state.alarm, state.prediction and state.prediction["alarm"]) for state in states]
+    assert alarms == [*3 * [(None, None)], (False, True), (True, True)]
+    predictions = [full(predictor, alarm_threshold=threshold).state().prediction for threshold in (1.0, None)]
+    assert [prediction and prediction["alarm"] for prediction in predictions] == [False, None]
+
+
+def test_an_alarm_outlives_a_blind_camera(predictor: Predictor) -> None:
+    stream = full(predictor, alarm_threshold=0.0, confirm=(1, 1))
+    assert stream.state().alarm is True
+    state = stream.state(now=100.0)
+    assert (state.risk, state.alarm) == ("unknown", True)
+    assert full(predictor, alarm_threshold=1.0).state().alarm is False
+    assert full(predictor).state().alarm is None  # 5 high windows in val are too few for a threshold
