@@ -98,7 +98,7 @@ def outline_llm(config: Config, ranks: int = 1) -> LLMOutline:
         )
     body.set_input_embeddings(nn.Identity())
     fast = unknown_shape(body) is None
-    stack: nn.Module = (FastStack(body, dtype) if fast else LastHidden(body, dtype)).requires_grad_(False)
+    stack: nn.Module = (FastStack(body, dtype) if fast else LastHidden(body, dtype)).requires_grad_(False).eval()
     share = -(-config.batch_size // ranks)
     prefix = torch.zeros(share, model.K + 2, embedding.embedding_dim, device="meta", requires_grad=True)
     kept, out = _kept_for_backward(stack, prefix)

@@ -4,7 +4,7 @@ import os
 import sys
 
 # By default a waiting thread of GNU's OpenMP spins for milliseconds, on a core that another program may need: beside
-# one busy process everything is 5 to 30 times slower. So many turns are some 10 microseconds: longer than the gap
+# one busy process everything is several times slower. So many turns are some 10 microseconds: longer than the gap
 # between two operations, shorter than anything the scheduler does. LLVM's OpenMP counts milliseconds (by default 200).
 WAITING = {"GOMP_SPINCOUNT": "300", "KMP_BLOCKTIME": "1"}
 

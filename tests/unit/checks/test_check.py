@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from simv0.checks.run import check, check_both, preflight
 from simv0.config.load import dump_config
 from simv0.errors import ConfigError, ModelError, SimError
 from simv0.features.reader import read_features
+from simv0.labels import HEADS
 from simv0.runtime.device import pick_device
 from simv0.training.fit import fit
 
@@ -26,15 +28,18 @@ runner = CliRunner()
 
 
 def test_a_good_config_has_no_problem_and_says_what_it_would_do(make_config: MakeConfig) -> None:
-    report = check(make_config())
+    config = make_config()
+    report = check(config)
     assert report.problems == []
+    lines = Path(config.data.train_split_path).read_text().splitlines()
+    reasons = Counter(json.loads(line)["reason_id"] for line in lines)
     assert report.facts["data: train"] == {
         "source": "frames",
         "windows read": "all",
         "windows": 40,
         "frame spacing": "unknown: set data.frame_spacing for the robot",
         "risk": "none 10, low 10, med 10, high 10",
-        "reason": report.facts["data: train"]["reason"],
+        "reason": ", ".join(f"{name} {reasons[i]}" for i, name in enumerate(HEADS["reason"])),
         "action": "continue 7, slow 7, stop 7, reverse 7, turn_left 6, turn_right 6",
     }
     assert report.facts["cache-vis"]["train_frames"] == 43  # stride 1: 40 windows of 4

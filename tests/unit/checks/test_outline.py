@@ -12,12 +12,31 @@ from cache.pipeline import cache_vis
 from simv0.checks.networks import outline_encoder, outline_llm, outline_trained
 from simv0.checks.run import check
 from simv0.config.load import build_config
+from simv0.config.schema import Config
 from simv0.demo.networks import save_tiny_tower
 from simv0.demo.world import write_world
 from simv0.errors import SimError
+from simv0.llm.frozen import FrozenLLM
 from simv0.llm.load import load_llm
 from simv0.model.build import build_model
 from simv0.vision.encoder import load_encoder
+
+
+def kept_of_a_step(llm: FrozenLLM, config: Config) -> int:
+    """Bytes that autograd keeps of a training batch's forward pass, weights left out."""
+    kept: dict[int, torch.Tensor] = {}
+    own = {weight.data_ptr() for weight in llm.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    prefix = torch.zeros(config.batch_size, config.model.K + 2, llm.d, requires_grad=True)
+    llm(prefix)  # its tables are made once
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        llm(prefix)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -32,20 +51,7 @@ def test_the_outline_of_the_llm_is_what_is_loaded(
     assert outline.weights == sum(weight.numel() for weight in llm.parameters())
     assert outline.weights_bytes == sum(weight.nbytes for weight in llm.parameters())
     assert (outline.d, outline.hidden_size, outline.path) == (llm.d, llm.hidden_size, llm.path)
-    kept: dict[int, torch.Tensor] = {}
-    own = {weight.data_ptr() for weight in llm.parameters()}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    prefix = torch.zeros(config.batch_size, config.model.K + 2, llm.d, requires_grad=True)
-    llm(prefix)  # its tables are made once
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        llm(prefix)
-    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    assert outline.step_bytes == pytest.approx(measured, rel=0.02)
+    assert outline.step_bytes == pytest.approx(kept_of_a_step(llm, config), rel=0.02)
     model = build_model(config, 32, None, torch.device("cpu"))
     assert outline_trained(config, outline, 32) == model.trainable_parameters()
 
@@ -54,12 +60,11 @@ def test_a_family_off_the_fast_path_has_an_outline_too(make_config: MakeConfig, 
     from transformers import GPT2Config, GPT2Model
 
     GPT2Model(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=64, n_positions=16)).save_pretrained(tmp_path)
-    outline = outline_llm(make_config(model={"llm_name_or_path": str(tmp_path)}))
-    llm = load_llm(str(tmp_path))
+    config = make_config(model={"llm_name_or_path": str(tmp_path)})
+    outline, llm = outline_llm(config), load_llm(str(tmp_path))
     assert (outline.path, outline.d) == ("reference", 32)
     assert outline.weights == sum(weight.numel() for weight in llm.parameters())
-    assert outline.step_bytes is not None
-    assert outline.step_bytes > 0
+    assert outline.step_bytes == pytest.approx(kept_of_a_step(llm, config), rel=0.02)
 
 
 def test_the_feature_file_has_the_size_that_was_estimated(models: Path, tmp_path: Path) -> None:
