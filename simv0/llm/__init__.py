@@ -1,4 +1,5 @@
 """The frozen decoder-only LLM: prefix in, hidden state of the last position out. `load.load_llm` is the way in.
 
-`fast` is our own stack for Llama-like families: a new family's rule goes into `fast.unknown_shape`.
+Any decoder of transformers works. `fast` is our own, faster stack for Llama-like families; a new one is added in
+`fast.unknown_shape`.
 """

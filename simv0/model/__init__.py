@@ -1,6 +1,7 @@
 """Tensors in, logits out: the trainable modules around a frozen LLM, their losses, metrics and checkpoints.
 
-`network.SimV0Model` is the model, `build.build_model` makes it of a config. Imports data, vision, llm and the alarm.
+`network.SimV0Model` is the model, and `network.segment_means` pools F frames into K tokens; `build.build_model` makes
+the model from a config. Imports data, vision, llm and the alarm.
 """
 
 from typing import TYPE_CHECKING, Any

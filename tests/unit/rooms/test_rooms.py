@@ -1,8 +1,15 @@
 """What a robot imports stays slim, and the doors that users and files know lead where they did."""
 
+import importlib
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+ROOT = Path(__file__).parents[3]
+ROOMS = sorted(path.parent for path in ROOT.glob("simv0/*/__init__.py"))
 FORBIDDEN = ("simv0.training", "simv0.features", "simv0.evaluation", "simv0.overlay", "simv0.checks", "simv0.demo")
 MOST = 50
 """Modules of simv0 that `Predictor` and `Stream` load, rooms counted; 45 when this was written."""
@@ -42,3 +49,22 @@ def test_the_doors_stay() -> None:
     assert simv0.trainer.train_one_epoch.__module__ == simv0.trainer.evaluate.__module__ == "simv0.training.epoch"
     assert issubclass(SimError, Exception)
     assert TrainingConfig in {field.annotation for field in Config.model_fields.values()}
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+def test_the_names_in_a_rooms_text_exist(room: Path) -> None:
+    text = importlib.import_module(f"simv0.{room.name}").__doc__
+    assert text is not None
+    for named in re.findall(r"`([\w.]+\.\w+)`", text):
+        module, _, attribute = named.rpartition(".")
+        if not (ROOT / named.replace(".", "/")).with_suffix(".py").exists() and not (room / named).exists():
+            prefix = "" if named.startswith("simv0.") else f"simv0.{room.name}."
+            assert hasattr(importlib.import_module(prefix + module), attribute), named
+
+
+def test_every_name_of_the_gpu_tests_is_a_test_file() -> None:
+    """`wildcard` drops a name that leads nowhere, and what a GPU computes is then tested by nothing."""
+    names = re.findall(r"^GPU_TESTS := (.*)$", (ROOT / "Makefile").read_text(), re.M)[0].split()
+    tests = ROOT / "tests"
+    lost = [name for name in names if not [*tests.glob(f"*/test_{name}.py"), *tests.glob(f"*/*/test_{name}.py")]]
+    assert (lost, len(names)) == ([], len(set(names)))
