@@ -48,7 +48,7 @@ def evaluated(**changes: Any) -> Evaluated:
         "metrics": metrics,
         "logits": logits,
         "labels": labels,
-        "alarm": choose_alarm(logits, ids, names, None, EvaluationConfig()),
+        "alarm": choose_alarm(logits, ids, None, EvaluationConfig()),
         "epoch": 3,
         "baselines": {"majority class": {"risk_macro_f1": 0.123}},
         "history": ([{"epoch": 1, "loss": 2.0}], [{"epoch": 1, "loss": 1.5, "composite": None}]),
