@@ -43,6 +43,8 @@ class Promise(Stored):
     """What was taken as independent."""
     units: int
     """How many of them hold "high" windows."""
+    most: float
+    """What so many could promise at best, where none of their "high" windows is missed."""
     needed: int
     """How many like them the target needs."""
 
@@ -97,20 +99,20 @@ class Alarm(Stored):
     def _promised(self) -> str:
         promise = self.promise
         if promise is None:
-            return "NO PROMISE, since an older simv0 chose it"
-        said = f"recall {promise.recall:.3f} promised for new data at {promise.confidence:.0%} confidence"
+            return "NO PROMISE for new data: an older simv0 chose it"
+        said = f"recall {promise.recall:.3f} is promised for new data at {promise.confidence:.0%} confidence"
         if self.below_target:
-            said = f"BELOW TARGET: {promised_line(promise, self.target_recall)}"
+            said = f"BELOW TARGET: {said}; {what_is_missing(promise, self.target_recall)}"
         if promise.unit == "windows":
             said += " (IF windows are independent: there is no `group`, and where neighbours are alike this is void)"
         return said
 
 
-def promised_line(promise: Promise, target: float) -> str:
-    """What so many units can promise, and what is missing, in numbers."""
+def what_is_missing(promise: Promise, target: float) -> str:
+    """What so many units can promise, and how many the target needs, in numbers."""
     return (
-        f"{promise.units} {promise.unit} with high: at {promise.confidence:.0%} confidence recall {promise.recall:.3f} "
-        f"can be promised; {target:g} needs {promise.needed}"
+        f"{promise.units} {promise.unit} with high can promise {promise.most:.3f} at most, {target:g} needs "
+        f"{promise.needed}"
     )
 
 
@@ -167,7 +169,10 @@ def shortcomings(
         return
     promise = promise_of(is_high, groups, wanted)
     if promise.recall < wanted.target_recall:
-        yield f"{split}: {promised_line(promise, wanted.target_recall)}: the alarm will be below target"
+        yield (
+            f"{split}: the alarm will promise a recall of {promise.recall:.3f} at {promise.confidence:.0%} confidence, "
+            f"below target: {what_is_missing(promise, wanted.target_recall)}"
+        )
     if groups is None:
         yield (
             f"{split}: no group: the alarm's promise takes windows as independent, and is void where neighbours are "
@@ -184,23 +189,28 @@ def too_few(is_high: Bool[np.ndarray, " N"], split: str) -> str | None:
 
 
 def promise_of(is_high: Bool[np.ndarray, " N"], groups: Sequence[str] | None, wanted: EvaluationConfig) -> Promise:
-    """What these windows can promise, before anything is known of their scores: the target, or what the number of their
-    recordings carries where none of their "high" windows is missed.
+    """What is promised, settled before any score is looked at, so that no luck of the scores can choose it.
+
+    It is the target, where so many units carry it. Else it is what they carry where they lose as much as the target
+    allows: `target * most`, whose threshold finds about the target here. To promise `most` itself nothing may be missed
+    here, and one odd window would make the alarm cry at everything; who wants that asks for a higher target.
     """
     _, of = _units_of_high(is_high, groups)
+    target, most = wanted.target_recall, carried(of, wanted.confidence)
     return Promise(
-        recall=min(wanted.target_recall, carried(of, wanted.confidence)),
+        recall=target if target <= most else target * most,
         confidence=wanted.confidence,
         unit="windows" if groups is None else "recordings",
         units=len(of),
-        needed=units_needed(of, wanted.target_recall, wanted.confidence),
+        most=most,
+        needed=units_needed(of, target, wanted.confidence),
     )
 
 
 def promised_threshold(
     p_high: Float[np.ndarray, " N"], is_high: Bool[np.ndarray, " N"], groups: Sequence[str] | None, promise: Promise
 ) -> float:
-    """The highest threshold that keeps the promise; where it is below target, the highest that misses nothing here."""
+    """The highest threshold that keeps the promise."""
     scores, (unit, of) = p_high[is_high], _units_of_high(is_high, groups)
     at = highest_threshold(
         np.unique(scores),
@@ -209,7 +219,7 @@ def promised_threshold(
         promise.recall,
         promise.confidence,
     )
-    assert at is not None  # the lowest misses nothing, which keeps what is carried
+    assert at is not None  # the lowest misses nothing, which keeps whatever is carried
     return _apart_from_lower(p_high, at)
 
 
