@@ -18,7 +18,7 @@ test: venv
 	$(BIN)/python -m pytest -n auto --maxprocesses 8
 
 # What a GPU computes, on a GPU; `make test` hides it.
-GPU_TESTS := baselines cache cli compiled encoder fast_llm fit llm llm_refusals model resume stream stream_alarm stream_input stream_parity
+GPU_TESTS := baselines cache cache_resume cli compiled encoder fast_llm fit llm llm_refusals model resume resume_points stream stream_alarm stream_input stream_parity
 test-gpu: venv
 	SIMV0_TEST_GPU=1 $(BIN)/python -m pytest $(foreach name,$(GPU_TESTS),$(wildcard tests/*/test_$(name).py tests/*/*/test_$(name).py))
 

@@ -1,22 +1,27 @@
 """Tiny real models and data that the tests share."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fit_world import outcome
-from small_world import MakeConfig, config_tree, write_manifest
+from small_world import MakeConfig, write_manifest
+from small_world import make_config as config_over
 
 from cache.pipeline import cache_vis
-from simv0.config.load import build_config
 from simv0.config.schema import Config
 from simv0.demo.networks import save_tiny_llm, save_tiny_tower
 from simv0.training.fit import fit
 
 if "SIMV0_TEST_GPU" not in os.environ:  # `make test-gpu` sets it
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests fork, start processes and count threads: on the CPU
+OWN_FEATURES: dict[str, Any] = {
+    "data": {"dataset_class_path": "fit_world.VisFeats"},
+    "training": {"checkpoint_every_steps": 1},
+}
 torch.set_num_threads(1)  # bit-exact whatever the machine, and faster at these sizes
 
 
@@ -41,35 +46,27 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_config(models: Path, manifests: Path, tmp_path: Path) -> MakeConfig:
     """A config over the tiny models and manifests; sections are overridden by keyword."""
-
-    def make(**sections: dict[str, Any]) -> Config:
-        tree = config_tree(models, manifests, tmp_path / "cache")
-        tree["output"] = {"output_dir": str(tmp_path / "run")}
-        for section, values in sections.items():
-            tree.setdefault(section, {}).update(values)
-        return build_config(tree, "test")
-
-    return make
+    return partial(config_over, models, manifests, tmp_path)
 
 
 @pytest.fixture(scope="session")
 def features(models: Path, manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train.h5 and val.h5 over `models` and `manifests`; take it as `cache={"dir": str(features)}`."""
-    folder = tmp_path_factory.mktemp("features")
-    cache_vis(build_config(config_tree(models, manifests, folder), "test"))
-    return folder
+    config = config_over(models, manifests, tmp_path_factory.mktemp("features"))
+    cache_vis(config)
+    return Path(config.cache.dir)
 
 
 @pytest.fixture
 def config(make_config: MakeConfig) -> Config:
     """Features from the dataset itself: 3 steps an epoch, 2 epochs, a checkpoint after each step."""
-    return make_config(data={"dataset_class_path": "fit_world.VisFeats"}, training={"checkpoint_every_steps": 1})
+    return make_config(**OWN_FEATURES)
 
 
-@pytest.fixture
-def unbroken(config: Config, tmp_path: Path) -> tuple[Any, ...]:
-    elsewhere = config.output.model_copy(update={"output_dir": str(tmp_path / "unbroken")})
-    return outcome(fit(config.model_copy(update={"output": elsewhere})))
+@pytest.fixture(scope="session")
+def unbroken(models: Path, manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    """The outcome of `config`'s run when nothing disturbs it."""
+    return outcome(fit(config_over(models, manifests, tmp_path_factory.mktemp("unbroken"), **OWN_FEATURES)))
 
 
 @pytest.fixture(scope="session")

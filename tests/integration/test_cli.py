@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from commands import run
-from small_world import MakeConfig, config_tree, write_manifest
+from small_world import MakeConfig, write_manifest
 
 import simv0.model.checkpoint
 from cache.pipeline import cache_vis
 from cli.shared import user_errors
-from simv0.config.load import build_config, dump_config
+from simv0.config.load import dump_config
 from simv0.config.yaml import parse_yaml
 from simv0.data.manifest import ManifestDataset
 from simv0.features.reader import read_features
@@ -147,7 +147,9 @@ def test_a_stopped_cache_says_how_to_go_on(config_file: Path, by: str, workers: 
     assert stopped.stderr.endswith("stopped; finished shards are kept: run cache-vis without --overwrite to resume\n")
 
 
-def test_evaluate_elsewhere(models: Path, config_file: Path, manifests: Path, tmp_path: Path, features: Path) -> None:
+def test_evaluate_elsewhere(
+    make_config: MakeConfig, config_file: Path, manifests: Path, tmp_path: Path, features: Path
+) -> None:
     setting = ("--set", f"cache.dir={features}")
     assert run("train", "--config", config_file, *setting).exit_code == 0
     best = tmp_path / "run/checkpoints/best.pt"
@@ -160,9 +162,9 @@ def test_evaluate_elsewhere(models: Path, config_file: Path, manifests: Path, tm
         assert found["loss"] == pytest.approx(on_val["loss"], rel=1e-3)
         assert found["risk_macro_f1"] == pytest.approx(on_val["risk_macro_f1"])
     shorter = tmp_path / "shorter"
-    tree = config_tree(models, manifests, shorter)
-    tree["model"]["F"], tree["data"]["dataset_class_path"] = 2, "test_cli.HalfWindows"
-    cache_vis(build_config(tree, "test"))
+    cache_vis(
+        make_config(cache={"dir": str(shorter)}, model={"F": 2}, data={"dataset_class_path": "test_cli.HalfWindows"})
+    )
     wrong = run("evaluate", "--ckpt", best, "--data", shorter / "val.h5")
     assert wrong.stderr == f"error: {best}: takes 4 frames a window, found 2\n"
     moved = tmp_path / "moved.pt"

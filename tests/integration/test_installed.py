@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_world import config_tree
+from small_world import make_config
 
-from simv0.config.load import build_config, dump_config
+from simv0.config.load import dump_config
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -49,9 +49,9 @@ def test_the_main_job_outside_the_checkout(models: Path, manifests: Path, place:
     shutil.copytree(manifests, work)
     shutil.copytree(models, work / "models")
     home.mkdir(mode=0o555)
-    tree = config_tree(work / "models", work, work / "cache")
-    tree["data"]["dataset_class_path"], tree["training"]["epochs"] = "my_windows.Windows", 1
-    (work / "my.yaml").write_text(dump_config(build_config(tree, "test")))
+    own = {"dataset_class_path": "my_windows.Windows"}
+    config = make_config(work / "models", work, work, data=own, training={"epochs": 1})
+    (work / "my.yaml").write_text(dump_config(config))
     (work / "my_windows.py").write_text(OWN)
     for name in ("a", "b"):
         shutil.copytree(manifests, work / name)

@@ -128,7 +128,7 @@ def test_a_run_that_goes_on_in_another_type_says_so(
         data={"dataset_class_path": "fit_world.VisFeats"}, training={"amp": True, "checkpoint_every_steps": 1}
     )
     machine(monkeypatch, "amx_bf16")
-    fit_until(config, 2, monkeypatch)
+    fit_until(config, 2)
     machine(monkeypatch, None)
     with caplog.at_level(logging.WARNING, "simv0"):
         run: RunDir = fit(config, resume=True)

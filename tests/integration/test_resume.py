@@ -41,12 +41,12 @@ def change(path: Path, **changes: Any) -> None:
     save_checkpoint(path, content.model_copy(update={"training": training}))
 
 
-def test_a_damaged_last_never_replaces_the_good_previous_one(
-    config: Config, unbroken: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+def test_a_damaged_last_is_said_and_never_replaces_the_good_previous_one(
+    config: Config, unbroken: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Killed again before the first save of the resumed run is whole, there is still a good checkpoint."""
     run = RunDir(config.output.output_dir)
-    fit_until(config, 3, monkeypatch)
+    fit_until(config, 3)
     flip(run.last)
 
     def die(*args: Any, **kwargs: Any) -> None:
@@ -56,15 +56,16 @@ def test_a_damaged_last_never_replaces_the_good_previous_one(
     with pytest.raises(SimError, match="No space left on device"):
         fit(config, resume=True)
     monkeypatch.undo()
+    assert any("DAMAGED CHECKPOINT" in message and "last.prev.pt" in message for message in caplog.messages)
     assert load_checkpoint(run.previous).training is not None
     assert outcome(fit(config, resume=True)) == unbroken
 
 
 def test_a_missing_last_is_said_and_the_previous_one_used(
-    config: Config, unbroken: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    config: Config, unbroken: tuple[Any, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     run = RunDir(config.output.output_dir)
-    fit_until(config, 4, monkeypatch)
+    fit_until(config, 4)
     run.last.unlink()
     assert outcome(fit(config, resume=True)) == unbroken
     assert any("last.pt: is missing; resuming from last.prev.pt, one save earlier" in text for text in caplog.messages)
@@ -88,15 +89,15 @@ def test_best_given_as_last_is_refused(config: Config) -> None:
 
 
 def test_a_torn_or_lost_metrics_file_is_mended_or_said(
-    config: Config, unbroken: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    config: Config, unbroken: tuple[Any, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     run = RunDir(config.output.output_dir)
-    fit_until(config, 5, monkeypatch)  # in epoch 2
+    fit_until(config, 5)  # in epoch 2
     run.train_metrics.write_bytes(run.train_metrics.read_bytes() + b'{"epoch": 2, "lo')
     run.val_metrics.write_bytes(run.val_metrics.read_bytes() + b'{"epoch": "2"}\n{"epoch": 2}\n[]\n\xff\n')
     assert outcome(fit(config, resume=True)) == unbroken
     shutil.rmtree(run.root)
-    fit_until(config, 5, monkeypatch)
+    fit_until(config, 5)
     run.val_metrics.unlink()
     fit(config, resume=True)
     assert any("val_metrics.jsonl: holds 0 lines for 1 finished epochs" in text for text in caplog.messages)
@@ -123,11 +124,9 @@ def zeros(*shape: int) -> torch.Tensor:
     ],
 )
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
-def test_a_malformed_training_part_is_one_line(
-    config: Config, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
-) -> None:
+def test_a_malformed_training_part_is_one_line(config: Config, changes: dict[str, Any], message: str) -> None:
     run = RunDir(config.output.output_dir)
-    fit_until(config, 2, monkeypatch)
+    fit_until(config, 2)
     content = torch.load(run.last, weights_only=True)
     content["training"] |= changes
     buffer = io.BytesIO()
@@ -139,10 +138,10 @@ def test_a_malformed_training_part_is_one_line(
     assert run.val_metrics.read_bytes() == metrics
 
 
-def test_optimizer_moments_of_another_shape_are_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_optimizer_moments_of_another_shape_are_refused(config: Config) -> None:
     """Torch itself takes them and fails, or not, at the next step."""
     run = RunDir(config.output.output_dir)
-    fit_until(config, 2, monkeypatch)
+    fit_until(config, 2)
     training = load_checkpoint(run.last).training
     assert training is not None
     training.optimizer[0]["exp_avg"] = zeros(1, 6)
@@ -153,10 +152,10 @@ def test_optimizer_moments_of_another_shape_are_refused(config: Config, monkeypa
 
 
 def test_other_package_versions_are_said(
-    config: Config, unbroken: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    config: Config, unbroken: tuple[Any, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     run = RunDir(config.output.output_dir)
-    fit_until(config, 2, monkeypatch)
+    fit_until(config, 2)
     content = load_checkpoint(run.last)
     now = content.meta.provenance["torch"]
     meta = content.meta.model_copy(update={"provenance": {**content.meta.provenance, "torch": "2.10.0"}})
@@ -185,10 +184,10 @@ def test_the_config_inside_a_checkpoint_reaches_no_code_and_no_environment(
 
 @pytest.mark.parametrize("section", ["data", "cache", "model", "training", "evaluation", "output", "gone"])
 def test_a_key_that_is_gone_stops_a_resume_but_no_prediction(
-    config: Config, monkeypatch: pytest.MonkeyPatch, section: str, caplog: pytest.LogCaptureFixture
+    config: Config, section: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = RunDir(config.output.output_dir)
-    fit_until(config, 2, monkeypatch)
+    fit_until(config, 2)
     content = load_checkpoint(run.last)
     tree = {**content.meta.config, section: {**content.meta.config.get(section, {}), "smoothing": 0.1}}
     old = content.model_copy(update={"meta": content.meta.model_copy(update={"config": tree})})
@@ -214,12 +213,11 @@ def test_a_run_goes_on_after_its_data_and_models_have_moved(
     models: Path,
     manifests: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = make_config(cache={"dir": str(features)}, training={"checkpoint_every_steps": 1})
     elsewhere = config.output.model_copy(update={"output_dir": str(tmp_path / "unbroken")})
     unbroken = outcome(fit(config.model_copy(update={"output": elsewhere})))
-    fit_until(config, 3, monkeypatch)
+    fit_until(config, 3)
     moved, tower = tmp_path / "moved", Path(config.model.vision_encoder_name.removeprefix("local-dir:"))
     shutil.copytree(config.model.llm_name_or_path, moved / "another_llm")
     shutil.copytree(tower, moved / "another_tower")

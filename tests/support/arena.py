@@ -11,12 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cache_world import make_world
+from strikes import after_writing
 
 from cache.pipeline import cache_vis
 from simv0.config.schema import Config
 from simv0.errors import SimError
 from simv0.features.reader import read_features
-from simv0.features.shards import Parts, Record, parts_of
+from simv0.features.shards import parts_of
 
 DEADLINE = 60
 """Seconds after which a run counts as hanging."""
@@ -39,19 +40,18 @@ class Run:
     @staticmethod
     def _child(config: Config, pipe: int, prepare: Callable[[], None], stopped: bool) -> int:
         os.set_inheritable(pipe, True)
-        record = Parts.write_record
 
-        def reporting(self: Parts, shard: int, made: Record) -> None:
-            record(self, shard, made)
-            os.write(pipe, f"done {self.folder.name} {shard}\n".encode())
+        def report(count: int, record: Path) -> None:
+            shard = int(record.stem.removeprefix("shard-"))
+            os.write(pipe, f"done {record.parent.name} {shard}\n".encode())
 
-        Parts.write_record = reporting  # type: ignore[method-assign]
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         try:
             prepare()
             if stopped:
                 os.kill(os.getpid(), signal.SIGSTOP)
-            cache_vis(config)
+            with after_writing("shard-*.json", report):
+                cache_vis(config)
         except SimError as error:
             os.write(pipe, f"error {error}\n".encode())
             return 1

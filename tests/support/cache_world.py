@@ -1,17 +1,15 @@
 """A tiny encoder and small datasets on disk, for the tests of the cache."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from small_world import make_config, write_manifest
+from strikes import after_writing
 from torch.utils.data import Dataset
 
-from cache.shards import ShardWork
-from simv0.config.load import build_config
+from cache.pipeline import cache_vis
 from simv0.config.schema import Config
 from simv0.demo.networks import save_tiny_tower
 
@@ -24,45 +22,17 @@ def write_encoder(folder: Path, seed: int = 0) -> str:
     return f"local-dir:{folder}"
 
 
-def write_manifest(folder: Path, name: str, windows: int, F: int = 4, stride: int = 1, seed: int = 0) -> Path:
-    """Windows over one film of PNG frames, `stride` frames apart."""
-    draw = np.random.default_rng(seed)
-    (folder / name).mkdir(parents=True)
-    for i in range((windows - 1) * stride + F):
-        Image.fromarray(draw.integers(0, 256, (18, 24, 3), np.uint8)).save(folder / name / f"{i}.png")
-    rows = [
-        {
-            "sample_id": f"{name}-{i}",
-            "frames": [f"{name}/{i * stride + j}.png" for j in range(F)],
-            "telemetry": draw.normal(size=8).round(3).tolist(),
-            "risk_id": i % 4,
-            "reason_id": i % 3,
-            "action_id": i % 6,
-            "weight": 1.0 + i % 2,
-            "group": f"film-{name}",
-        }
-        for i in range(windows)
-    ]
-    path = folder / f"{name}.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def make_config(folder: Path, encoder: str, F: int = 4, **cache: Any) -> Config:
-    """A config over `folder`/train.jsonl and val.jsonl."""
-    tree = {
-        "data": {"train_split_path": str(folder / "train.jsonl"), "val_split_path": str(folder / "val.jsonl")},
-        "cache": {"dir": str(folder / "cache"), "batch_size": 8, "precision": "fp32", "shard_windows": 5, **cache},
-        "model": {"vision_encoder_name": encoder, "vision_pretrained": None, "F": F, "K": 2},
-    }
-    return build_config(tree, "test")
+def config_of(folder: Path, F: int = 4, **cache: Any) -> Config:
+    """A config over the encoder and the manifests in `folder`: shards of 5 windows, batches of 8 frames."""
+    return make_config(folder, folder, folder, cache={"batch_size": 8, "shard_windows": 5, **cache}, model={"F": F})
 
 
 def make_world(folder: Path, windows: int = 23, **cache: Any) -> Config:
     """Encoder, two manifests and their config."""
-    write_manifest(folder, "train", windows)
-    write_manifest(folder, "val", 7, seed=1)
-    return make_config(folder, write_encoder(folder / "encoder"), **cache)
+    write_encoder(folder / "vision")
+    write_manifest(folder / "train.jsonl", windows, seed=0, weighted=True)
+    write_manifest(folder / "val.jsonl", 7, seed=1, weighted=True)
+    return config_of(folder, **cache)
 
 
 def fresh(config: Config, folder: Path, **cache: Any) -> Config:
@@ -74,18 +44,15 @@ def train_file(config: Config) -> Path:
     return Path(config.cache.dir) / "train.h5"
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, shards: int) -> None:
-    """Let the run die of an error after some shards."""
-    finish = ShardWork._finish
-    done = []
+def cache_until(config: Config, shards: int) -> None:
+    """Let `cache_vis` be interrupted once so many shards are recorded."""
 
-    def counted(self: ShardWork, *args: Any) -> None:
-        if len(done) == shards:
+    def interrupt(count: int, path: Path) -> None:
+        if count == shards:
             raise KeyboardInterrupt
-        done.append(1)
-        finish(self, *args)
 
-    monkeypatch.setattr(ShardWork, "_finish", counted)
+    with after_writing("shard-*.json", interrupt), pytest.raises(KeyboardInterrupt):
+        cache_vis(config)
 
 
 class Windows(Dataset[dict[str, Any]]):
@@ -106,6 +73,7 @@ class Windows(Dataset[dict[str, Any]]):
 
 
 def plain_config(folder: Path, **kwargs: Any) -> Config:
-    config = make_config(folder, write_encoder(folder / "encoder"), F=3)
+    write_encoder(folder / "vision")
+    config = config_of(folder, F=3)
     data = {"dataset_class_path": f"{__name__}.Windows", "dataset_kwargs": kwargs}
     return config.model_copy(update={"data": config.data.model_copy(update=data)})

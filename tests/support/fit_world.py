@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from strikes import after_writing
 
-import simv0.training.fit
 from simv0.config.schema import Config
 from simv0.model.checkpoint import load_checkpoint
 from simv0.training.fit import fit
@@ -55,22 +55,15 @@ class Killed(Exception):
     pass
 
 
-def fit_until(config: Config, step: int, monkeypatch: pytest.MonkeyPatch, resume: bool = False) -> None:
-    """Train, and die without a word after `step` steps in all."""
-    count, original = 0, simv0.training.fit.save_checkpoint
+def fit_until(config: Config, saves: int, resume: bool = False) -> None:
+    """Train, and die without a word once last.pt has been written so many times."""
 
-    def dying_save(path: Path, content: Any, **kwargs: Any) -> None:
-        nonlocal count
-        original(path, content, **kwargs)
-        if path.name == "last.pt":
-            count += 1
-            if count == step:
-                raise Killed
+    def die(count: int, path: Path) -> None:
+        if count == saves:
+            raise Killed
 
-    monkeypatch.setattr(simv0.training.fit, "save_checkpoint", dying_save)
-    with pytest.raises(Killed):
+    with after_writing("last.pt", die), pytest.raises(Killed):
         fit(config, resume=resume)
-    monkeypatch.undo()
 
 
 class VisFeats:

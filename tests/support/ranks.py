@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +60,8 @@ def _fork(rank: int, world: int, port: int, work: Callable[[], None], said: Path
         if said is not None:
             with said.open("a") as file:
                 file.write(f"{rank}: {error}\n")
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
     raise AssertionError

@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from simv0.config.load import build_config
 from simv0.config.schema import Config, DataConfig
 
 
-def write_manifest(path: Path, n: int, *, seed: int, F: int = 4, **extra: Any) -> Path:
-    """n windows of F frames, stride 1, in a folder of small images whose brightness tells the risk."""
+def write_manifest(path: Path, n: int, *, seed: int, F: int = 4, weighted: bool = False, **extra: Any) -> Path:
+    """n windows of F frames, stride 1, in a folder of small images whose brightness tells the risk.
+
+    `extra` goes into every row; `weighted` windows weigh 1 and 2 in turn.
+    """
     rng = np.random.default_rng(seed)
     images = path.parent / f"{path.stem}_images"
     images.mkdir(parents=True, exist_ok=True)
@@ -30,19 +34,22 @@ def write_manifest(path: Path, n: int, *, seed: int, F: int = 4, **extra: Any) -
             "action_id": i % 6,
             "group": path.stem,
         }
+        if weighted:
+            row["weight"] = 1 + i % 2
         rows.append(json.dumps({**row, **extra}))
     path.write_text("\n".join(rows) + "\n")
     return path
 
 
-def config_tree(models: Path, manifests: Path, cache: Path) -> dict[str, dict[str, Any]]:
-    return {
+def make_config(models: Path, manifests: Path, folder: Path, **sections: dict[str, Any]) -> Config:
+    """A config over tiny models and manifests, with its cache and its run in `folder`; keywords override sections."""
+    tree: dict[str, dict[str, Any]] = {
         "data": {
             "train_split_path": str(manifests / "train.jsonl"),
             "val_split_path": str(manifests / "val.jsonl"),
             "batch_size": 8,
         },
-        "cache": {"dir": str(cache), "batch_size": 16, "shard_windows": 16, "precision": "fp32"},
+        "cache": {"dir": str(folder / "cache"), "batch_size": 16, "shard_windows": 16, "precision": "fp32"},
         "model": {
             "llm_name_or_path": str(models / "llm"),
             "vision_encoder_name": f"local-dir:{models / 'vision'}",
@@ -51,7 +58,11 @@ def config_tree(models: Path, manifests: Path, cache: Path) -> dict[str, dict[st
             "K": 2,
         },
         "training": {"epochs": 2, "amp": False},
+        "output": {"output_dir": str(folder / "run")},
     }
+    for section, values in sections.items():
+        tree.setdefault(section, {}).update(values)
+    return build_config(tree, "test")
 
 
 MakeConfig = Callable[..., Config]

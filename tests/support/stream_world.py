@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_world import config_tree
+from small_world import make_config
 from torch import Tensor
 
 from cache.pipeline import cache_vis
-from simv0.config.load import build_config
 from simv0.config.schema import Config
 from simv0.predict import Predictor
 from simv0.stream import Stream
@@ -20,10 +19,7 @@ GOOD = torch.zeros(8)
 
 def trained(models: Path, manifests: Path, folder: Path) -> Config:
     """A run over cached features."""
-    tree = config_tree(models, manifests, folder / "cache")
-    tree["cache"]["dtype"] = "float32"  # parity to the last digits; the real frames below take float16
-    tree["output"] = {"output_dir": str(folder / "run")}
-    config = build_config(tree, "test")
+    config = make_config(models, manifests, folder, cache={"dtype": "float32"})  # parity to the last digits
     cache_vis(config)
     fit(config)
     return config

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cache_world import Windows, make_world, plain_config, train_file
+from safetensors.torch import load_file, save_file
 
 from cache.frames import Carry
 from cache.pipeline import cache_vis
@@ -45,14 +46,11 @@ def test_a_dataset_of_features_needs_no_cache(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("factor", "what"), [(1e6, r"a feature is .*; set cache.dtype: float32"), (np.nan, "NaN or inf")]
 )
-def test_features_that_cannot_be_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, what: str
-) -> None:
-    from simv0.vision.encoder import Encoder
-
+def test_features_that_cannot_be_stored(tmp_path: Path, factor: float, what: str) -> None:
     config = plain_config(tmp_path)
-    forward = Encoder.forward
-    monkeypatch.setattr(Encoder, "forward", lambda self, frames: forward(self, frames) * factor)
+    weights = load_file(tmp_path / "vision" / "open_clip_model.safetensors")
+    weights["visual.proj"] *= factor
+    save_file(weights, tmp_path / "vision" / "open_clip_model.safetensors")
     with pytest.raises(CacheError, match=r"train\[0\] \(0\), frame 0: .*" + what):
         cache_vis(config)
 
@@ -60,8 +58,8 @@ def test_features_that_cannot_be_stored(
 def test_a_broken_frame_is_named_also_by_workers(tmp_path: Path) -> None:
     config = make_world(tmp_path)
     config = config.model_copy(update={"data": config.data.model_copy(update={"num_workers": 1})})
-    (tmp_path / "train" / "20.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"train/20.png: cannot be read as an image") as caught:
+    (tmp_path / "train_images" / "0020.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"train_images/0020.png: cannot be read as an image") as caught:
         cache_vis(config)
     assert "\n" not in str(caught.value)
     assert len(parts_of(train_file(config)).missing(Plan({"N": 23}, 5, 8))) < 5  # what was finished is kept
@@ -72,19 +70,23 @@ def test_a_window_of_too_few_frames_is_found_before_the_encoder_is_loaded(tmp_pa
     rows = [json.loads(line) for line in (tmp_path / "val.jsonl").read_text().splitlines()]
     rows[6]["frames"].pop()
     (tmp_path / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    shutil.rmtree(tmp_path / "encoder")
+    shutil.rmtree(tmp_path / "vision")
     with pytest.raises(DataError, match=r"val.jsonl:7: frames: expected 4 \(model.F\), found 3"):
         cache_vis(config)
 
 
-def test_frames_of_two_types_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = ManifestDataset.load_frame
+class TwoTypes(ManifestDataset):
+    """One frame is float, the others are bytes."""
+
+    def load_frame(self, frame_id: Any) -> torch.Tensor:
+        frame = super().load_frame(frame_id)
+        return frame / 255 if "0007" in str(frame_id) else frame
+
+
+def test_frames_of_two_types_are_refused(tmp_path: Path) -> None:
     config = make_world(tmp_path)
-    monkeypatch.setattr(
-        ManifestDataset,
-        "load_frame",
-        lambda self, name: load(self, name) / 255 if "/7." in str(name) else load(self, name),
-    )
+    own = config.data.model_copy(update={"dataset_class_path": f"{__name__}.TwoTypes"})
+    config = config.model_copy(update={"data": own})
     with pytest.raises(DataError, match="train: some frames are uint8, others float; use one type"):
         cache_vis(config)
 

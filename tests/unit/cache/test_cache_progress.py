@@ -8,22 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cache_world import fresh, make_world, stop_after, train_file
+from cache_world import cache_until, fresh, train_file
+from strikes import while_running
 
 from cache.pipeline import cache_vis
-from cache.shards import ShardWork
 from simv0.config.schema import Config
 from simv0.features.reader import read_features
 from simv0.features.shards import shard_windows_of
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, bytes]:
-    """A config, its feature files made, and the bytes of train.h5."""
-    folder = tmp_path_factory.mktemp("world")
-    config = make_world(folder)
-    cache_vis(config)
-    return config, train_file(config).read_bytes()
+from simv0.vision.encoder import Encoder
 
 
 def test_lines_tell_frames_percentage_and_time_left(
@@ -32,17 +24,13 @@ def test_lines_tell_frames_percentage_and_time_left(
     """26 frames in 92 places; stopped after 2 shards, then with a line after each job."""
     monkeypatch.setattr("cache.progress.LOG_EVERY", 0)
     config = fresh(world[0], tmp_path)
-    with monkeypatch.context() as patch, caplog.at_level(logging.INFO, "simv0"):
-        stop_after(patch, 2)
-        with pytest.raises(KeyboardInterrupt):
-            cache_vis(config)
+    with caplog.at_level(logging.INFO, "simv0"):
+        cache_until(config, 2)
         assert caplog.messages[0] == "train: 26 frames to encode, for 23 windows"
         assert re.fullmatch(
             r"train: 8 of 26 frames \(30%\), \d+\.\d frames/s, \d+ s left, \d+% waiting for data", caplog.messages[1]
         )
         caplog.clear()
-        patch.undo()
-        patch.setattr("cache.progress.LOG_EVERY", 0)
         cache_vis(config)
     assert caplog.messages[0] == "train: 13 frames to encode, for 23 windows; 13 are already done"
     shown = [int(found[1]) for line in caplog.messages if (found := re.match(r"train: (\d+) of 26 frames", line))]
@@ -67,12 +55,10 @@ def test_a_small_split_has_small_shards_that_share_batches(
     world: tuple[Config, bytes], tmp_path: Path, monkeypatch: Any
 ) -> None:
     """One window a shard: each adds one frame, and eight of them still fill a batch; the features are the same."""
-    calls = []
-    encode = ShardWork.encode
-    monkeypatch.setattr(ShardWork, "encode", lambda self, frames: calls.append(len(frames)) or encode(self, frames))
-    config = fresh(world[0], tmp_path, shard_windows=1)
-    train, _ = cache_vis(config)
-    assert calls == [8, 8, 8, 2, 8, 2]
+    calls: list[int] = []
+    with while_running(Encoder, lambda count, _: calls.append(count)):
+        train, _ = cache_vis(fresh(world[0], tmp_path, shard_windows=1))
+    assert len(calls) == 1 + 4 + 2  # one as it is loaded; then 26 and 10 frames, 8 a batch
     assert np.array_equal(read_features(train.path).map(), read_features(train_file(world[0])).map())
     sizes = {N: shard_windows_of(N, None) for N in (1, 23, 901, 10_000, 10**6)}
     assert sizes == {1: 8, 23: 8, 901: 14, 10_000: 156, 10**6: 1024}
@@ -83,10 +69,7 @@ def test_unfinished_work_keeps_the_plan_it_was_begun_with(
     world: tuple[Config, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = fresh(world[0], tmp_path)  # 5 windows a shard, as an older version's default may have been
-    with monkeypatch.context() as patch:
-        stop_after(patch, 2)
-        with pytest.raises(KeyboardInterrupt):
-            cache_vis(config)
+    cache_until(config, 2)
     train, val = cache_vis(fresh(config, tmp_path, shard_windows=None))
     assert train.counts.windows == 23 - 2 * 5
     assert train_file(config).read_bytes() == world[1]

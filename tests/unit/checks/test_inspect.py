@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from cache_world import make_world
+from cache_world import cache_until, make_world
 
 from cache.pipeline import cache_vis
 from simv0.checks.files import inspect_path
@@ -40,19 +40,8 @@ def test_a_bad_block_is_named(path: Path) -> None:
     assert inspect_path(path, verify=True)["damaged"] == [f"{path}: block 4 (windows 20..22) is damaged"]
 
 
-def test_an_unfinished_folder_with_a_damaged_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cache.shards import ShardWork
-
-    finish = ShardWork._finish
-
-    def until_three(self: ShardWork, shard: int, known: object) -> None:
-        if shard == 3:
-            raise KeyboardInterrupt
-        finish(self, shard, known)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(ShardWork, "_finish", until_three)
-    with pytest.raises(KeyboardInterrupt):
-        cache_vis(make_world(tmp_path))
+def test_an_unfinished_folder_with_a_damaged_shard(tmp_path: Path) -> None:
+    cache_until(make_world(tmp_path), 3)
     parts = parts_of(tmp_path / "cache" / "train.h5")
     shard = parts.shard_path(1)
     shard.write_bytes(shard.read_bytes()[:-1] + b"!")  # same size: only the digest tells

@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_world import MakeConfig, config_tree
+from small_world import MakeConfig
 
 import simv0.checks.probe
 import simv0.checks.room
 from cache.pipeline import cache_vis
 from simv0.checks.networks import outline_encoder, outline_llm, outline_trained
 from simv0.checks.run import check
-from simv0.config.load import build_config
 from simv0.config.schema import Config
 from simv0.demo.networks import save_tiny_tower
 from simv0.demo.world import write_world
@@ -67,13 +66,12 @@ def test_a_family_off_the_fast_path_has_an_outline_too(make_config: MakeConfig, 
     assert outline.step_bytes == pytest.approx(kept_of_a_step(llm, config), rel=0.02)
 
 
-def test_the_feature_file_has_the_size_that_was_estimated(models: Path, tmp_path: Path) -> None:
+def test_the_feature_file_has_the_size_that_was_estimated(make_config: MakeConfig, tmp_path: Path) -> None:
     world = tmp_path / "world"
     write_world(world, train_windows=150, val_windows=40, seed=0)
     save_tiny_tower(tmp_path / "vision", dv=128)
-    tree = config_tree(models, world, tmp_path / "cache")
-    tree["model"] |= {"vision_encoder_name": f"local-dir:{tmp_path / 'vision'}", "F": 8}
-    config = build_config(tree, "test")
+    data = {f"{split}_split_path": str(world / f"{split}.jsonl") for split in ("train", "val")}
+    config = make_config(data=data, model={"vision_encoder_name": f"local-dir:{tmp_path / 'vision'}", "F": 8})
     facts = check(config).facts["cache-vis"]
     reports = cache_vis(config)
     for report in reports:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cache_world import make_config, make_world, write_encoder
+from cache_world import config_of, make_world, write_encoder
 
 from cache.pipeline import cache_vis
 from simv0.config.schema import Config
@@ -42,7 +42,7 @@ def test_what_cache_vis_refuses(config: Config, tmp_path: Path, monkeypatch: pyt
         changed(config, "model", vision_resize_mode="longest"),
         'vision_preprocess.resize_mode is "squash" in the file, "longest" in the config',
     )
-    other = write_encoder(tmp_path / "other" / "encoder", seed=1)  # same name, other weights
+    other = write_encoder(tmp_path / "other" / "vision", seed=1)  # same name, other weights
     refused(changed(config, "model", vision_encoder_name=other), r"vision_weights is \"\w+\" in the file")
     manifest, rows = tmp_path / "train.jsonl", (tmp_path / "train.jsonl").read_text()
     first = json.loads(rows.splitlines()[0])
@@ -51,8 +51,8 @@ def test_what_cache_vis_refuses(config: Config, tmp_path: Path, monkeypatch: pyt
     manifest.write_text(rows[: rows.rindex("\n", 0, -1) + 1])
     refused(config, "split_file is .*; N is 23 in the file, 22 in the config; content_digest is")
     manifest.write_text(rows)
-    image = tmp_path / "train" / "3.png"
-    image.write_bytes((tmp_path / "train" / "4.png").read_bytes())
+    image = tmp_path / "train_images" / "0003.png"
+    image.write_bytes((tmp_path / "train_images" / "0004.png").read_bytes())
     refused(config, r"content_digest is \"\w+\" in the file")
 
 
@@ -67,16 +67,15 @@ def test_leave_to_follow_links_changes_no_feature_and_no_run(config: Config) -> 
 def test_a_moved_world_is_the_same_world(config: Config, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     moved.mkdir()
-    for name in ("train", "val", "train.jsonl", "val.jsonl", "encoder"):
+    for name in ("train_images", "val_images", "train.jsonl", "val.jsonl", "vision"):
         (tmp_path / name).rename(moved / name)
-    there = make_config(moved, f"local-dir:{moved / 'encoder'}")
-    there = changed(there, "cache", dir=config.cache.dir)
+    there = changed(config_of(moved), "cache", dir=config.cache.dir)
     assert [report.outcome for report in cache_vis(there)] == ["skipped", "skipped"]
 
 
 def test_a_renamed_world_is_the_same_world(config: Config, tmp_path: Path) -> None:
     """Names are compared where no digest tells; train, which knows none, asks for it where names differ."""
-    (tmp_path / "encoder").rename(tmp_path / "my_tower")
+    (tmp_path / "vision").rename(tmp_path / "my_tower")
     for split in ("train", "val"):
         (tmp_path / f"{split}.jsonl").rename(tmp_path / f"{split}2.jsonl")
     there = changed(config, "model", vision_encoder_name=f"local-dir:{tmp_path / 'my_tower'}")
@@ -89,7 +88,7 @@ def test_a_renamed_world_is_the_same_world(config: Config, tmp_path: Path) -> No
     with pytest.raises(CacheError, match=r"vision_weights is \"\w+\" in the file"):
         open_split(changed(there, "model", vision_encoder_name=other), "train")
     with pytest.raises(
-        CacheError, match=r'vision_encoder_name is "local-dir:encoder" in the file, "local-dir:nowhere" in the config'
+        CacheError, match=r'vision_encoder_name is "local-dir:vision" in the file, "local-dir:nowhere" in the config'
     ):
         open_split(changed(there, "model", vision_encoder_name="local-dir:/nowhere"), "train")
 
@@ -121,7 +120,7 @@ def test_what_the_config_alone_can_tell(config: Config) -> None:
             "model",
             "vision_encoder_name",
             "ViT-B-32",
-            'vision_encoder_name is "local-dir:encoder" in the file, "ViT-B-32" in the config',
+            'vision_encoder_name is "local-dir:vision" in the file, "ViT-B-32" in the config',
         ),
         ("model", "vision_pretrained", "openai", 'vision_pretrained is null in the file, "openai" in the config'),
         ("model", "vision_resize_mode", "shortest", "vision_preprocess.resize_mode is"),

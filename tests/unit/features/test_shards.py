@@ -10,10 +10,9 @@ import pytest
 import torch
 from cache_world import fresh, make_world, train_file
 from fit_world import outcome
-from small_world import MakeConfig, config_tree
+from small_world import MakeConfig, make_config
 
 from cache.pipeline import cache_vis
-from simv0.config.load import build_config
 from simv0.config.schema import Config
 from simv0.data.labels import Labels
 from simv0.errors import CacheError
@@ -32,9 +31,7 @@ from simv0.training.splits import Batches, BatchOrder, open_split
 def shards(models: Path, manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `features` holds, as folders: 3 shards of train, 2 of val."""
     folder = tmp_path_factory.mktemp("shards")
-    tree = config_tree(models, manifests, folder)
-    tree["cache"]["publish"] = "shards"
-    cache_vis(build_config(tree, "test"))
+    cache_vis(make_config(models, manifests, folder, cache={"dir": str(folder), "publish": "shards"}))
     assert sorted(os.listdir(folder)) == ["train.h5.parts", "val.h5.parts"]
     return folder
 
