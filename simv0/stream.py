@@ -39,8 +39,8 @@ ROUNDING = 1e-6
 class State:
     """What the stream knows at one moment.
 
-    Two alarms: `prediction["alarm"]` is one window's, P(high) >= the stream's threshold; `alarm` is the confirmed one,
-    which a robot acts on.
+    Act on `alarm`, the confirmed one. `prediction["alarm"]` is the same; what the newest window alone says, P(high) >=
+    the threshold, is `prediction["window_alarm"]`.
 
     Attributes:
         outcome: what became of the frame pushed last: `judged`; `waiting` (encoded, but no whole window ends with it);
@@ -48,7 +48,8 @@ class State:
         problem: why that frame was not judged, in one line; None when it was.
         risk: the newest prediction's risk, or "unknown".
         unknown: why the risk is unknown; None when it is known.
-        prediction: the newest good prediction, as `SimV0Model.predict_json` gives it; None when unknown.
+        prediction: the newest good prediction, as `SimV0Model.predict_json` gives it, but for the two alarms; None when
+            unknown.
         alarm: the confirmed alarm. It stays True while the risk is unknown (a blind camera is no reason to calm down),
             but is None, never False, where nothing is known or no threshold was chosen.
         age: seconds since the frame that was judged last; None before any.
@@ -83,7 +84,9 @@ class Stream:
 
     >>> stream = Stream(Predictor.load("runs/sim_v0/checkpoints/best.pt"), spacing=0.2)
     >>> state = stream.push(frame, telemetry, t=camera_seconds)
-    >>> stop = state.risk == "unknown" or state.alarm is not False  # no threshold, no all-clear
+    >>> calm = state.risk != "unknown" and state.alarm is False  # None, without a threshold, is no all-clear
+    >>> if not calm:
+    ...     slow_down()
 
     Args:
         predictor: the loaded checkpoint.
@@ -92,8 +95,7 @@ class Stream:
         stale_after: seconds after which the newest good prediction no longer counts; 3 x spacing by default.
         confirm: (N, M) of `Confirmation`.
         release: of `Confirmation`.
-        alarm_threshold: on P(high); by default the one that the checkpoint brings. It decides `prediction["alarm"]`
-            too.
+        alarm_threshold: on P(high); by default the one that the checkpoint brings. Without either `alarm` is None.
         camera_delay: seconds from a frame's stamp to its push when nothing lags.
         live: False for recordings: then no frame is dropped for its age.
         clock: seconds, the clock that stamps the frames (`time.time` for ROS).
@@ -252,8 +254,8 @@ class Stream:
         if self.alarm is not None:
             if self._stale(t):
                 self.alarm.forget()  # windows from before the gap confirm nothing
-            self.alarm.update(p_high)
-            prediction["alarm"] = p_high >= self.alarm.threshold
+            prediction["alarm"] = self.alarm.update(p_high)
+        prediction["window_alarm"] = None if self.alarm is None else p_high >= self.alarm.threshold
         self._good = (t, prediction)
         return "judged", None
 

@@ -1,54 +1,52 @@
-"""When to raise the alarm: a threshold on P(high) chosen on val, its price, and probabilities that mean what they say.
+"""When to raise the alarm: a threshold on P(high) that keeps a promised recall on new data, and its price.
 
 Argmax asks which class is likeliest; an alarm asks how many "high" windows may be missed. So the threshold is read off
-the val split for a wanted recall, after temperature scaling, and travels in the checkpoint with the rates it had.
-Everything here is a deterministic function of val's logits and labels.
+a split that was not trained on, after temperature scaling, and travels in the checkpoint with what it promises and the
+rates that it had there. Everything here is a deterministic function of that split's logits and labels.
 """
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict
 
+from simv0.alarm.calibration import calibration_error, fit_temperature, softmax
+from simv0.alarm.promise import carried, highest_threshold, units_needed
+from simv0.alarm.rates import Rate, Stored, rate_of, recordings
 from simv0.config.schema import EvaluationConfig
 from simv0.labels import HEADS, HIGH
 
 LEAST_HIGH = 10
-"""Fewer windows on either side of the threshold say nothing, whatever recall is wanted."""
-LEAST_RECORDINGS = 3
-"""Fewer recordings with (or without) "high" have no spread to resample."""
-RESAMPLES = 1000
-BINS = 15
-
-
-class Stored(BaseModel):
-    """What all parts share: they travel in a checkpoint, and are checked when it is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Rate(Stored):
-    """A rate on val with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+"""Fewer windows on either side of the threshold say nothing."""
 
 
 class OperatingPoint(Stored):
-    """A threshold on the calibrated P(high), and what it is worth on val."""
+    """A threshold on the calibrated P(high), and what it is worth on the split that it was chosen on."""
 
     threshold: float
     recall: Rate
     """Share of the "high" windows that raise the alarm."""
     false_alarm_rate: Rate
     """Share of the other windows that raise it."""
+
+
+class Promise(Stored):
+    """What the threshold in force keeps on new data of the same kind."""
+
+    recall: float
+    """At least this share of all that is to be found, pooled over new units."""
+    confidence: float
+    """How sure that is: the share of such promises that are kept."""
+    unit: Literal["recordings", "windows"]
+    """What was taken as independent."""
+    units: int
+    """How many of them hold "high" windows."""
+    most: float
+    """What so many could promise at best, where none of their "high" windows is missed."""
+    needed: int
+    """How many like them the target needs."""
 
 
 class Alarm(Stored):
@@ -60,10 +58,14 @@ class Alarm(Stored):
     n_high: int
     groups: int | None
     """Recordings that the intervals were resampled over; None: windows, and neighbouring ones are not independent."""
+    split: Literal["val", "calibration"] = "val"
+    """Where all this was chosen and measured. Val has also chosen the epoch."""
+    promise: Promise | None = None
+    """None where there is no threshold, and in checkpoints of an older simv0."""
     reason: str | None
     """Why there is no threshold, where there is none."""
     chosen: OperatingPoint | None
-    """The highest threshold that finds `target_recall` of the "high" windows: the one in force."""
+    """The threshold in force: the highest that keeps the promise."""
     at_max_false_alarm_rate: OperatingPoint | None
     """The lowest threshold that keeps within `max_false_alarm_rate`, for comparison."""
     temperatures: dict[str, float]
@@ -75,8 +77,13 @@ class Alarm(Stored):
 
     @property
     def threshold(self) -> float | None:
-        """The threshold in force; None where val could not give one."""
+        """The threshold in force; None where the split could not give one."""
         return None if self.chosen is None else self.chosen.threshold
+
+    @property
+    def below_target(self) -> bool:
+        """Whether less is promised than was wanted, or nothing."""
+        return self.promise is None or self.promise.recall < self.target_recall
 
     def __str__(self) -> str:
         """One human-readable line."""
@@ -84,36 +91,57 @@ class Alarm(Stored):
             return f"alarm: no threshold: {self.reason}"
         over = f"{self.groups} recordings" if self.groups else "windows: no groups given, so they are too narrow"
         return (
-            f"alarm: P(high) >= {self.chosen.threshold:.3f}: recall {self.chosen.recall} on {self.n_high} high windows"
-            f", false-alarm rate {self.chosen.false_alarm_rate} (95 % intervals over {over})"
+            f"alarm: P(high) >= {self.chosen.threshold:.3f}: {self._promised()}; on {self.split} recall "
+            f"{self.chosen.recall} of {self.n_high} high windows, false-alarm rate {self.chosen.false_alarm_rate} "
+            f"(95 % intervals over {over}){'; val also chose the epoch' if self.split == 'val' else ''}"
         )
+
+    def _promised(self) -> str:
+        promise = self.promise
+        if promise is None:
+            return "NO PROMISE for new data: an older simv0 chose it"
+        said = f"recall {promise.recall:.3f} is promised for new data at {promise.confidence:.0%} confidence"
+        if self.below_target:
+            said = f"BELOW TARGET: {said}; {what_is_missing(promise, self.target_recall)}"
+        if promise.unit == "windows":
+            said += " (IF windows are independent: there is no `group`, and where neighbours are alike this is void)"
+        return said
+
+
+def what_is_missing(promise: Promise, target: float) -> str:
+    """What so many units can promise, and how many the target needs, in numbers."""
+    return (
+        f"{promise.units} {promise.unit} with high can promise {promise.most:.3f} at most, {target:g} needs "
+        f"{promise.needed}"
+    )
 
 
 def choose_alarm(
     logits: Mapping[str, Float[np.ndarray, "N _"]],
     ids: Mapping[str, Int[np.ndarray, " N"]],
-    sample_ids: Sequence[str],
     groups: Sequence[str] | None,
     wanted: EvaluationConfig,
+    split: Literal["val", "calibration"] = "val",
 ) -> Alarm:
     """Choose the alarm on a split.
 
     Args:
         logits: head -> logits of every window.
         ids: head -> labels.
-        sample_ids: names of the windows; they tell recordings apart where they read `recording-number`.
-        groups: the recording of each window, where known.
-        wanted: `target_recall` and `max_false_alarm_rate`.
+        groups: the recording of each window, where known; else windows are taken as independent.
+        wanted: `target_recall`, `confidence` and `max_false_alarm_rate`.
+        split: which it is.
     """
     temperatures = {head: fit_temperature(logits[head], ids[head]) for head in HEADS}
     before = {head: softmax(logits[head]) for head in HEADS}
     after = {head: softmax(logits[head], temperatures[head]) for head in HEADS}
     p_high, is_high = after["risk"][:, HIGH], ids["risk"] == HIGH
-    unit = recordings(sample_ids, groups, is_high)
-    reason = too_few(is_high, wanted)
-    chosen = quiet = None
+    unit = recordings(groups, is_high)
+    reason = too_few(is_high, split)
+    promise = chosen = quiet = None
     if reason is None:
-        chosen = _point(threshold_for_recall(p_high, is_high, wanted.target_recall), p_high, is_high, unit)
+        promise = promise_of(is_high, groups, wanted)
+        chosen = _point(promised_threshold(p_high, is_high, groups, promise), p_high, is_high, unit)
         quiet = _point(threshold_for_false_alarms(p_high, is_high, wanted.max_false_alarm_rate), p_high, is_high, unit)
     return Alarm(
         target_recall=wanted.target_recall,
@@ -121,6 +149,8 @@ def choose_alarm(
         windows=len(is_high),
         n_high=int(is_high.sum()),
         groups=None if unit is None else int(unit.max()) + 1,
+        split=split,
+        promise=promise,
         reason=reason,
         chosen=chosen,
         at_max_false_alarm_rate=quiet,
@@ -130,27 +160,77 @@ def choose_alarm(
     )
 
 
-def too_few(is_high: Bool[np.ndarray, " N"], wanted: EvaluationConfig) -> str | None:
-    """Why val is too small for these rates: a recall of 0.95 cannot be told from 1 on fewer than 20 windows."""
-    for n, rate, what in (
-        (int(is_high.sum()), 1 - wanted.target_recall, 'of risk "high"'),
-        (int((~is_high).sum()), wanted.max_false_alarm_rate, "of other risks"),
-    ):
-        needed = max(LEAST_HIGH, math.ceil(1 / rate - 1e-9))
-        if n < needed:
-            return f"val has {n} windows {what}; at least {needed} are needed"
+def shortcomings(
+    is_high: Bool[np.ndarray, " N"], groups: Sequence[str] | None, wanted: EvaluationConfig, split: str
+) -> Iterator[str]:
+    """What keeps a split from promising the target, one line each: known before anything is trained."""
+    if (reason := too_few(is_high, split)) is not None:
+        yield f"{reason} to choose the alarm's threshold: best.pt will have none"
+        return
+    promise = promise_of(is_high, groups, wanted)
+    if promise.recall < wanted.target_recall:
+        yield (
+            f"{split}: the alarm will promise a recall of {promise.recall:.3f} at {promise.confidence:.0%} confidence, "
+            f"below target: {what_is_missing(promise, wanted.target_recall)}"
+        )
+    if groups is None:
+        yield (
+            f"{split}: no group: the alarm's promise takes windows as independent, and is void where neighbours are "
+            "alike; give each window the name of its recording"
+        )
+
+
+def too_few(is_high: Bool[np.ndarray, " N"], split: str) -> str | None:
+    """Why a split is too small for any threshold."""
+    for n, what in ((int(is_high.sum()), 'of risk "high"'), (int((~is_high).sum()), "of other risks")):
+        if n < LEAST_HIGH:
+            return f"{split} has {n} windows {what}; at least {LEAST_HIGH} are needed"
     return None
 
 
-def threshold_for_recall(p_high: Float[np.ndarray, " N"], is_high: Bool[np.ndarray, " N"], recall: float) -> float:
-    """The highest threshold at which `p_high >= threshold` holds for at least `recall` of the high windows.
+def promise_of(is_high: Bool[np.ndarray, " N"], groups: Sequence[str] | None, wanted: EvaluationConfig) -> Promise:
+    """What is promised, settled before any score is looked at, so that no luck of the scores can choose it.
 
-    It lies midway to the next lower score, so that float noise (stored features, another device) flips no window.
+    It is the target, where so many units carry it. Else it is what they carry where they lose as much as the target
+    allows: `target * most`, whose threshold finds about the target here. To promise `most` itself nothing may be missed
+    here, and one odd window would make the alarm cry at everything; who wants that asks for a higher target.
     """
-    found = np.sort(p_high[is_high])[::-1]
-    last = float(found[math.ceil(recall * len(found) - 1e-9) - 1])
-    lower = p_high[p_high < last]
-    return _between(float(lower.max()) if len(lower) else 0.0, last)
+    _, of = _units_of_high(is_high, groups)
+    target, most = wanted.target_recall, carried(of, wanted.confidence)
+    return Promise(
+        recall=target if target <= most else target * most,
+        confidence=wanted.confidence,
+        unit="windows" if groups is None else "recordings",
+        units=len(of),
+        most=most,
+        needed=units_needed(of, target, wanted.confidence),
+    )
+
+
+def promised_threshold(
+    p_high: Float[np.ndarray, " N"], is_high: Bool[np.ndarray, " N"], groups: Sequence[str] | None, promise: Promise
+) -> float:
+    """The highest threshold that keeps the promise."""
+    scores, (unit, of) = p_high[is_high], _units_of_high(is_high, groups)
+    at = highest_threshold(
+        np.unique(scores),
+        lambda threshold: np.bincount(unit[scores < threshold], minlength=len(of)),
+        of,
+        promise.recall,
+        promise.confidence,
+    )
+    assert at is not None  # the lowest misses nothing, which keeps whatever is carried
+    return _apart_from_lower(p_high, at)
+
+
+def _units_of_high(
+    is_high: Bool[np.ndarray, " N"], groups: Sequence[str] | None
+) -> tuple[Int[np.ndarray, " H"], Int[np.ndarray, " U"]]:
+    """The unit of each "high" window, and how many each unit has."""
+    if groups is None:
+        return np.arange(is_high.sum()), np.ones(is_high.sum(), int)
+    _, unit, of = np.unique(np.asarray(groups)[is_high], return_inverse=True, return_counts=True)
+    return unit, of
 
 
 def threshold_for_false_alarms(p_high: Float[np.ndarray, " N"], is_high: Bool[np.ndarray, " N"], rate: float) -> float:
@@ -159,6 +239,14 @@ def threshold_for_false_alarms(p_high: Float[np.ndarray, " N"], is_high: Bool[np
     first_kept_out = float(others[math.floor(rate * len(others) + 1e-9)])
     higher = p_high[p_high > first_kept_out]
     return _between(first_kept_out, float(higher.min()) if len(higher) else 1.0)
+
+
+def _apart_from_lower(p_high: Float[np.ndarray, " N"], at: float) -> float:
+    """Midway from a score to the next lower one, so that float noise (stored features, another device) flips no window
+    across the threshold.
+    """
+    lower = p_high[p_high < at]
+    return _between(float(lower.max()) if len(lower) else 0.0, at)
 
 
 def _between(low: float, high: float) -> float:
@@ -178,88 +266,3 @@ def _point(
         recall=rate_of(raised, is_high, unit),
         false_alarm_rate=rate_of(raised, ~is_high, unit),
     )
-
-
-def rate_of(raised: Bool[np.ndarray, " N"], among: Bool[np.ndarray, " N"], unit: Int[np.ndarray, " N"] | None) -> Rate:
-    """Share of `among` that is `raised`, with a 95 % percentile bootstrap over units (windows where None).
-
-    A resample cannot show what never happened: at a rate of 0 or 1 the far end of the interval is the exact binomial
-    one of as many independent units, 0.025 ** (1 / units) (Clopper & Pearson 1934).
-    """
-    unit = np.arange(len(among)) if unit is None else unit
-    totals = np.bincount(unit[among])
-    hits = np.bincount(unit[among], raised[among], len(totals))
-    hits, totals = hits[totals > 0], totals[totals > 0]
-    n, rng = len(totals), np.random.default_rng(0)
-    value = float(hits.sum() / totals.sum())
-    if (totals == 1).all():  # the same distribution, drawn at once
-        drawn = rng.binomial(n, value, RESAMPLES) / n
-    else:
-        picks = (rng.integers(0, n, n) for _ in range(RESAMPLES))
-        drawn = np.array([hits[pick].sum() / totals[pick].sum() for pick in picks])
-    low, high = (float(x) for x in np.percentile(drawn, [2.5, 97.5]))
-    far = float(0.025 ** (1 / n))
-    return Rate(value=value, low=min(low, far) if value == 1 else low, high=max(high, 1 - far) if value == 0 else high)
-
-
-def recordings(
-    sample_ids: Sequence[str], groups: Sequence[str] | None, is_high: Bool[np.ndarray, " N"]
-) -> Int[np.ndarray, " N"] | None:
-    """The recording of each window as a number, from `groups` or else from sample_ids that read `recording-number`.
-
-    None where neither tells, or where too few recordings hold "high" windows, or others, to be resampled.
-    """
-    if groups is None:
-        matches = [re.fullmatch(r"(.+)[-_/:.]\d+", name) for name in sample_ids]
-        if not all(matches):
-            return None
-        groups = [match[1] for match in matches if match]
-    _, unit = np.unique(np.asarray(groups), return_inverse=True)
-    enough = all(len(np.unique(unit[side])) >= LEAST_RECORDINGS for side in (is_high, ~is_high))
-    return unit if enough else None
-
-
-def softmax(logits: Float[np.ndarray, "N C"], temperature: float = 1.0) -> Float[np.ndarray, "N C"]:
-    """Probabilities of logits / temperature, in float64."""
-    scaled = logits.astype(np.float64) / temperature
-    scaled = np.exp(scaled - scaled.max(1, keepdims=True))
-    probs: np.ndarray = scaled / scaled.sum(1, keepdims=True)
-    return probs
-
-
-def fit_temperature(logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]) -> float:
-    """The temperature in 0.1..10 of the least cross entropy (Guo et al. 2017), by golden section on its logarithm.
-
-    The cross entropy is convex in 1/T, so there is one valley; a perfect or hopeless split ends at the bounds.
-    """
-
-    def cross_entropy(log_t: float) -> float:
-        scaled = logits.astype(np.float64) / math.exp(log_t)
-        scaled -= scaled.max(1, keepdims=True)
-        picked = scaled[np.arange(len(labels)), labels]
-        return float(np.mean(np.log(np.exp(scaled).sum(1)) - picked))
-
-    ratio = (math.sqrt(5) - 1) / 2
-    low, high = math.log(0.1), math.log(10)
-    a, b = high - ratio * (high - low), low + ratio * (high - low)
-    at_a, at_b = cross_entropy(a), cross_entropy(b)
-    for _ in range(40):
-        if at_a <= at_b:
-            high, b, at_b = b, a, at_a
-            a = high - ratio * (high - low)
-            at_a = cross_entropy(a)
-        else:
-            low, a, at_a = a, b, at_b
-            b = low + ratio * (high - low)
-            at_b = cross_entropy(b)
-    return math.exp((low + high) / 2)
-
-
-def calibration_error(probs: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]) -> float:
-    """Expected calibration error: mean |confidence - accuracy| over 15 equal bins of the likeliest class's probability,
-    weighted by their windows (Naeini et al. 2015).
-    """
-    confidence, right = probs.max(1), probs.argmax(1) == labels
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(bins, confidence, BINS) - np.bincount(bins, right, BINS)
-    return float(np.abs(gaps).sum() / len(labels))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 from jaxtyping import Float
 
-from simv0.alarm.threshold import too_few
+from simv0.alarm.threshold import shortcomings
 from simv0.checks.data import SplitOutline
 from simv0.config.schema import Config
 from simv0.data.contract import place_of
@@ -74,9 +74,8 @@ def _of_labels(config: Config, name: str, labels: Labels) -> Iterator[str]:
         if absent:
             say = "it cannot be learned" if name == "train" else "its accuracy cannot be measured"
             yield f"{name}: no window has {head} {' or '.join(absent)}: {say}"
-    reason = too_few(labels.ids["risk"] == HIGH, config.evaluation) if name == "val" else None
-    if reason is not None:
-        yield f"{reason} to choose the alarm's threshold: best.pt will have none"
+    if name == "val":
+        yield from shortcomings(labels.ids["risk"] == HIGH, labels.group, config.evaluation, name)
 
 
 def warnings_of_telemetry(name: str, telemetry: Float[np.ndarray, "N 8"]) -> Iterator[str]:

@@ -189,12 +189,15 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is read off the validation split."""
+    """How a model is evaluated, and what its alarm must keep."""
 
     batch_size: int = Field(default=256, ge=1, le=1_000_000)
     """Windows per evaluation step."""
     target_recall: float = Field(default=0.95, gt=0, lt=1)
-    """Share of the "high" windows that the alarm must find on val; its threshold is chosen for it."""
+    """Share of the "high" windows that the alarm must find on new data of the same kind; its threshold is the highest
+    that keeps this."""
+    confidence: float = Field(default=0.9, gt=0, lt=1)
+    """How sure that promise is: of runs like this one, the share whose alarm keeps it."""
     max_false_alarm_rate: float = Field(default=0.05, gt=0, lt=1)
     """The recall that is left when at most this share of the other windows may raise the alarm is reported too."""
 

@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from simv0.alarm.threshold import Alarm, Rate, rate_of, recordings, softmax
+from simv0.alarm.calibration import softmax
+from simv0.alarm.rates import Rate, rate_of, recordings
+from simv0.alarm.threshold import Alarm
 from simv0.data.labels import Labels
 from simv0.labels import HEADS, HIGH
 from simv0.model.metrics import Metrics, from_confusions
@@ -62,7 +64,7 @@ class Evaluated:
     @cached_property
     def unit(self) -> Int[np.ndarray, " N"] | None:
         """The recording of each window, which intervals are resampled over; None: windows."""
-        return recordings(self.labels.sample_id, self.labels.group, self.is_high)
+        return recordings(self.labels.group, self.is_high)
 
     @cached_property
     def spread(self) -> dict[str, tuple[float, float]]:

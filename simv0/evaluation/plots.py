@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from simv0.alarm.threshold import BINS, OperatingPoint
+from simv0.alarm.calibration import BINS
+from simv0.alarm.threshold import OperatingPoint
 from simv0.errors import ConfigError
 from simv0.labels import HEADS, TELEMETRY, UNITS
 

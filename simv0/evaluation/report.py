@@ -17,7 +17,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from simv0.alarm.threshold import Alarm, choose_alarm, softmax
+from simv0.alarm.calibration import softmax
+from simv0.alarm.threshold import Alarm, choose_alarm
 from simv0.config.schema import EvaluationConfig
 from simv0.disk.files import write_atomically
 from simv0.errors import ConfigError, SimError
@@ -77,7 +78,7 @@ def render(evaluated: Evaluated) -> str:
     )
     # Without a stored alarm (last.pt) the probabilities are shown as they come.
     alarm = evaluated.alarm or choose_alarm(
-        evaluated.logits, evaluated.labels.ids, evaluated.labels.sample_id, evaluated.labels.group, EvaluationConfig()
+        evaluated.logits, evaluated.labels.ids, evaluated.labels.group, EvaluationConfig()
     )
     return page.render(
         title=f"{evaluated.about['checkpoint']} on {evaluated.split}",

@@ -186,8 +186,8 @@ class SimV0Model(nn.Module):
         temperatures: Mapping[str, float] | None = None,
     ) -> list[dict[str, Any]]:
         """Predictions as plain values, one dict a sample: `sample_id`, the names under `risk`, `reason` and `action`,
-        `probs` of every class (of logits divided by the head's temperature), `alarm` (P(high) >= threshold; None
-        without one), `confidence` (None without its head).
+        `probs` of every class (of logits divided by the head's temperature), `alarm` (P(high) >= threshold, of this
+        window alone; None without one), `confidence` (None without its head).
         """
         training = self.training
         self.eval()

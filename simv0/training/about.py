@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from simv0.alarm.threshold import shortcomings
 from simv0.config.schema import Config
 from simv0.data.labels import warn_of_leakage
 from simv0.labels import HEADS, HIGH
@@ -51,8 +52,11 @@ def introduce(
     log.info(f"training {sum(counts.values()):,} weights: {trained}")
     log.info(f"train {len(train.labels)} windows, val {len(val.labels)}; F={model.F} K={model.K} dv={model.dv}")
     log.info(f"visual dropout {model.visual_dropout:.2f} (whole windows, and single features in the rest)")
-    if not (val.labels.ids["risk"] == HIGH).any():
+    is_high = val.labels.ids["risk"] == HIGH
+    if not is_high.any():
         log.warning('val has no window of risk "high": best.pt follows macro_f1, and the alarm cannot be evaluated')
+    for line in shortcomings(is_high, val.labels.group, config.evaluation, "val"):
+        log.warning(line)
     warn_of_leakage(
         getattr(train.dataset, "dataset", None),
         getattr(val.dataset, "dataset", None),

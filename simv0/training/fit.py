@@ -263,7 +263,7 @@ class Epochs:
 
     def _write_best(self, metrics: Metrics, logits: dict[str, np.ndarray]) -> None:
         labels = self.val.labels
-        alarm = choose_alarm(logits, labels.ids, labels.sample_id, labels.group, self.config.evaluation)
+        alarm = choose_alarm(logits, labels.ids, labels.group, self.config.evaluation)
         about = Meta(**self.about, epoch=self.position.epoch, metrics=metrics, alarm=alarm)
         save_checkpoint(self.run.best, Checkpoint(meta=about, state=self.model.trainable_state()))
 

@@ -40,6 +40,9 @@ PLACES = (
 )
 """Keys that say where something lies: `restore` compares the digests of what lies there."""
 
+YOUNGER = ("evaluation.confidence",)
+"""Keys that an older run does not know, and that change no weight: it goes on, and its next best.pt keeps to them."""
+
 
 def check_train(config: Config, resume: bool, overwrite: bool) -> None:
     """Refuse to train over an existing run without --resume or --overwrite, or to resume with another config.
@@ -99,7 +102,7 @@ def config_differences(stored: dict[str, dict[str, Any]], wanted: dict[str, dict
         before, now = stored.get(section, {}), wanted.get(section, {})
         for key in sorted(before.keys() | now.keys()):
             name = f"{section}.{key}"
-            if name.startswith(OPERATIONAL) or name in PLACES:
+            if name.startswith(OPERATIONAL) or name in PLACES or (name in YOUNGER and key not in before):
                 continue
             if _without_places(before.get(key)) != _without_places(now.get(key)):
                 begun = shown(repr(before[key])) if key in before else "an older simv0, which did not know it"

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Predict with this run: python sim_v0_infer.py IMAGE_1 ... IMAGE_F --telemetry ax ay az gx gy gz v w
 
-Prints one JSON object: risk, reason, action, their probabilities, alarm. With --spacing 0.2 the images, any number of
-them, are a stream of frames 0.2 s apart: one line a frame, each encoded once. Needs simv0 installed, and the LLM and
-the vision encoder where they were when the run was trained.
+Prints one JSON object: risk, reason, action, their probabilities, and the alarm of this window alone. With --spacing
+0.2 the images, any number of them, are a stream of frames 0.2 s apart: one line a frame, each encoded once, with the
+alarm that a robot acts on, and `calm`: false unless the risk is known and no alarm is raised. Needs simv0, and the
+LLM and the vision encoder where they were when the run was trained.
 """
 
 import argparse
@@ -36,7 +37,9 @@ def main() -> None:
             stream = Stream(predictor, args.spacing, live=False)  # on a robot: live, and t=time.monotonic()
             for i, path in enumerate(args.frames):
                 state = stream.push(load_image(path), args.telemetry, t=i * args.spacing)
-                print(json.dumps({"risk": state.risk, "unknown": state.unknown, "alarm": state.alarm}))
+                calm = state.risk != "unknown" and state.alarm is False  # None, without a threshold, is no all-clear
+                line = {"calm": calm, "risk": state.risk, "unknown": state.unknown, "alarm": state.alarm}
+                print(json.dumps(line))
     except SimError as error:
         parser.exit(error.exit_code, f"error: {error}\n")
 

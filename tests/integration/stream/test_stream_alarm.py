@@ -4,6 +4,7 @@ from stream_world import GOOD, SPACING, F, full, image, recording
 
 from simv0.alarm.confirmation import Confirmation
 from simv0.predict import Predictor
+from simv0.stream import State
 
 
 def test_confirmation_and_hysteresis_by_hand() -> None:
@@ -14,14 +15,19 @@ def test_confirmation_and_hysteresis_by_hand() -> None:
     assert [int(alarm.update(score)) for score in scores] == raised
 
 
+def alarms_of(state: State) -> tuple[bool | None, bool | None]:
+    """The prediction's: confirmed, and of the window alone."""
+    return (None, None) if state.prediction is None else (state.prediction["alarm"], state.prediction["window_alarm"])
+
+
 def test_one_threshold_is_in_force(predictor: Predictor) -> None:
-    """The prediction's alarm is of the stream's threshold, the state's is confirmed: 2 of 3 by default."""
+    """That of the stream: confirmed (2 of 3 by default) in state and prediction; apart from it the window's."""
     stream = recording(predictor, alarm_threshold=0.0)
     states = [stream.push(image(i), GOOD, i * SPACING) for i in range(F + 1)]
-    alarms = [(state.alarm, state.prediction and state.prediction["alarm"]) for state in states]
-    assert alarms == [*3 * [(None, None)], (False, True), (True, True)]
-    predictions = [full(predictor, alarm_threshold=threshold).state().prediction for threshold in (1.0, None)]
-    assert [prediction and prediction["alarm"] for prediction in predictions] == [False, None]
+    alarms = [(state.alarm, *alarms_of(state)) for state in states]
+    assert alarms == [*3 * [(None, None, None)], (False, False, True), (True, True, True)]
+    others = [alarms_of(full(predictor, alarm_threshold=threshold).state()) for threshold in (1.0, None)]
+    assert others == [(False, False), (None, None)]
 
 
 def test_an_alarm_outlives_a_blind_camera(predictor: Predictor) -> None:

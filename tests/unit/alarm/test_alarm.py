@@ -9,18 +9,9 @@ import pytest
 import torch
 from small_world import MakeConfig
 
-from simv0.alarm.threshold import (
-    Alarm,
-    calibration_error,
-    choose_alarm,
-    fit_temperature,
-    rate_of,
-    recordings,
-    softmax,
-    threshold_for_false_alarms,
-    threshold_for_recall,
-    too_few,
-)
+from simv0.alarm.calibration import calibration_error, fit_temperature, softmax
+from simv0.alarm.rates import rate_of, recordings
+from simv0.alarm.threshold import Alarm, choose_alarm, shortcomings, threshold_for_false_alarms
 from simv0.config.schema import EvaluationConfig
 from simv0.data.manifest import ManifestDataset
 from simv0.evaluation.run import evaluate_checkpoint
@@ -34,16 +25,6 @@ P = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
 IS_HIGH = np.array([1, 0, 1, 0, 1, 0, 1, 0], bool)
 
 
-@pytest.mark.parametrize(
-    ("recall", "threshold", "found", "false_alarms"),
-    [(0.25, 0.85, 1, 0), (0.26, 0.65, 2, 1), (0.75, 0.45, 3, 2), (0.76, 0.25, 4, 3), (0.99, 0.25, 4, 3)],
-)
-def test_threshold_for_recall_by_hand(recall: float, threshold: float, found: int, false_alarms: int) -> None:
-    at = threshold_for_recall(P, IS_HIGH, recall)
-    assert at == pytest.approx(threshold)
-    assert ((at <= P)[IS_HIGH].sum(), (at <= P)[~IS_HIGH].sum()) == (found, false_alarms)
-
-
 @pytest.mark.parametrize(("rate", "threshold"), [(0.01, 0.85), (0.25, 0.65), (0.5, 0.45), (0.99, 0.25)])
 def test_threshold_for_false_alarms_by_hand(rate: float, threshold: float) -> None:
     at = threshold_for_false_alarms(P, IS_HIGH, rate)
@@ -51,19 +32,15 @@ def test_threshold_for_false_alarms_by_hand(rate: float, threshold: float) -> No
     assert (at <= P)[~IS_HIGH].mean() <= rate
 
 
-def test_thresholds_are_the_extreme_ones_on_random_scores_with_ties() -> None:
+def test_the_threshold_for_false_alarms_is_the_lowest_on_random_scores_with_ties() -> None:
     rng = np.random.default_rng(3)
     for _ in range(200):
         n = int(rng.integers(4, 40))
         p = rng.integers(1, 12, n) / 12  # many ties
         is_high = rng.random(n) < 0.4
         is_high[:2] = True, False
-        recall, rate = rng.uniform(0.05, 0.95, 2)
+        rate = rng.uniform(0.05, 0.95)
         candidates = [0.0, *(np.unique(p) + 1e-9), 1.0]  # every way to split the scores
-        finds = [t for t in candidates if (p >= t)[is_high].mean() >= recall]
-        at = threshold_for_recall(p, is_high, recall)
-        assert (p >= at)[is_high].mean() >= recall
-        assert (p >= at)[~is_high].mean() == min((p >= t)[~is_high].mean() for t in finds)
         quiet = [t for t in candidates if (p >= t)[~is_high].mean() <= rate]
         at = threshold_for_false_alarms(p, is_high, rate)
         assert (p >= at)[~is_high].mean() <= rate
@@ -109,14 +86,13 @@ def test_a_rate_of_one_is_not_called_certain() -> None:
     assert none.high == pytest.approx(0.0711, abs=1e-4)
 
 
-def test_recordings_are_told_by_group_else_by_sample_id_else_not() -> None:
+def test_recordings_are_told_by_group_and_by_nothing_else() -> None:
     both = np.array([1, 0] * 3, bool)
-    assert recordings(list("abcdef"), ["x", "x", "y", "y", "z", "z"], both) is not None
-    named = recordings(["r1-0", "r1-1", "r2-0", "r2-1", "r3-0", "r3-1"], None, both)
+    named = recordings(["x", "x", "y", "y", "z", "z"], both)
     assert named is not None
     assert named.tolist() == [0, 0, 1, 1, 2, 2]
-    assert recordings(["0", "1", "2", "3", "4", "5"], None, both) is None
-    assert recordings([f"rover-{i}" for i in range(6)], None, both) is None  # one recording has no spread
+    assert recordings(None, both) is None
+    assert recordings(6 * ["rover"], both) is None  # one recording has no spread
 
 
 def world(n: int, n_high: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
@@ -127,42 +103,92 @@ def world(n: int, n_high: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndar
         head: (rng.normal(size=(n, len(names))) + 2 * np.eye(len(names))[ids[head]]).astype(np.float32)
         for head, names in HEADS.items()
     }
-    return logits, ids, [f"r{i % 10}-{i}" for i in range(n)]
+    return logits, ids, [f"r{i % 60}" for i in range(n)]
 
 
-def test_the_chosen_point_keeps_its_promises_and_the_same_val_gives_the_same_alarm() -> None:
-    logits, ids, names = world(400, 60)
-    alarm = choose_alarm(logits, ids, names, None, EvaluationConfig())
-    assert alarm == choose_alarm(logits, ids, names, None, EvaluationConfig())
-    assert (alarm.groups, alarm.n_high, alarm.windows, alarm.reason) == (10, 60, 400, None)
+def test_an_alarm_on_target_says_what_it_promises_and_the_same_split_gives_the_same_alarm() -> None:
+    logits, ids, groups = world(600, 180)
+    alarm = choose_alarm(logits, ids, groups, EvaluationConfig())
+    assert alarm == choose_alarm(logits, ids, groups, EvaluationConfig())
+    assert (alarm.groups, alarm.n_high, alarm.windows, alarm.reason) == (60, 180, 600, None)
     assert alarm.chosen is not None
     assert alarm.at_max_false_alarm_rate is not None
-    assert alarm.chosen.recall.value == 57 / 60
+    assert alarm.promise is not None
+    assert (alarm.promise.recall, alarm.promise.units, alarm.promise.needed) == (0.95, 60, 45)
+    assert not alarm.below_target
     assert alarm.at_max_false_alarm_rate.false_alarm_rate.value <= 0.05
-    assert alarm.chosen.recall.low < 57 / 60 < alarm.chosen.recall.high
+    assert 0.95 < alarm.chosen.recall.low < alarm.chosen.recall.value < alarm.chosen.recall.high
     assert alarm.ece_after["risk"] < alarm.ece_before["risk"]
-    assert str(alarm).startswith(f"alarm: P(high) >= {alarm.chosen.threshold:.3f}: recall 0.950 (")
-    assert "(95 % intervals over 10 recordings)" in str(alarm)
-    assert "no groups given" in str(choose_alarm(logits, ids, list(map(str, range(400))), None, EvaluationConfig()))
+    assert str(alarm).startswith(
+        f"alarm: P(high) >= {alarm.chosen.threshold:.3f}: recall 0.950 is promised for new data at 90% confidence; on "
+        f"val recall {alarm.chosen.recall} of 180 high windows, false-alarm rate 0."
+    )
+    assert str(alarm).endswith("(95 % intervals over 60 recordings); val also chose the epoch")
+    of_its_own = choose_alarm(logits, ids, groups, EvaluationConfig(), "calibration")
+    assert "; on calibration recall" in str(of_its_own)
+    assert str(of_its_own).endswith("over 60 recordings)")
     assert Alarm.model_validate(json.loads(alarm.model_dump_json())) == alarm
+
+
+def test_twelve_recordings_promise_what_they_carry_and_say_what_is_missing() -> None:
+    logits, ids, groups = world(600, 180)
+    twelve = [f"r{int(name[1:]) % 12}" for name in groups]
+    alarm = choose_alarm(logits, ids, twelve, EvaluationConfig())
+    assert alarm.below_target
+    assert alarm.promise is not None
+    assert alarm.promise.most == pytest.approx(0.1 ** (1 / 12))
+    assert alarm.promise.recall == pytest.approx(0.95 * 0.1 ** (1 / 12))
+    said = (
+        "BELOW TARGET: recall 0.784 is promised for new data at 90% confidence; 12 recordings with high can promise "
+        "0.825 at most, 0.95 needs 45; on val"
+    )
+    assert said in str(alarm)
+    assert alarm.chosen is not None
+    assert alarm.chosen.recall.value > 0.9  # about the target here, or it would promise less
+    expected = "val: the alarm will promise a recall of 0.784 at 90% confidence, below target: 12 recordings with high"
+    assert [line[: len(expected)] for line in shortcomings(ids["risk"] == HIGH, twelve, EvaluationConfig(), "val")] == [
+        expected
+    ]
+
+
+def test_without_group_windows_are_taken_as_independent_and_that_is_said() -> None:
+    logits, ids, groups = world(600, 180)
+    alarm = choose_alarm(logits, ids, None, EvaluationConfig())
+    assert alarm.promise is not None
+    assert (alarm.promise.unit, alarm.promise.units, alarm.groups) == ("windows", 180, None)
+    void = "(IF windows are independent: there is no `group`, and where neighbours are alike this is void)"
+    assert f"recall 0.950 is promised for new data at 90% confidence {void}; on val" in str(alarm)
+    assert "(95 % intervals over windows: no groups given, so they are too narrow)" in str(alarm)
+    loud = "calibration: no group: the alarm's promise takes windows as independent, and is void where neighbours are "
+    (line,) = shortcomings(ids["risk"] == HIGH, None, EvaluationConfig(), "calibration")
+    assert line.startswith(loud)
+    assert not list(shortcomings(ids["risk"] == HIGH, groups, EvaluationConfig(), "val"))
 
 
 @pytest.mark.parametrize(
     ("n", "n_high", "reason"),
     [
-        (100, 0, 'val has 0 windows of risk "high"; at least 20 are needed'),
-        (100, 19, 'val has 19 windows of risk "high"; at least 20 are needed'),
-        (100, 90, "val has 10 windows of other risks; at least 20 are needed"),
+        (100, 0, 'val has 0 windows of risk "high"; at least 10 are needed'),
+        (100, 9, 'val has 9 windows of risk "high"; at least 10 are needed'),
+        (100, 91, "val has 9 windows of other risks; at least 10 are needed"),
     ],
 )
 def test_too_few_is_said_instead_of_a_number(n: int, n_high: int, reason: str) -> None:
-    logits, ids, names = world(n, n_high)
-    alarm = choose_alarm(logits, ids, names, None, EvaluationConfig())
-    assert (alarm.reason, alarm.chosen, alarm.threshold) == (reason, None, None)
+    logits, ids, _ = world(n, n_high)
+    alarm = choose_alarm(logits, ids, None, EvaluationConfig())
+    assert (alarm.reason, alarm.chosen, alarm.threshold, alarm.promise) == (reason, None, None, None)
     assert str(alarm) == f"alarm: no threshold: {reason}"
-    assert too_few(ids["risk"] == HIGH, EvaluationConfig(target_recall=0.5, max_false_alarm_rate=0.5)) == (
-        reason.replace("20", "10") if n_high == 0 else None
-    )
+    assert list(shortcomings(ids["risk"] == HIGH, None, EvaluationConfig(), "val")) == [
+        f"{reason} to choose the alarm's threshold: best.pt will have none"
+    ]
+
+
+def test_an_alarm_of_an_older_simv0_has_a_threshold_and_no_promise() -> None:
+    logits, ids, groups = world(600, 180)
+    older = choose_alarm(logits, ids, groups, EvaluationConfig()).model_dump(exclude={"promise", "split"})
+    alarm = Alarm.model_validate(older)
+    assert (alarm.threshold, alarm.below_target, alarm.split) == (older["chosen"]["threshold"], True, "val")
+    assert f"P(high) >= {alarm.threshold:.3f}: NO PROMISE for new data: an older simv0 chose it; on val" in str(alarm)
 
 
 def test_train_stores_the_alarm_and_evaluate_and_predict_use_it(

@@ -94,7 +94,7 @@ def test_the_command_lists_all_of_them_and_exits_non_zero(make_config: MakeConfi
     good.write_text(dump_config(make_config()))
     args = ["check", "--config", str(good)]
     done = runner.invoke(app, args, catch_exceptions=False)
-    few = 'val has 4 windows of risk "high"; at least 20 are needed to choose the alarm\'s threshold: best.pt will have'
+    few = 'val has 4 windows of risk "high"; at least 10 are needed to choose the alarm\'s threshold: best.pt will have'
     assert (done.exit_code, done.stderr) == (0, f"warning: {few} none\n")
     assert done.stdout.endswith("\nno problems found, 1 warning\n")
     one = runner.invoke(app, [*args, "--set", "model.F=5"], catch_exceptions=False)

@@ -56,7 +56,7 @@ def test_what_is_odd_is_warned_of(make_config: MakeConfig) -> None:
         "train: no window has risk none or low or med: it cannot be learned",
         *_odd_telemetry("train", make_config(data=odd(unit=1 / 9.8))),
         "val: no window has risk none or low or med: its accuracy cannot be measured",
-        "val has 0 windows of other risks; at least 20 are needed to choose the alarm's threshold: best.pt will have "
+        "val has 0 windows of other risks; at least 10 are needed to choose the alarm's threshold: best.pt will have "
         "none",
         *_odd_telemetry("val", make_config(data=odd(unit=1 / 9.8))),
         "train and val: no group: cannot tell whether train and val share recordings; give each "

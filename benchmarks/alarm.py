@@ -1,0 +1,141 @@
+"""Does the alarm keep what it promises on new data? Simulated: the very code that `train` runs, on many splits.
+
+    python -m benchmarks.alarm [--draws 400] [--confidence 0.9] [--json alarm.json]
+
+Every row is a source of recordings whose truth is known. A split is drawn from it, the alarm is chosen, and its recall
+and false alarms are measured on a large population of the same source. `kept_share` is the share of the draws whose
+true recall is at least the promised one; it must not lie below the confidence by more than the draws' own error.
+Beside it the naive threshold (the one that finds 95 % of the split's own "high" windows), and the oracle's: the
+false alarms at a recall of exactly 95 %, which only who knows the whole population can have.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simv0.alarm.calibration import fit_temperature, softmax
+from simv0.alarm.threshold import promise_of, promised_threshold
+from simv0.config.schema import EvaluationConfig
+from simv0.labels import HIGH
+
+POPULATION = 3000
+"""Recordings of the population (windows: 100 times as many)."""
+Draw = Callable[[np.random.Generator, int], np.ndarray]
+
+
+def same(_: np.random.Generator, n: int) -> np.ndarray:
+    """No recording differs from another."""
+    return np.zeros(n)
+
+
+def alike(share: float) -> Draw:
+    """So much of the scores' variance is common to a recording."""
+    return lambda rng, n: rng.normal(size=n) * share**0.5
+
+
+def hopeless(share: float) -> Draw:
+    """So many recordings in which hardly a "high" window is seen."""
+    return lambda rng, n: np.where(rng.random(n) < share, -4.0, 0.3 * rng.normal(size=n))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where recordings come from: 15 % of their windows are "high", and score 2 higher."""
+
+    recordings: int
+    windows: int
+    effect: Draw = same
+    """What a recording adds to the scores of all its windows."""
+    noise: float = 1.0
+    spread: float = 0.0
+    """Of the logarithm of the recordings' lengths."""
+    grouped: bool = True
+
+    def draw(self, rng: np.random.Generator, recordings: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Logits of risk, labels of risk, and the recording of each window."""
+        lengths = np.maximum(1, self.windows * np.exp(self.spread * rng.normal(size=recordings))).astype(int)
+        recording = np.repeat(np.arange(recordings), lengths)
+        n = len(recording)
+        risk = np.where(rng.random(n) < 0.15, HIGH, rng.integers(0, HIGH, n))
+        logits = 0.3 * rng.normal(size=(n, 4))
+        logits[:, HIGH] += 2.0 * (risk == HIGH) - 1 + self.effect(rng, recordings)[recording]
+        logits[:, HIGH] += self.noise * rng.normal(size=n)
+        return logits, risk, recording
+
+
+SETTINGS = {
+    "400 windows, independent": Source(400, 1, grouped=False),
+    "2000 windows, independent": Source(2000, 1, grouped=False),
+    "20 recordings x 20, independent": Source(20, 20),
+    "20 x 20, windows of a recording alike": Source(20, 20, alike(0.3), 0.84),
+    "8 x 50, alike": Source(8, 50, alike(0.3), 0.84),
+    "40 x 50, alike": Source(40, 50, alike(0.3), 0.84),
+    "150 x 50, alike": Source(150, 50, alike(0.3), 0.84),
+    "150 x 50, alike, of unequal length": Source(150, 50, alike(0.3), 0.84, spread=0.7),
+    "150 x 50, strongly different": Source(150, 50, alike(1.5), 0.5),
+    "150 x 50, 3 % of them hopeless": Source(150, 50, hopeless(0.03), 0.84),
+    "8 x 50, alike, but without group": Source(8, 50, alike(0.3), 0.84, grouped=False),
+}
+VOID = "8 x 50, alike, but without group"
+"""Where the windows are taken as independent and are not: the promise is void, as train warns."""
+
+
+def simulate(setting: str, draws: int, confidence: float, population: int = POPULATION) -> dict[str, Any]:
+    """One row."""
+    source, wanted, rng = SETTINGS[setting], EvaluationConfig(confidence=confidence), np.random.default_rng(0)
+    logits, risk, _ = source.draw(rng, population * (100 if source.windows == 1 else 1))
+    high = risk == HIGH
+    found: list[tuple[float, ...]] = []
+    for _ in range(draws):
+        own_logits, own_risk, recording = source.draw(rng, source.recordings)
+        groups = [str(number) for number in recording] if source.grouped else None
+        temperature = fit_temperature(own_logits, own_risk)
+        p, own_p = (softmax(values, temperature)[:, HIGH] for values in (logits, own_logits))
+        promise = promise_of(own_risk == HIGH, groups, wanted)
+        ours = promised_threshold(own_p, own_risk == HIGH, groups, promise)
+        naive, oracle = (np.quantile(of, 1 - wanted.target_recall) for of in (own_p[own_risk == HIGH], p[high]))
+        recall, naive_recall = ((p[high] >= threshold).mean() for threshold in (ours, naive))
+        alarms = ((p[~high] >= threshold).mean() for threshold in (ours, naive, oracle))
+        kept = recall >= promise.recall, naive_recall >= wanted.target_recall
+        found.append((promise.recall, recall, *kept, *alarms))
+    promised, recall, kept, naive_kept, ours, naive, oracle = (round(float(x), 3) for x in np.mean(found, axis=0))
+    return {
+        "setting": setting,
+        "confidence": confidence,
+        "promised": promised,
+        "kept_share": kept,
+        "recall": recall,
+        "false_alarm_rate": ours,
+        "naive_kept_share": naive_kept,
+        "naive_false_alarm_rate": naive,
+        "oracle_false_alarm_rate": oracle,
+        "draws": draws,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draws", type=int, default=400)
+    parser.add_argument("--confidence", type=float, default=0.9)
+    parser.add_argument("--json", type=Path, default=None)
+    arguments = parser.parse_args()
+    rows = []
+    for setting in SETTINGS:
+        row = simulate(setting, arguments.draws, arguments.confidence)
+        rows.append(row)
+        print(
+            f"{setting:40} promised {row['promised']:.3f} kept {row['kept_share']:.2f} (naive .95: "
+            f"{row['naive_kept_share']:.2f}) false alarms {row['false_alarm_rate']:.3f} (naive "
+            f"{row['naive_false_alarm_rate']:.3f}, oracle {row['oracle_false_alarm_rate']:.3f})"
+        )
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
