@@ -130,8 +130,10 @@ class Stream:
         self.stale_after = float(stale_after)
         stored = predictor.meta.alarm
         threshold = alarm_threshold if alarm_threshold is not None else (stored.threshold if stored else None)
-        unused = Confirmation(0.5 if threshold is None else threshold, confirm, release)  # checks them in any case
-        self.alarm = None if threshold is None else unused
+        probable = threshold is None or (is_number(threshold) and 0 <= threshold <= 1)
+        require(probable, "alarm_threshold", "a probability", threshold)
+        self.alarm_threshold = None if threshold is None else float(threshold)
+        self.confirmation = Confirmation(confirm, release, self.stale_after)
         self.camera_delay = camera_delay
         self.counts: Counter[str] = Counter()
         """Frames pushed, encoded, judged, waiting, dropped, bad."""
@@ -151,7 +153,7 @@ class Stream:
     def _publish(self, outcome: Outcome, problem: str | None) -> None:
         """Let other threads see what is known now: by one assignment, of what never changes."""
         self._known = _Known(
-            outcome, problem, self._gap, self._good, None if self.alarm is None else self.alarm.raised, self._now,
+            outcome, problem, self._gap, self._good, self._reaches(self.confirmation.level), self._now,
             dict(self.counts), tuple(self._latencies), tuple(self._ages),
         )  # fmt: skip
 
@@ -251,16 +253,13 @@ class Stream:
         p_high = prediction["probs"]["risk"][RISKS[HIGH]]
         if not math.isfinite(p_high):
             return "bad", f"{where}: its prediction is not finite"
-        if self.alarm is not None:
-            if self._stale(t):
-                self.alarm.forget()  # windows from before the gap confirm nothing
-            prediction["alarm"] = self.alarm.update(p_high)
-        prediction["window_alarm"] = None if self.alarm is None else p_high >= self.alarm.threshold
+        prediction["alarm"] = self._reaches(self.confirmation.update(p_high, t))
+        prediction["window_alarm"] = self._reaches(p_high)
         self._good = (t, prediction)
         return "judged", None
 
-    def _stale(self, now: float) -> bool:
-        return self._good is None or now - self._good[0] > self.stale_after
+    def _reaches(self, score: float) -> bool | None:
+        return None if self.alarm_threshold is None else score >= self.alarm_threshold
 
     def state(self, now: float | None = None) -> State:
         """What is known at `now` (default: by the clock; for a recording, at the last frame).

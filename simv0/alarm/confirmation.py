@@ -1,5 +1,9 @@
-"""The confirmed alarm of a stream: one window alone neither raises it nor takes it back."""
+"""The confirmed alarm: one window alone neither raises it nor takes it back.
 
+`Stream` runs it on a robot, `alarm.events` over recordings: there is one implementation.
+"""
+
+import math
 from collections import deque
 from typing import Any
 
@@ -10,31 +14,39 @@ class Confirmation:
     """N-of-M with hysteresis: the alarm is raised when N of the last M scores reach the threshold, and taken back when
     too few of them to raise it reach `release` x threshold.
 
+    All of this can be said without a threshold: the alarm is raised wherever `level`, a number of its own for each
+    window, reaches it. So one run over the scores serves every threshold.
+
+    Args:
+        confirm: (N, M).
+        release: the share.
+        stale_after: seconds without a score after which the earlier ones confirm nothing; a raised alarm stays until
+            new ones take it back.
+
     Raises:
         ConfigError: a setting out of range.
     """
 
-    def __init__(self, threshold: float, confirm: tuple[int, int] = (2, 3), release: float = 0.8) -> None:
-        require(is_number(threshold) and 0 <= threshold <= 1, "alarm_threshold", "a probability", threshold)
+    def __init__(self, confirm: tuple[int, int] = (2, 3), release: float = 0.8, stale_after: float = math.inf) -> None:
         require(_is_n_of_m(confirm), "confirm", "(N, M) with 1 <= N <= M", confirm)
         require(is_number(release) and 0 < release <= 1, "release", "a share in 0..1", release)
-        self.threshold, self.n, self.release = threshold, confirm[0], release
-        self.raised = False
+        self.n, self.release, self.stale_after = confirm[0], release, stale_after
+        self.level = -math.inf
+        """The highest threshold at which the alarm is raised now; -inf before any."""
         self._scores: deque[float] = deque(maxlen=confirm[1])
+        self._last = -math.inf
 
-    def update(self, p_high: float) -> bool:
-        """Take the next window's P(high); returns whether the alarm is raised now."""
+    def update(self, p_high: float, t: float) -> float:
+        """Take the P(high) of the window that ends at `t` seconds; returns `level`."""
+        if not 0 <= t - self._last <= self.stale_after:
+            self._scores.clear()
         self._scores.append(p_high)
-        calm = sum(score < self.release * self.threshold for score in self._scores)
-        if sum(score >= self.threshold for score in self._scores) >= self.n:
-            self.raised = True
-        elif calm > (self._scores.maxlen or 0) - self.n:
-            self.raised = False
-        return self.raised
-
-    def forget(self) -> None:
-        """Drop the scores; a raised alarm stays until new ones take it back."""
-        self._scores.clear()
+        self._last = t
+        scores, n, m = sorted(self._scores), self.n, self._scores.maxlen or 0
+        raises_at = scores[-n] if len(scores) >= n else -math.inf
+        stays_at = scores[m - n] / self.release if len(scores) > m - n else math.inf
+        self.level = max(raises_at, min(self.level, stays_at))
+        return self.level
 
 
 def _is_n_of_m(value: Any) -> bool:

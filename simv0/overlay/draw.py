@@ -216,7 +216,7 @@ def render_overlay(
     Returns:
         The number of frames.
     """
-    overlay = Overlay(stream.alarm.threshold if stream.alarm else None)
+    overlay = Overlay(stream.alarm_threshold)
     count, first = 0, 0.0
     with VideoWriter(out) if out else nullcontext() as writer:
         for moment in sequence:

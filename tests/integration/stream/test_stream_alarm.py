@@ -11,8 +11,8 @@ def test_confirmation_and_hysteresis_by_hand() -> None:
     """2 of 3 at 0.5, taken back below 0.4."""
     scores = [0.9, 0.1, 0.5, 0.45, 0.45, 0.45, 0.39, 0.45, 0.39, 0.9, 0.3, 0.3, 0.9, 0.9]
     raised = [0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 1]
-    alarm = Confirmation(0.5, (2, 3), 0.8)
-    assert [int(alarm.update(score)) for score in scores] == raised
+    alarm = Confirmation((2, 3), 0.8)
+    assert [int(alarm.update(score, float(t)) >= 0.5) for t, score in enumerate(scores)] == raised
 
 
 def alarms_of(state: State) -> tuple[bool | None, bool | None]:
