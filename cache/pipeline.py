@@ -1,6 +1,7 @@
 """`simv0 cache-vis`: dataset + encoder -> feature files. Resumes by itself; several processes may share the work."""
 
 import ctypes
+import itertools
 import logging
 import shutil
 import sys
@@ -32,7 +33,6 @@ from simv0.vision.encoder import Encoder, load_encoder
 
 log = logging.getLogger("simv0")
 
-SPLITS = ("train", "val")
 Outcome = Literal["skipped", "written", "shards"]
 
 
@@ -90,7 +90,7 @@ class SplitJob:
 
 
 def cache_vis(config: Config, *, overwrite: bool = False) -> list[CacheReport]:
-    """Make the feature files of both splits.
+    """Make the feature files of all splits.
 
     A complete file is skipped, an unfinished one is resumed. Under torchrun LOCAL_RANK chooses the GPU and rank 0
     shows the progress; otherwise processes know of each other only by locks on the shards.
@@ -104,9 +104,9 @@ def cache_vis(config: Config, *, overwrite: bool = False) -> list[CacheReport]:
         CacheError: what is there does not match the config, no space, features that cannot be stored.
         ModelError: no such encoder.
     """
-    splits = [open_job(config, name) for name in SPLITS]
-    train, val = splits
-    warn_of_leakage(train.dataset, val.dataset, train.labels.group, val.labels.group)
+    splits = [open_job(config, name) for name in config.data.splits]
+    for one, other in itertools.combinations(splits, 2):
+        warn_of_leakage(one.dataset, other.dataset, one.labels.group, other.labels.group, names=(one.name, other.name))
     encoder = load_encoder(config.model, config.cache.precision, local_device())
     if overwrite:
         with process_group():  # until all have come: a late one would remove what the others have made

@@ -74,7 +74,7 @@ def cache_vis(
     threads: Threads = None,
     overwrite: Annotated[bool, typer.Option(help="Replace existing feature files.")] = False,
 ) -> None:
-    """Run the vision encoder once over both splits and write their feature files."""
+    """Run the vision encoder once over all splits and write their feature files."""
     with user_errors():
         from simv0.config.load import load_config
 
@@ -143,7 +143,7 @@ def evaluate(
         str | None,
         typer.Option("--data", help="A feature file, a folder of shards, or another split path for the dataset class."),
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="val or train.")] = "val",
+    split: Annotated[str, typer.Option("--split", help="val, train or calibration.")] = "val",
     baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="Also fit simple models on train, for comparison.")
     ] = True,
@@ -159,8 +159,8 @@ def evaluate(
         from simv0.config.load import load_config, load_run_config
         from simv0.errors import ConfigError
 
-        if split not in ("train", "val"):
-            raise ConfigError(f"--split: expected train or val, found {split}")
+        if split not in ("train", "val", "calibration"):
+            raise ConfigError(f"--split: expected train, val or calibration, found {split}")
         from simv0.disk.files import check_checkpoint
         from simv0.evaluation.folder import check_chosen
         from simv0.training.refusals import check_data, config_of_run

@@ -206,6 +206,7 @@ def _with_absolute_paths(config: Config) -> Config:
                 update={
                     "train_split_path": _absolute(data.train_split_path),
                     "val_split_path": _absolute(data.val_split_path),
+                    "calibration_split_path": data.calibration_split_path and _absolute(data.calibration_split_path),
                 }
             ),
             "cache": config.cache.model_copy(update={"dir": _absolute(config.cache.dir)}),

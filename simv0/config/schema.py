@@ -36,7 +36,10 @@ class DataConfig(Section):
     train_split_path: str
     """The split that is trained on; handed to the dataset class."""
     val_split_path: str
-    """The split that chooses the best epoch and the alarm threshold; handed to the dataset class."""
+    """The split that chooses the best epoch; handed to the dataset class."""
+    calibration_split_path: str | None = None
+    """A third split that gives temperatures and the alarm's threshold, of recordings that are in neither of the others:
+    its promise then stands on data that has chosen nothing else. Unset: val serves both, and the alarm says so."""
     batch_size: int | None = Field(default=None, ge=1, le=1_000_000)
     """Windows per training step; unset: 64 on cached features, 8 on raw frames."""
     num_workers: int = Field(default=0, ge=0, le=256)
@@ -48,12 +51,18 @@ class DataConfig(Section):
     """`train` standardises each telemetry channel with the train split's mean and std; `none` for a dataset that does
     so already."""
 
+    @property
+    def splits(self) -> dict[str, str]:
+        """Name -> path of every split that there is, in the order of their use."""
+        paths = {"train": self.train_split_path, "val": self.val_split_path, "calibration": self.calibration_split_path}
+        return {name: path for name, path in paths.items() if path is not None}
+
 
 class CacheConfig(Section):
     """The feature files that `simv0 cache-vis` makes and `simv0 train` reads."""
 
     dir: str = "runs/cache"
-    """Folder of `train.h5` and `val.h5`."""
+    """Folder of `train.h5` and `val.h5`, and of `calibration.h5` where there is such a split."""
     batch_size: int = Field(default=64, ge=1, le=65_536)
     """Frames per encoder call. Part of the plan: batches are padded to it, so that resuming changes no bit."""
     dtype: Literal["float16", "float32"] = "float16"

@@ -137,42 +137,55 @@ def check_unique(rows: list[dict[str, Any]], split: str, dataset: Any = None) ->
             )
 
 
-def warn_of_leakage(train: Any, val: Any, train_group: list[str] | None, val_group: list[str] | None) -> list[str]:
-    """Warn, loudly, when train and val share recordings or frames: then the val figures flatter.
+def warn_of_leakage(
+    train: Any,
+    val: Any,
+    train_group: list[str] | None,
+    val_group: list[str] | None,
+    *,
+    names: tuple[str, str] = ("train", "val"),
+) -> list[str]:
+    """Warn, loudly, when two splits share recordings or frames: then the figures of the second flatter.
 
     Returns the warnings, which are also logged.
     """
-    warnings = find_leakage(train, val, train_group, val_group)
+    warnings = find_leakage(train, val, train_group, val_group, names=names)
     for warning in warnings:
         log.warning(warning)
     return warnings
 
 
 def find_leakage(
-    train: Any, val: Any, train_group: list[str] | None, val_group: list[str] | None, name: str = "val"
+    train: Any,
+    val: Any,
+    train_group: list[str] | None,
+    val_group: list[str] | None,
+    *,
+    names: tuple[str, str] = ("train", "val"),
 ) -> list[str]:
-    """What train and another split share, one line each kind: recordings, frames.
+    """What two splits share, one line each kind: recordings, frames.
 
     Args:
         train: its dataset, or None.
         val: the other split's dataset, or None.
         train_group: recording of each window, where known.
         val_group: the same of the other split.
-        name: of the other split.
+        names: of both.
     """
+    first, name = names
     warnings = []
     shared_groups = sorted(set(train_group or []) & set(val_group or []))
     if shared_groups:
         warnings.append(
-            f"LEAKAGE: {len(shared_groups)} groups appear in both train and {name} (first: {shared_groups[0]!r}); "
+            f"LEAKAGE: {len(shared_groups)} groups appear in both {first} and {name} (first: {shared_groups[0]!r}); "
             f"the {name} figures will flatter the model. Split by recording."
         )
     if isinstance(train, SharesFrames) and isinstance(val, SharesFrames) and type(train) is type(val):
-        seen = set(frames_of(train, "train"))
-        shared = [frame for frame in frames_of(val, "val") if frame in seen]
+        seen = set(frames_of(train, first))
+        shared = [frame for frame in frames_of(val, name) if frame in seen]
         if shared:
             warnings.append(
-                f"LEAKAGE: {len(set(shared))} frames appear in both train and {name} (first: {shared[0]}); "
+                f"LEAKAGE: {len(set(shared))} frames appear in both {first} and {name} (first: {shared[0]}); "
                 f"the {name} figures will flatter the model. Split by recording."
             )
     return warnings

@@ -66,10 +66,10 @@ def split_spacing(data: DataConfig, said: Any, name: str) -> float | None:
     return wanted if wanted is not None or said is None else float(said)
 
 
-def warn_of_spacing(train: float | None, val: float | None) -> None:
-    """Warn where the frames of train and val windows are spaced differently."""
+def warn_of_spacing(train: float | None, val: float | None, name: str = "val") -> None:
+    """Warn where the frames of train windows and those of another split are spaced differently."""
     if train is not None and val is not None and differs(val, train):
-        log.warning(f"val's frames are {val:g} s apart, train's {train:g} s: val is not representative of train")
+        log.warning(f"{name}'s frames are {val:g} s apart, train's {train:g} s: {name} is not representative of train")
 
 
 def unit_of_gap(gap: float, spacing: float) -> str:

@@ -23,14 +23,14 @@ log = logging.getLogger("simv0")
 
 
 def load_dataset(data: DataConfig, split: str) -> Any:
-    """Build the user's dataset for `split` ("train" or "val") from its import path.
+    """Build the user's dataset for `split` ("train", "val" or "calibration") from its import path.
 
     Raises:
         ConfigError: the path does not lead to a class, or the class refuses its arguments.
         DataError: the class lacks `__len__` or `__getitem__`.
     """
     cls = import_class(data.dataset_class_path)
-    split_path = data.train_split_path if split == "train" else data.val_split_path
+    split_path = data.splits[split]
     try:
         with calling(f"{data.dataset_class_path}, built for {split}"):
             dataset = cls(split_path, **data.dataset_kwargs)

@@ -33,17 +33,16 @@ def evaluation_folder(
         trained: the `data` section that it was trained with.
         config: the one to evaluate with.
         data: what `--data` says.
-        split: "val" or "train".
+        split: "val", "train" or "calibration".
         out: what `--out` says: the folder, whatever the rest is.
 
     Returns:
         The folder, and the source of the evaluation, which `metrics.json` keeps.
     """
     section = config.data
-    own_path = section.val_split_path if split == "val" else section.train_split_path
     source: dict[str, Any] = {
         "checkpoint": ckpt.name,
-        "data": own_path if data is None else _absolute(data),
+        "data": section.splits[split] if data is None else _absolute(data),
         "dataset_class_path": section.dataset_class_path,
         "dataset_kwargs": dict(section.dataset_kwargs),
     }

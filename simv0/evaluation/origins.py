@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from simv0.alarm.threshold import Alarm
 from simv0.config.schema import Config
 from simv0.data.labels import Labels, find_leakage, read_labels
 from simv0.data.user_class import load_dataset
@@ -33,12 +34,11 @@ def origin_facts(
     here = provenance()
     high = int((source.labels.ids["risk"] == HIGH).sum())
     features = getattr(source.dataset, "path", None) if source.identity is not None else None
-    path = config.data.train_split_path if source.name == "train" else config.data.val_split_path
     recordings = "recordings unknown (no `group`)" if groups is None else f"{len(set(groups))} recordings"
     return {
         "run": str(run.resolve()) if run else f"none; a checkpoint in {ckpt.resolve().parent}",
         "checkpoint": f"{ckpt.name}, epoch {meta.epoch} of {config.training.epochs}",
-        "evaluated on": data or f"{source.name}: {path}",
+        "evaluated on": data or f"{source.name}: {config.data.splits[source.name]}",
         **({} if features is None else {"features": str(features)}),
         "windows": f"{len(source.labels):,}, {high:,} of them high; {recordings}",
         "trained on": str(meta.config.get("data", {}).get("train_split_path", "unknown")),
@@ -72,15 +72,22 @@ def leakage_of(meta: Meta, config: Config, source: Split, data: str | None) -> t
     if data is None and source.name == "train":
         return ["TRAINED ON: the checkpoint was trained on these windows: the figures measure memorisation."], []
     notes = []
-    if meta.alarm is not None and data in (None, config.data.val_split_path) and source.name == "val":
-        notes.append(
-            "Best epoch and alarm threshold were chosen on this split: expect lower figures on new recordings."
-        )
+    chosen = [] if meta.alarm is None else _chosen_on(source.name, meta.alarm)
+    if chosen and data in (None, config.data.splits.get(source.name)):
+        notes.append(f"{' and '.join(chosen)} chosen on this split: expect lower figures on new recordings.")
     try:
         found, unknown = _compare(_as_trained(config, meta), source, data)
     except Exception as error:  # of the user's class, which the evaluation itself can do without
         return [], [*notes, f"Not compared with the train split: {str(error) or type(error).__name__}"]
     return found, notes + unknown
+
+
+def _chosen_on(split: str, alarm: Alarm) -> list[str]:
+    """What a split has chosen, as the beginning of a sentence."""
+    epoch = ["Best epoch"] if split == "val" else []
+    if split == alarm.split:
+        return ["Best epoch", "alarm threshold were"] if epoch else ["Temperatures", "alarm threshold were"]
+    return ["Best epoch was"] if epoch else []
 
 
 def _as_trained(config: Config, meta: Meta) -> Config:
@@ -105,7 +112,7 @@ def _compare(config: Config, source: Split, data: str | None) -> tuple[list[str]
     if train is None or other is None or len(train) + len(other) > COMPARED:
         train = other = None
     groups = None if labels is None else labels.group
-    found = find_leakage(train, other, groups, source.labels.group, name)
+    found = find_leakage(train, other, groups, source.labels.group, names=("train", name))
     if not found and labels is not None:
         found = _copies(labels, source.labels, name)
     if found or (groups is not None and source.labels.group is not None):

@@ -61,7 +61,7 @@ def evaluate_checkpoint(
         config: overrides that; needed for a checkpoint outside a run.
         data: instead of the config's split: a feature file (`.h5`), a folder of shards (`.h5.parts`), or another
             split path for its dataset class.
-        split: "val" or "train".
+        split: "val", "train" or "calibration".
         baselines: also fit simple models on the train split, for comparison (seconds, on cached features).
         out: the folder to write to instead.
         overrides: `section.key=value` on the run's config, where there is no `config`.
@@ -93,6 +93,8 @@ def _evaluate(
         config = load_run_config(config_of_run(ckpt), overrides)
     if data is not None:
         check_data(data, config.data.dataset_class_path)
+    elif split not in config.data.splits:
+        raise ConfigError(f"--split {split}: there is no such split: data.{split}_split_path is not set")
     folder, origin = evaluation_folder(
         ckpt, run or ckpt.parent, checkpoint.meta.config.get("data", {}), config, data, split, out
     )
@@ -233,7 +235,7 @@ def _open(
         source = Split(split, cached, cached.labels, cached.class_weights, cached.dv, cached.identity)
     else:
         if data is not None:
-            override = {"train_split_path": data, "val_split_path": data}
+            override = {f"{split}_split_path": data}
             config = config.model_copy(update={"data": config.data.model_copy(update=override)})
         if checkpoint.meta.encoder is None and not brings_features(config, split):  # no cache-vis can help
             sample = CheckedDataset(load_dataset(config.data, split), split, F=checkpoint.meta.F)[0]

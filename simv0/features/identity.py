@@ -29,7 +29,7 @@ def wanted_identity(config: Config, split: str) -> dict[str, Any]:
     `split_file`, the digest of a manifest, is among them where the manifest is on this machine.
     """
     model, cache, data = config.model, config.cache, config.data
-    source = Path(data.train_split_path if split == "train" else data.val_split_path)
+    source = Path(data.splits[split])
     places = OF_PLACES.get(data.dataset_class_path, ())
     kwargs = {key: value for key, value in data.dataset_kwargs.items() if key not in places}
     wanted: dict[str, Any] = {

@@ -1,6 +1,8 @@
 """What a run says of itself: in its log, and in its checkpoints."""
 
+import itertools
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -38,9 +40,10 @@ def describe(config: Config, model: SimV0Model, train: Split) -> dict[str, Any]:
 
 
 def introduce(
-    config: Config, model: SimV0Model, train: Split, val: Split, device: torch.device, position: Position
+    config: Config, model: SimV0Model, splits: Mapping[str, Split], device: torch.device, position: Position
 ) -> None:
     """Log the setup; refuse a model that would train the wrong weights."""
+    train, val = splits["train"], splits["val"]
     counts = model.trainable_parameters()
     frozen = sum(weight.numel() for weight in model.llm.parameters())
     trained = ", ".join(f"{name} {count:,}" for name, count in counts.items())
@@ -48,20 +51,19 @@ def introduce(
     encoder = model.encoder.identity if model.encoder is not None else train.identity
     origin = "the dataset's own" if encoder is None else f"of {encoder.get('vision_encoder_name')}"
     kind = "frames, encoded again every epoch," if model.encoder is not None else "features"
-    log.info(f"data {config.data.train_split_path} and {config.data.val_split_path}: {kind} {origin}")
+    log.info(f"data {' and '.join(config.data.splits.values())}: {kind} {origin}")
     log.info(f"training {sum(counts.values()):,} weights: {trained}")
-    log.info(f"train {len(train.labels)} windows, val {len(val.labels)}; F={model.F} K={model.K} dv={model.dv}")
+    sizes = ", ".join(f"{name} {len(split.labels)}" for name, split in splits.items())
+    log.info(f"windows: {sizes}; F={model.F} K={model.K} dv={model.dv}")
     log.info(f"visual dropout {model.visual_dropout:.2f} (whole windows, and single features in the rest)")
-    is_high = val.labels.ids["risk"] == HIGH
-    if not is_high.any():
+    if not (val.labels.ids["risk"] == HIGH).any():
         log.warning('val has no window of risk "high": best.pt follows macro_f1, and the alarm cannot be evaluated')
-    for line in shortcomings(is_high, val.labels.group, config.evaluation, "val"):
+    last = splits.get("calibration", val)
+    for line in shortcomings(last.labels.ids["risk"] == HIGH, last.labels.group, config.evaluation, last.name):
         log.warning(line)
-    warn_of_leakage(
-        getattr(train.dataset, "dataset", None),
-        getattr(val.dataset, "dataset", None),
-        train.labels.group,
-        val.labels.group,
-    )
+    for pair in itertools.combinations(splits.values(), 2):
+        one, other = (getattr(split.dataset, "dataset", None) for split in pair)
+        groups = (split.labels.group for split in pair)
+        warn_of_leakage(one, other, *groups, names=(pair[0].name, pair[1].name))
     if (position.epoch, position.step) != (0, 0):
         log.info(f"resuming in epoch {position.epoch + 1} after step {position.step}")

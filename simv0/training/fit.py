@@ -3,7 +3,7 @@
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -100,17 +100,19 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: 
     trained = None if checkpoint is None else checkpoint.meta.encoder
     raw = not config.model.use_cached_vis_feats
     encoder = load_encoder(config.model, config.cache.precision, device, trained) if raw else None
-    train, val = (open_split(config, name, encoder) for name in ("train", "val"))
-    check_pair(config, (train.identity, val.identity), (train.dv, val.dv))
-    warn_of_spacing(train.frame_spacing, val.frame_spacing)
+    splits = {name: open_split(config, name, encoder) for name in config.data.splits}
+    train = splits["train"]
+    for name, split in list(splits.items())[1:]:
+        check_pair(config, (train.identity, split.identity), (train.dv, split.dv), name)
+        warn_of_spacing(train.frame_spacing, split.frame_spacing, name)
     model = build_model(config, train.dv, encoder, device)
     model.visual_dropout = visual_dropout(config.training, train)
-    digests = {"train": split_digest(train), "val": split_digest(val)}
+    digests = {name: split_digest(split) for name, split in splits.items()}
     sizes = {"data.batch_size": config.batch_size, "evaluation.batch_size": config.evaluation.batch_size}
-    splits = {f"{name} split": digest for name, digest in digests.items()}
+    data = {f"{name} split": digest for name, digest in digests.items()}
     frozen: dict[str, Any] = {"LLM": model.llm.identity, "type of the LLM (units for bf16)": str(model.llm.dtype)}
     frozen["vision encoder"] = None if encoder is None else encoder.identity
-    check_same({**frozen, **splits, "training": config.training, **sizes})
+    check_same({**frozen, **data, "training": config.training, **sizes})
     optimizer = make_optimizer(model, config.training)
     scaler = torch.amp.GradScaler(device.type) if model.llm.dtype is torch.float16 else None
     position = Position()
@@ -135,8 +137,8 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: 
             position.tally = Tally()  # the first process's goes on; in the end all are added up
     threads = sharing() if model.llm.trains_beside_one_thread(stop - start, model.K + 2) else nullcontext()
     with threads, run.log_to_file() if rank() == 0 else nullcontext():
-        introduce(config, model, train, val, device, position)
-        Epochs(config, run, position, model, optimizer, scaler, train, val, digests, batches, request).run_remaining()
+        introduce(config, model, splits, device, position)
+        Epochs(config, run, position, model, optimizer, scaler, splits, digests, batches, request).run_remaining()
 
 
 @dataclass
@@ -149,24 +151,24 @@ class Epochs:
     model: SimV0Model
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None
-    train: Split
-    val: Split
+    splits: dict[str, Split]
     digests: dict[str, str]
     batches: Batches
     request: StopRequest
 
     def __post_init__(self) -> None:
         self.device, self.steps = self.model.task_token.device, len(self.batches.order)
-        self.val_batches, self.val_logits = eval_batches(self.config, self.val), LogitsKept()
-        self.about: dict[str, Any] = describe(self.config, self.model, self.train)
+        self.judged_on = {name: eval_batches(self.config, self.splits[name]) for name in list(self.splits)[1:]}
+        self.logits = LogitsKept()
+        self.about: dict[str, Any] = describe(self.config, self.model, self.splits["train"])
 
     def run_remaining(self) -> None:
         """The epochs from `position` on."""
         position, training = self.position, self.config.training
-        weights = class_weights(training.class_weights, self.train, self.device)
+        weights = class_weights(training.class_weights, self.splits["train"], self.device)
         board = tensorboard(self.config, self.run.tensorboard, position.epoch)
         log.info(table_head())
-        with asked_by_signals(self.request), no_worker_left(self.batches, self.val_batches), board as to_board:
+        with asked_by_signals(self.request), no_worker_left(self.batches, *self.judged_on.values()), board as to_board:
             while position.epoch < training.epochs and not self._gave_up():
                 order = self.batches.order
                 order.epoch, order.start = position.epoch, position.step
@@ -184,13 +186,14 @@ class Epochs:
                         before_step=self._before_step,
                         after_step=self._after_step,
                     )
-                self.val_logits.clear()
-                with epoch_bar("val", len(self.val_batches.order), shown=rank() == 0) as self.moved:
-                    measured = evaluate(self.model, self.val_batches, self.device, on_batch=self._after_val_batch)
+                measured = self._judge("val")
+                better = ranking(measured, training.best_metric) > position.best
+                if better and "calibration" in self.splits:
+                    self._judge("calibration")
                 position.epoch, position.step, position.tally = position.epoch + 1, 0, Tally()
                 broadcast_from_rank0(self._write_lines, learnt, measured)
                 to_board(position.epoch, learnt, measured)
-                better = self._end_epoch(measured)
+                self._end_epoch(measured, better)
                 log.info(table_row(position.epoch, learnt, measured, better))
         if self._gave_up() and position.epoch < training.epochs:
             log.info(f"stopped after epoch {position.epoch}: {training.patience} epochs without a new best")
@@ -215,8 +218,15 @@ class Epochs:
             self._save_last({})
             self._stop_if_asked()
 
-    def _after_val_batch(self, batch: Batch, logits: dict[str, Tensor]) -> None:
-        self.val_logits.keep(batch, logits)
+    def _judge(self, name: str) -> Metrics:
+        """Evaluate on a split; `logits` are then those of its windows."""
+        self.logits.clear()
+        batches = self.judged_on[name]
+        with epoch_bar(name, len(batches.order), shown=rank() == 0) as self.moved:
+            return evaluate(self.model, batches, self.device, on_batch=self._after_judged_batch)
+
+    def _after_judged_batch(self, batch: Batch, logits: dict[str, Tensor]) -> None:
+        self.logits.keep(batch, logits)
         self.moved()
         self._stop_if_asked()
 
@@ -228,17 +238,15 @@ class Epochs:
                 f"after step {self.position.step} of {self.steps}; the checkpoint is written: continue with --resume"
             )
 
-    def _end_epoch(self, measured: Metrics) -> bool:
-        """Write best.pt if this epoch is the best one, and last.pt; returns whether it is."""
+    def _end_epoch(self, measured: Metrics, better: bool) -> None:
+        """Write best.pt if this epoch is the best one, and last.pt."""
         position, best_metric = self.position, self.config.training.best_metric
         rates = {key: value for key, value in measured.items() if key not in ("seconds", "data_wait_share")}
-        better = ranking(measured, best_metric) > position.best
         position.since_best = 0 if better else position.since_best + 1
         if better:
             position.best = ranking(measured, best_metric)
-            broadcast_from_rank0(self._write_best, rates, self.val_logits.arrays())
+            broadcast_from_rank0(self._write_best, rates, self.logits.arrays())
         self._save_last(rates)
-        return better
 
     def _gave_up(self) -> bool:
         patience = self.config.training.patience
@@ -262,8 +270,9 @@ class Epochs:
         save_checkpoint(self.run.last, content, previous=self.run.previous)
 
     def _write_best(self, metrics: Metrics, logits: dict[str, np.ndarray]) -> None:
-        labels = self.val.labels
-        alarm = choose_alarm(logits, labels.ids, labels.group, self.config.evaluation)
+        split: Literal["val", "calibration"] = "calibration" if "calibration" in self.splits else "val"
+        labels = self.splits[split].labels
+        alarm = choose_alarm(logits, labels.ids, labels.group, self.config.evaluation, split)
         about = Meta(**self.about, epoch=self.position.epoch, metrics=metrics, alarm=alarm)
         save_checkpoint(self.run.best, Checkpoint(meta=about, state=self.model.trainable_state()))
 

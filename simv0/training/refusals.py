@@ -126,7 +126,7 @@ def check_split_paths(config: Config) -> None:
     Raises:
         DataError: naming the file.
     """
-    for path in (config.data.train_split_path, config.data.val_split_path):
+    for path in config.data.splits.values():
         if config.data.dataset_class_path == MANIFEST_CLASS:
             _check_manifest(Path(path))
 

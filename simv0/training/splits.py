@@ -54,8 +54,8 @@ class Split:
 
 
 def open_split(config: Config, name: str, encoder: Encoder | None = None) -> Split:
-    """Open "train" or "val" as the config says: with an encoder the dataset's frames; else the feature file; else a
-    dataset that yields `vis_feats` itself.
+    """Open a split of the config: with an encoder the dataset's frames; else the feature file; else a dataset that
+    yields `vis_feats` itself.
 
     Raises:
         CacheError: no feature file, or one of other data or another encoder.
@@ -91,7 +91,7 @@ def _open_dataset(config: Config, name: str, encoder: Encoder | None, path: Path
     F = config.model.F
     dataset = load_dataset(config.data, name)
     windows_in(dataset, name)
-    seed = config.training.seed if name == "train" else 0  # every epoch is judged on the same val
+    seed = config.training.seed if name == "train" else 0  # every epoch is judged on the same windows
     checked = CheckedDataset(dataset, name, F=F, resize=encoder.resize if encoder is not None else None, seed=seed)
     if encoder is not None:
         dv = encoder.dv
@@ -119,9 +119,13 @@ def check_own_dv(config: Config, name: str, dv: int) -> None:
 
 
 def check_pair(
-    config: Config, identities: tuple[dict[str, Any] | None, dict[str, Any] | None], widths: tuple[int, int]
+    config: Config,
+    identities: tuple[dict[str, Any] | None, dict[str, Any] | None],
+    widths: tuple[int, int],
+    name: str = "val",
 ) -> None:
-    """Refuse a train and a val whose features do not belong together; identities are None without a feature file.
+    """Refuse a train and another split whose features do not belong together; without a feature file identities are
+    None.
 
     Raises:
         CacheError: made in two ways, or one from its feature file and one from the dataset itself.
@@ -129,15 +133,15 @@ def check_pair(
     """
     train, val = identities
     if train is not None and val is not None:
-        compare_splits(train, val, "val")
+        compare_splits(train, val, name)
     elif train is not None or val is not None:
-        cached, other = ("train", "val") if train is not None else ("val", "train")
+        cached, other = ("train", name) if train is not None else (name, "train")
         raise CacheError(
             f"{config.cache.dir}: {cached} would come from its feature file, {other} from the dataset itself; "
-            "run `simv0 cache-vis` for both, or choose another cache.dir"
+            "run `simv0 cache-vis` for all, or choose another cache.dir"
         )
     if widths[0] != widths[1]:
-        raise DataError(f"val: features of width {widths[1]}, but train has {widths[0]}")
+        raise DataError(f"{name}: features of width {widths[1]}, but train has {widths[0]}")
 
 
 def split_digest(split: Split) -> str:

@@ -221,7 +221,7 @@ def test_a_split_from_a_file_and_one_from_its_dataset_is_found(
     check_both(config, train, found, problems)
     assert [str(problem) for problem in problems] == [
         f"{tmp_path}: val would come from its feature file, train from the dataset itself; "
-        "run `simv0 cache-vis` for both, or choose another cache.dir"
+        "run `simv0 cache-vis` for all, or choose another cache.dir"
     ]
 
 
