@@ -49,14 +49,17 @@ source.onerror = () => end("The command has stopped.");
 class Pace:
     """Holds back pictures that are computed faster than they were recorded; what comes late is not held back."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._clock, self._sleep = clock, sleep
         self._began: float | None = None
 
     def wait(self, t: float) -> None:
         """Sleep until as many seconds have passed since the first call as in the recording, whose time is `t`."""
-        now = time.monotonic()
+        now = self._clock()
         self._began = now - t if self._began is None else self._began
-        time.sleep(max(0.0, self._began + t - now))
+        self._sleep(max(0.0, self._began + t - now))
 
 
 class LivePage:

@@ -5,7 +5,8 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -41,6 +42,25 @@ def wait_for(children: list[int]) -> list[int]:
         os.waitpid(child, 0)
     assert len(codes) == len(children), f"{len(children) - len(codes)} processes hung"
     return [codes[child] for child in children]
+
+
+@contextmanager
+def running_child() -> Iterator[None]:
+    """For a `with` block, a forked child that has begun to run and does nothing."""
+    running, ready = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(ready, b"x")
+        signal.pause()
+        os._exit(0)
+    try:
+        os.read(running, 1)
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(running)
+        os.close(ready)
 
 
 def _fork(rank: int, world: int, port: int, work: Callable[[], None], said: Path | None) -> int:

@@ -2,13 +2,12 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from ranks import running_child
 
 from simv0.errors import CacheError
 
@@ -36,8 +35,8 @@ def test_a_lock_ends_with_its_holder(tmp_path: Path, holder_dies: bool) -> None:
     from simv0.disk.locks import FileLock
 
     code = (
-        "import sys, time; from pathlib import Path; from simv0.disk.locks import FileLock\n"
-        "lock = FileLock(Path(sys.argv[1])); lock.acquire(); print('held', flush=True); time.sleep(60)"
+        "import signal, sys; from pathlib import Path; from simv0.disk.locks import FileLock\n"
+        "lock = FileLock(Path(sys.argv[1])); lock.acquire(); print('held', flush=True); signal.pause()"
     )
     path = tmp_path / "lock"
     with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) as holder:
@@ -58,19 +57,9 @@ def test_a_worker_that_outlives_its_parent_keeps_no_lock(tmp_path: Path) -> None
 
     lock = FileLock(tmp_path / "lock")
     lock.acquire()
-    running, ready = os.pipe()
-    worker = os.fork()
-    if worker == 0:
-        os.write(ready, b"x")
-        time.sleep(30)
-        os._exit(0)
-    try:
-        os.read(running, 1)
+    with running_child():
         lock.release()  # what the kernel does for a killed process
         assert FileLock(tmp_path / "lock").acquire(wait=False)
-    finally:
-        os.kill(worker, signal.SIGKILL)
-        os.waitpid(worker, 0)
 
 
 def test_a_folder_without_permission_is_told(tmp_path: Path) -> None:

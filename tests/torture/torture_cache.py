@@ -63,6 +63,7 @@ def kills(arena: Arena, size: Size) -> dict[str, Any]:
         if draw.random() < 0.1:
             config = config.model_copy(update={"data": config.data.model_copy(update={"num_workers": 1})})
         runs = [Run(config) for _ in range(processes)]
+        # the blow falls at a random moment, by design: no event is waited for
         time.sleep(draw.random() * whole * (0.75 + 0.25 * processes))
         one_only = processes > 1 and draw.random() < 0.3
         for i, run in enumerate(runs):

@@ -21,18 +21,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torture_files import fuzzed_configs, hostile_checkpoints, hostile_pickles, mutated_checkpoints, mutated_configs
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "support"), str(HERE)]
 
-import simv0.training.fit
-from simv0.config.load import build_config
-from simv0.config.schema import Config
-from simv0.demo.networks import save_tiny_llm
-from simv0.errors import SimError
-from simv0.model.checkpoint import load_checkpoint, save_checkpoint
-from simv0.training.fit import fit
-from simv0.training.rundir import RunDir
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from strikes import after_writing  # noqa: E402
+from torture_files import fuzzed_configs, hostile_checkpoints, hostile_pickles, mutated_checkpoints, mutated_configs  # noqa: E402
+
+import simv0.training.fit  # noqa: E402
+from simv0.config.load import build_config  # noqa: E402
+from simv0.config.schema import Config  # noqa: E402
+from simv0.demo.networks import save_tiny_llm  # noqa: E402
+from simv0.errors import SimError  # noqa: E402
+from simv0.model.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from simv0.training.fit import fit  # noqa: E402
+from simv0.training.rundir import RunDir  # noqa: E402
 
 EPOCHS, STEPS = 2, 4
 SAVES = EPOCHS * (STEPS + 1)
@@ -100,19 +104,10 @@ def forked(config: Config, die_at_save: int = 0) -> int:
     child = os.fork()
     if child:
         return child
-    saves = 0
-
-    def dying_save(path: Path, content: Any, **kwargs: Any) -> None:
-        nonlocal saves
-        save_checkpoint(path, content, **kwargs)
-        saves += path.name == "last.pt"
-        if path.name == "last.pt" and saves == die_at_save:
-            os.kill(os.getpid(), signal.SIGKILL)
-
     logging.disable()
-    simv0.training.fit.save_checkpoint = dying_save  # type: ignore[attr-defined]
     try:
-        fit(config, resume=True)
+        with after_writing("last.pt", lambda saves, _: saves == die_at_save and os.kill(os.getpid(), signal.SIGKILL)):
+            fit(config, resume=True)
         os._exit(0)
     except BaseException as error:
         print(f"in the child: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

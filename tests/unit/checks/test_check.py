@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 from check_world import own, problems_of
+from commands import run
 from small_world import MakeConfig, write_manifest
-from typer.testing import CliRunner
 
 import simv0.checks.probe
 import simv0.checks.room
-from cli.main import app
 from simv0.checks.data import check_split
 from simv0.checks.run import check, check_both, preflight
 from simv0.config.load import dump_config
@@ -23,8 +22,6 @@ from simv0.features.reader import read_features
 from simv0.labels import HEADS
 from simv0.runtime.device import pick_device
 from simv0.training.fit import fit
-
-runner = CliRunner()
 
 
 def test_a_good_config_has_no_problem_and_says_what_it_would_do(make_config: MakeConfig) -> None:
@@ -93,24 +90,22 @@ def test_the_command_lists_all_of_them_and_exits_non_zero(make_config: MakeConfi
     good, data = tmp_path / "good.yaml", make_config().data
     good.write_text(dump_config(make_config()))
     args = ["check", "--config", str(good)]
-    done = runner.invoke(app, args, catch_exceptions=False)
+    done = run(*args)
     few = 'val has 4 windows of risk "high"; at least 10 are needed to choose the alarm\'s threshold: best.pt will have'
     assert (done.exit_code, done.stderr) == (0, f"warning: {few} none\n")
     assert done.stdout.endswith("\nno problems found, 1 warning\n")
-    one = runner.invoke(app, [*args, "--set", "model.F=5"], catch_exceptions=False)
+    one = run(*args, "--set", "model.F=5")
     assert one.exit_code == 1
     assert one.stderr == "".join(
         f"error: {path}:1: frames: expected 5 (model.F), found 4 (and {n} more like it)\n"
         for path, n in ((data.train_split_path, 39), (data.val_split_path, 19))
     )
     assert one.stdout.endswith("\n2 problems\n")
-    both = runner.invoke(
-        app, [*args, "--set", "model.llm_name_or_path=/nowhere", "--set", "model.d=3", "--set", "model.dv=3"]
-    )
+    both = run(*args, "--set", "model.llm_name_or_path=/nowhere", "--set", "model.d=3", "--set", "model.dv=3")
     assert both.exit_code == 1
     told = [line for line in both.stderr.splitlines() if line.startswith("error: ")]
     assert [line.split(":")[1].strip() for line in told] == ["/nowhere", "model.dv"]
-    assert runner.invoke(app, [*args, "--set", "model.d=3"]).exit_code == 2  # as train: the config is wrong
+    assert run(*args, "--set", "model.d=3").exit_code == 2  # as train: the config is wrong
 
 
 @pytest.mark.parametrize("command", ["train", "cache-vis"])
@@ -121,7 +116,7 @@ def test_the_commands_begin_with_it(command: str, make_config: MakeConfig, featu
     config = make_config(data={"train_split_path": str(tmp_path / "bad.jsonl")}, model={"use_cached_vis_feats": False})
     path.write_text(dump_config(config))
     wrong = ["--set", "model.d=63", "--set", "model.dv=31"]
-    done = runner.invoke(app, [command, "--config", str(path), *wrong], catch_exceptions=False)
+    done = run(command, "--config", str(path), *wrong)
     names = [line.split(":")[1].strip() for line in done.stderr.splitlines()]
     assert (names, done.exit_code) == ((["model.d", "model.dv"], 2) if command == "train" else (["model.dv"], 1))
 
@@ -267,7 +262,7 @@ def test_of_a_machines_processes_one_tells(
     config.write_text(dump_config(make_config()))
     for name in ("RANK", "LOCAL_RANK"):
         monkeypatch.setenv(name, "1")
-    done = runner.invoke(app, ["check", "--config", str(config), "--set", "model.d=3"], catch_exceptions=False)
+    done = run("check", "--config", str(config), "--set", "model.d=3")
     assert (done.exit_code, done.output) == (0, "")
 
 

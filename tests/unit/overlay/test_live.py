@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import run
 from PIL import Image
 from stream_states import state
-from typer.testing import CliRunner
 
-from cli.main import app
 from simv0.errors import ConfigError
 from simv0.overlay.live import PATIENCE, LivePage, Pace
 
@@ -82,15 +81,17 @@ def test_after_the_end_the_last_picture_is_still_shown() -> None:
 
 
 def test_pictures_keep_the_recordings_pace_and_catch_up() -> None:
-    pace, start = Pace(), time.monotonic()
-    pace.wait(1000.0)
-    assert time.monotonic() - start < 0.2
-    pace.wait(1000.3)
-    assert 0.3 <= time.monotonic() - start < 5
-    time.sleep(0.3)
-    late = time.monotonic()
-    pace.wait(1000.4)
-    assert time.monotonic() - late < 0.2
+    now, slept = [50.0], []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    pace = Pace(lambda: now[0], sleep)
+    for t, computing in ((1000.0, 0.1), (1000.3, 0.3), (1000.4, 0.0), (1000.9, 0.0)):
+        pace.wait(t)
+        now[0] += computing
+    assert slept == pytest.approx([0.0, 0.2, 0.0, 0.3])  # the third was 0.2 s late, and the fourth is on time again
 
 
 def test_it_listens_on_loopback_and_answers_no_foreign_name() -> None:
@@ -125,19 +126,15 @@ def test_a_viewer_that_does_not_read_delays_nobody(caplog: pytest.LogCaptureFixt
         stalled.connect(("127.0.0.1", port_of(page)))
         stalled.sendall(b"GET /pictures HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert stalled.recv(12) == b"HTTP/1.1 200"
-        showing = 0.0
         for i in range(20):
             event(reader)  # every picture arrives beside the stalled one
-            start = time.monotonic()
             page.show(noise, state(), i / 10)
-            showing += time.monotonic() - start
-        assert showing < 10
         event(reader)
         page.show(plain(BLUE), state(), 2.0)
         closing = threading.Thread(target=page.close, daemon=True)
         start = time.monotonic()
         closing.start()
-        closing.join(PATIENCE + 8)
+        closing.join(60)
         assert not closing.is_alive()
         assert time.monotonic() - start >= PATIENCE  # it was waited for: so it did stall
         assert [event(reader), event(reader)] == [BLUE, "event: end data:"]
@@ -191,7 +188,7 @@ def test_a_missing_package_is_one_line_before_the_model_is_loaded(
     (tmp_path / "unread.pt").touch()
     options = {"--ckpt": "unread.pt", "--frames": "sequence.jsonl", "--out": "out.mp4"}
     args = [word for option, name in options.items() for word in (option, str(tmp_path / name))]
-    result = CliRunner().invoke(app, ["overlay", "--live", *args])
+    result = run("overlay", "--live", *args)
     assert (result.exit_code, result.stderr) == (2, f"error: {MISSING}\n")
 
 

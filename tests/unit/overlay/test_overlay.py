@@ -5,15 +5,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import commands
 import numpy as np
 import pytest
 import torch
 from small_world import MakeConfig
 from stream_states import state
-from typer.testing import CliRunner
 from videos import write_csv, write_video
 
-from cli.main import app
 from simv0.data.video import VideoReader
 from simv0.labels import HEADS
 from simv0.overlay.draw import COLORS, Overlay
@@ -88,7 +87,7 @@ def test_time_and_speed_stand_in_the_lower_corners() -> None:
 
 def test_all_options_are_checked_before_anything_is_read(tmp_path: Path) -> None:
     args = ["--ckpt", "no.pt", "--frames", "no", "--telemetry", "no.csv", "--fps", "0", "--spacing", "nan"]
-    result = CliRunner().invoke(app, ["overlay", *args, "--out", str(tmp_path)])
+    result = commands.run("overlay", *args, "--out", tmp_path)
     assert (result.exit_code, result.stderr.splitlines()) == (
         2,
         [
@@ -105,7 +104,7 @@ def test_all_options_are_checked_before_anything_is_read(tmp_path: Path) -> None
     (tmp_path / "out.mp4").mkdir()
     args = ["--ckpt", "best.pt", "--frames", "run.mp4", "--telemetry", "run.csv", "--out", "out.mp4"]
     args = [str(tmp_path / arg) if arg[0] != "-" else arg for arg in args]
-    result = CliRunner().invoke(app, ["overlay", *args, "--fps", "5"])
+    result = commands.run("overlay", *args, "--fps", "5")
     assert (result.exit_code, result.stderr.splitlines()) == (
         2,
         [
@@ -124,7 +123,7 @@ def test_overlay_writes_as_many_frames_as_came_in(
     telemetry = write_csv(tmp_path / "t.csv", [i / 10 for i in range(15)])
     out = tmp_path / "out.mp4"
     args = ["overlay", "--ckpt", run.best, "--frames", video, "--telemetry", telemetry, "--out", out, "--live"]
-    result = CliRunner().invoke(app, [str(arg) for arg in args], catch_exceptions=False)
+    result = commands.run(*args)
     assert result.exit_code == 0, result.output
     read, where, *steps, said = result.stdout.splitlines()
     assert read == f"{video}: 30 frames 0.050 s apart; windows of 4, 0.050 s apart"
@@ -146,7 +145,7 @@ def test_overlay_writes_as_many_frames_as_came_in(
 
     def said_of(*more: object, frames: Path = video) -> tuple[int, str]:
         args = ["overlay", "--ckpt", run.best, "--frames", frames, "--telemetry", telemetry, *more]
-        result = CliRunner().invoke(app, [str(arg) for arg in args])
+        result = commands.run(*args)
         return result.exit_code, result.stderr
 
     # Nothing that was there is lost to a wrong word.

@@ -8,15 +8,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 from small_world import MakeConfig
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import GPT2Config, GPT2Model
-from typer.testing import CliRunner
 
 import simv0.llm.frozen
-from cli.main import app
 from simv0.demo.networks import save_tiny_llm
 from simv0.errors import ConfigError
 from simv0.llm.load import load_llm
@@ -143,7 +142,7 @@ def test_a_core_that_waits_is_left_to_others() -> None:
     waiting = threading.Thread(target=lambda: got.append(loop.claim(board, 0, 1)))
     used = time.process_time()
     waiting.start()
-    time.sleep(0.5)
+    time.sleep(0.5)  # what it takes of the CPU meanwhile: a busy machine only makes it less
     used = time.process_time() - used
     counts[0, 1, 0] = 1  # and has done it
     waiting.join(10)
@@ -197,6 +196,6 @@ def test_a_number_of_threads_that_cannot_be_meant_is_refused(threads: object) ->
 
 
 def test_threads_of_the_command_line_are_checked() -> None:
-    result = CliRunner().invoke(app, ["train", "--config", "x.yaml", "--threads", "0"])
+    result = commands.run("train", "--config", "x.yaml", "--threads", "0")
     assert result.exit_code == 2
     assert "Invalid value for '--threads': Input should be greater than or equal to 1" in result.stderr

@@ -1,17 +1,15 @@
 """output_dir: what a run may remove, who owns it, and what it logs."""
 
 import logging
-import os
 import runpy
 import shutil
-import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fit_world import outcome
+from ranks import running_child
 
 import simv0.training.fit
 import simv0.training.resume
@@ -102,19 +100,9 @@ def test_a_worker_that_outlives_the_run_does_not_keep_it_locked(config: Config) 
     """Loader workers notice the death of their parent only after seconds."""
     owner = RunDir(config.output.output_dir)
     owner.claim()
-    running, ready = os.pipe()
-    worker = os.fork()
-    if worker == 0:
-        os.write(ready, b"x")
-        time.sleep(30)
-        os._exit(0)
-    try:
-        os.read(running, 1)  # a child lets go when it begins to run
+    with running_child():  # which lets go when it begins to run
         owner.release()  # what the kernel does for a killed process
         RunDir(config.output.output_dir).claim()
-    finally:
-        os.kill(worker, signal.SIGKILL)
-        os.waitpid(worker, 0)
 
 
 def test_a_file_system_without_locks_is_said(
