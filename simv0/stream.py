@@ -17,8 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from simv0.alarm.confirmation import Confirmation
+from simv0.alarm.confirmation import STALE, Confirmation
 from simv0.arguments import is_number, require
+from simv0.config.schema import EvaluationConfig
 from simv0.data.contract import check_sample
 from simv0.data.spacing import choose_spacing, unit_of_clock, unit_of_gap
 from simv0.data.values import check_frames
@@ -93,8 +94,8 @@ class Stream:
         spacing: seconds between the frames of a training window; by default what the checkpoint says. Frames may come
             more often: a window takes those that lie `spacing` apart.
         stale_after: seconds after which the newest good prediction no longer counts; 3 x spacing by default.
-        confirm: (N, M) of `Confirmation`.
-        release: of `Confirmation`.
+        confirm: (N, M) of `Confirmation`; by default those that the checkpoint's alarm was chosen for.
+        release: of `Confirmation`; by default the same.
         alarm_threshold: on P(high); by default the one that the checkpoint brings. Without either `alarm` is None.
         camera_delay: seconds from a frame's stamp to its push when nothing lags.
         live: False for recordings: then no frame is dropped for its age.
@@ -110,8 +111,8 @@ class Stream:
         spacing: float | None = None,
         *,
         stale_after: float | None = None,
-        confirm: tuple[int, int] = (2, 3),
-        release: float = 0.8,
+        confirm: tuple[int, int] | None = None,
+        release: float | None = None,
         alarm_threshold: float | None = None,
         camera_delay: float = 0.0,
         live: bool = True,
@@ -121,7 +122,7 @@ class Stream:
         require(isinstance(predictor, Predictor), "predictor", "a Predictor", predictor, loads)
         predictor.check_takes_frames()
         spacing = choose_spacing(spacing, predictor.meta.frame_spacing)
-        stale_after = 3 * spacing if stale_after is None else stale_after
+        stale_after = STALE * spacing if stale_after is None else stale_after
         require(is_number(stale_after) and stale_after > 0, "stale_after", "seconds > 0", stale_after)
         require(is_number(camera_delay) and 0 <= camera_delay < math.inf, "camera_delay", "seconds >= 0", camera_delay)
         require(isinstance(live, bool), "live", "True or False", live)
@@ -133,7 +134,12 @@ class Stream:
         probable = threshold is None or (is_number(threshold) and 0 <= threshold <= 1)
         require(probable, "alarm_threshold", "a probability", threshold)
         self.alarm_threshold = None if threshold is None else float(threshold)
-        self.confirmation = Confirmation(confirm, release, self.stale_after)
+        usual = stored or EvaluationConfig()
+        self.confirmation = Confirmation(
+            usual.confirm if confirm is None else confirm,
+            usual.release if release is None else release,
+            self.stale_after,
+        )
         self.camera_delay = camera_delay
         self.counts: Counter[str] = Counter()
         """Frames pushed, encoded, judged, waiting, dropped, bad."""

@@ -5,9 +5,13 @@
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from simv0.arguments import is_number, require
+
+STALE = 3
+"""So many frame spacings after the last score, it and those before it confirm nothing."""
 
 
 class Confirmation:
@@ -27,7 +31,7 @@ class Confirmation:
         ConfigError: a setting out of range.
     """
 
-    def __init__(self, confirm: tuple[int, int] = (2, 3), release: float = 0.8, stale_after: float = math.inf) -> None:
+    def __init__(self, confirm: Sequence[int], release: float, stale_after: float = math.inf) -> None:
         require(_is_n_of_m(confirm), "confirm", "(N, M) with 1 <= N <= M", confirm)
         require(is_number(release) and 0 < release <= 1, "release", "a share in 0..1", release)
         self.n, self.release, self.stale_after = confirm[0], release, stale_after

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from simv0.alarm.confirmation import Confirmation
+from simv0.alarm.confirmation import STALE, Confirmation
 
 GAP = 2
 """A window that comes after more than so many of its recording's usual hops does not follow on the one before."""
-STALE = 3
-"""Scores older than so many frame spacings confirm nothing: `Stream`'s default."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +76,8 @@ def timeline(group: Sequence[str] | None, t: Float[np.ndarray, " N"] | None) -> 
 def replay(
     line: Timeline,
     p_high: Float[np.ndarray, " N"],
-    confirm: tuple[int, int] = (2, 3),
-    release: float = 0.8,
+    confirm: Sequence[int],
+    release: float,
     spacing: float | None = None,
 ) -> Float[np.ndarray, " N"]:
     """Run each recording through `Confirmation`, as `Stream` does.

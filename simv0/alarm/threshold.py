@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from pydantic import Field
 
 from simv0.alarm.calibration import calibration_error, fit_temperature, softmax
 from simv0.alarm.promise import carried, highest_threshold, units_needed
@@ -62,6 +63,10 @@ class Alarm(Stored):
     """Where all this was chosen and measured. Val has also chosen the epoch."""
     promise: Promise | None = None
     """None where there is no threshold, and in checkpoints of an older simv0."""
+    confirm: list[int] = Field(default=[2, 3])
+    """(N, M) of `Confirmation`: how a robot is to run it."""
+    release: float = 0.8
+    """Of the same."""
     reason: str | None
     """Why there is no threshold, where there is none."""
     chosen: OperatingPoint | None
@@ -151,6 +156,8 @@ def choose_alarm(
         groups=None if unit is None else int(unit.max()) + 1,
         split=split,
         promise=promise,
+        confirm=wanted.confirm,
+        release=wanted.release,
         reason=reason,
         chosen=chosen,
         at_max_false_alarm_rate=quiet,

@@ -209,6 +209,18 @@ class EvaluationConfig(Section):
     """How sure that promise is: of runs like this one, the share whose alarm keeps it."""
     max_false_alarm_rate: float = Field(default=0.05, gt=0, lt=1)
     """The recall that is left when at most this share of the other windows may raise the alarm is reported too."""
+    confirm: list[int] = [2, 3]
+    """[N, M]: a robot's alarm is raised when N of the last M windows reach the threshold. Recordings are replayed so,
+    and `Stream` takes it from the checkpoint."""
+    release: float = Field(default=0.8, gt=0, le=1)
+    """And taken back when too few of them to raise it reach this share of the threshold."""
+
+    @field_validator("confirm")
+    @classmethod
+    def _n_of_m(cls, value: list[int]) -> list[int]:
+        if not (len(value) == 2 and 1 <= value[0] <= value[1]):
+            raise PydanticCustomError("confirm", "Expected [N, M] with 1 <= N <= M")
+        return value
 
 
 class OutputConfig(Section):

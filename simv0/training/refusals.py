@@ -40,7 +40,7 @@ PLACES = (
 )
 """Keys that say where something lies: `restore` compares the digests of what lies there."""
 
-YOUNGER = ("evaluation.confidence",)
+YOUNGER = ("evaluation.confidence", "evaluation.confirm", "evaluation.release")
 """Keys that an older run does not know, and that change no weight: it goes on, and its next best.pt keeps to them."""
 
 

@@ -1,5 +1,7 @@
 """The alarm of a stream: confirmed, released, and kept while the camera is blind."""
 
+import copy
+
 from stream_world import GOOD, SPACING, F, full, image, recording
 
 from simv0.alarm.confirmation import Confirmation
@@ -28,6 +30,20 @@ def test_one_threshold_is_in_force(predictor: Predictor) -> None:
     assert alarms == [*3 * [(None, None, None)], (False, False, True), (True, True, True)]
     others = [alarms_of(full(predictor, alarm_threshold=threshold).state()) for threshold in (1.0, None)]
     assert others == [(False, False), (None, None)]
+
+
+def test_the_alarm_is_confirmed_as_the_checkpoint_says_unless_told_otherwise(predictor: Predictor) -> None:
+    chosen = predictor.meta.alarm
+    assert chosen is not None
+    once = chosen.model_copy(update={"confirm": [1, 4], "release": 0.5})
+    eager, bare = copy.copy(predictor), copy.copy(predictor)
+    eager.meta = predictor.meta.model_copy(update={"alarm": once})
+    bare.meta = predictor.meta.model_copy(update={"alarm": None})  # last.pt
+    assert full(eager, alarm_threshold=0.0).state().alarm is True
+    assert full(eager, alarm_threshold=0.0, confirm=(2, 3)).state().alarm is False
+    settings = [(it.n, it.release) for it in (full(eager).confirmation, full(bare).confirmation)]
+    assert settings == [(1, 0.5), (2, 0.8)]
+    assert full(eager, release=0.9).confirmation.release == 0.9
 
 
 def test_an_alarm_outlives_a_blind_camera(predictor: Predictor) -> None:

@@ -58,6 +58,10 @@ def refusal(tree: dict[str, Any]) -> str:
             "c.yaml: model.vision_resize_mode: expected 'squash', 'longest' or 'shortest', found 'crop'",
         ),
         (
+            {"evaluation": {"confirm": [3, 2]}},
+            "c.yaml: evaluation.confirm: expected [N, M] with 1 <= N <= M, found [3, 2]",
+        ),
+        (
             {"model": {"K": 9}},
             "c.yaml: model.K is 9 but a window has only model.F = 8 frames; make K <= F",
         ),
