@@ -12,10 +12,9 @@ from jaxtyping import Num
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from simv0.data.contract import SharesFrames, check_frame_count, check_sample, place_of
+from simv0.data.contract import CheckedDataset, place_of
 from simv0.data.loading import handed_over, make_loader, started
-from simv0.data.user_class import calling, draws_kept
-from simv0.data.values import check_frames
+from simv0.data.user_class import draws_kept
 from simv0.errors import DataError, SimError
 
 CARRIED_FRAMES = 65_536
@@ -39,8 +38,8 @@ class FrameSource(Dataset[Any]):
     """
 
     def __init__(self, dataset: Any, split: str, F: int, resize: Callable[[Tensor], Tensor]) -> None:
-        self.dataset, self.split, self.F, self.resize = dataset, split, F, resize
-        self.shares = isinstance(dataset, SharesFrames)
+        self.checked, self.split, self.F, self.resize = CheckedDataset(dataset, split, F=F), split, F, resize
+        self.shares = self.checked.shares
 
     def frames_of(self, window: int) -> list[Hashable]:
         """Names of the F frames of one window.
@@ -50,11 +49,7 @@ class FrameSource(Dataset[Any]):
         """
         if not self.shares:
             return list(range(window * self.F, (window + 1) * self.F))
-        where = place_of(self.dataset, self.split, window)
-        with calling(f"{where}, frame_ids"):
-            names = list(self.dataset.frame_ids(window))
-        check_frame_count(names, where, self.F)
-        return names
+        return self.checked.frame_ids(window)
 
     def units(self, frames: Iterable[Hashable]) -> list[Hashable]:
         """What must be read to get these frames: themselves, or their windows."""
@@ -91,14 +86,10 @@ class FrameSource(Dataset[Any]):
 
     def _read_unit(self, unit: Any) -> Num[Tensor, "n 3 H W"]:
         if self.shares:
-            with calling(f"{self.split}, frame {unit!r}", 0, 0, unit):
-                frame = self.dataset.load_frame(unit)
-            return check_frames(frame, f"{self.split}: frame {unit!r}")[None]
-        where = place_of(self.dataset, self.split, unit)
-        with calling(where, 0, 0, unit):
-            sample = self.dataset[unit]
-        sample = check_sample(sample, self.split, unit, F=self.F, where=where)
+            return self.checked.load_frame(unit)[None]
+        sample = self.checked[unit]
         if "frames" not in sample:
+            where = place_of(self.checked.dataset, self.split, unit)
             raise DataError(f"{where}: yields vis_feats, other samples yield frames; yield one of them")
         frames: Tensor = sample["frames"]
         return frames

@@ -7,26 +7,22 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import Literal
 
 from cache.frames import FrameSource
 from cache.progress import show_progress
 from cache.publish import mendable_write, publish, room_for_both
 from cache.shards import Counts, ShardWork, check_unchanged
 from simv0.config.schema import Config
-from simv0.data.class_weights import class_weights_of
 from simv0.data.labels import Labels, read_labels, warn_of_leakage
-from simv0.data.spacing import split_spacing
-from simv0.data.user_class import calling, load_dataset, windows_in, yields_features
+from simv0.data.source import Source, open_source
+from simv0.data.user_class import calling, yields_features
 from simv0.disk.files import sync_folder
 from simv0.disk.locks import FileLock
 from simv0.errors import CacheError, DataError
 from simv0.features.identity import compare_identity, full_identity
 from simv0.features.reader import read_features
 from simv0.features.shards import Parts, Plan, parts_of, shard_windows_of
-from simv0.labels import HEADS
 from simv0.runtime.distributed import broadcast_from_rank0, local_device, process_group
 from simv0.runtime.threads import sharing
 from simv0.vision.encoder import Encoder, load_encoder
@@ -71,12 +67,14 @@ class CacheReport:
 class SplitJob:
     """One split on its way: where it goes and what it is made of."""
 
-    name: str
-    final: Path
-    dataset: Any
+    source: Source
     labels: Labels
-    class_weights: dict[str, list[float]] | None
-    frame_spacing: float | None
+    final: Path
+
+    @property
+    def name(self) -> str:
+        """Of the split."""
+        return self.source.name
 
     @property
     def parts(self) -> Parts:
@@ -106,7 +104,8 @@ def cache_vis(config: Config, *, overwrite: bool = False) -> list[CacheReport]:
     """
     splits = [open_job(config, name) for name in config.data.splits]
     for one, other in itertools.combinations(splits, 2):
-        warn_of_leakage(one.dataset, other.dataset, one.labels.group, other.labels.group, names=(one.name, other.name))
+        datasets, groups = (one.source.dataset, other.source.dataset), (one.labels.group, other.labels.group)
+        warn_of_leakage(*datasets, *groups, names=(one.name, other.name))
     encoder = load_encoder(config.model, config.cache.precision, local_device())
     if overwrite:
         with process_group():  # until all have come: a late one would remove what the others have made
@@ -129,24 +128,14 @@ def keep_freed_memory() -> None:
 
 def open_job(config: Config, name: str) -> SplitJob:
     """Load one split and check all that can be checked without an encoder."""
-    dataset = load_dataset(config.data, name)
-    windows_in(dataset, name)
-    if yields_features(dataset, name):
+    source = open_source(config.data, name)
+    if yields_features(source.dataset, name):
         raise DataError(
             f"{name}: {config.data.dataset_class_path} yields vis_feats itself; it does not need cache-vis: "
             "`simv0 train` reads it directly"
         )
-    labels = read_labels(dataset, name, config.model.F)
-    source = FrameSource(dataset, name, config.model.F, _unchanged)
-    for window in range(len(labels)):
-        source.frames_of(window)
-    spacing = split_spacing(config.data, getattr(dataset, "frame_spacing", None), name)
-    final = Path(config.cache.dir) / f"{name}.h5"
-    return SplitJob(name, final, dataset, labels, class_weights_of(dataset, HEADS), spacing)
-
-
-def _unchanged(frames: torch.Tensor) -> torch.Tensor:
-    return frames
+    labels = read_labels(source.dataset, name, config.model.F)
+    return SplitJob(source, labels, config.feature_file(name))
 
 
 def cache_split(config: Config, split: SplitJob, encoder: Encoder) -> CacheReport:
@@ -156,11 +145,11 @@ def cache_split(config: Config, split: SplitJob, encoder: Encoder) -> CacheRepor
         CacheError, DataError: as `cache_vis`.
     """
     with calling(f"{split.name}, content_digest"):
-        content = split.dataset.content_digest() if hasattr(split.dataset, "content_digest") else None
-    identity = full_identity(config, split.name, encoder, split.labels, split.class_weights, content)
+        content = split.source.dataset.content_digest() if hasattr(split.source.dataset, "content_digest") else None
+    identity = full_identity(config, split.name, encoder, split.labels, split.source.class_weights, content)
     shard_windows = shard_windows_of(len(split.labels), config.cache.shard_windows)
     plan = Plan(identity, shard_windows, config.cache.batch_size)
-    source = FrameSource(split.dataset, split.name, config.model.F, encoder.resize)
+    source = FrameSource(split.source.dataset, split.name, config.model.F, encoder.resize)
     try:
         split.final.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -171,10 +160,10 @@ def cache_split(config: Config, split: SplitJob, encoder: Encoder) -> CacheRepor
         plan,
         source,
         split.labels,
-        split.class_weights,
+        split.source.class_weights,
         encoder,
         config.data.num_workers,
-        frame_spacing=split.frame_spacing,
+        frame_spacing=split.source.frame_spacing,
     )
     outcome: Outcome | None = None
     if split.final.exists() and not (split.parts.folder.exists() or split.gate.path.exists()):
@@ -204,7 +193,7 @@ def _finish(split: SplitJob, plan: Plan, publish_as: Literal["file", "shards"]) 
     """Make the final file if it is wanted and has room; None if damaged shards must be encoded again."""
     if publish_as == "shards" or not room_for_both(split.parts, plan):
         return "shards"
-    done = publish(split.final, split.parts, plan, split.labels, split.class_weights, split.frame_spacing)
+    done = publish(split.final, split.parts, plan, split.labels, split.source.class_weights, split.source.frame_spacing)
     return "written" if done else None
 
 

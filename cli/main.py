@@ -54,8 +54,8 @@ def check(
 
         loaded = load_config(config, set_)
         from cli.tables import facts_table, watched
+        from simv0.checks.collector import refuse
         from simv0.checks.run import check as run
-        from simv0.checks.run import refuse
 
         report = run(loaded, probe=probe, full=full, watch=watched)
         if not is_first():  # the others have measured with it, and would end it by failing first

@@ -1,5 +1,11 @@
 """Errors the user can fix. Everything else is a bug and keeps its traceback."""
 
+from contextlib import AbstractContextManager, nullcontext
+
+RAISED: AbstractContextManager[None] = nullcontext()
+"""For functions that look at several things, each in a `with` block: this raises what is wrong with the first of them,
+the collector of `check` takes it down and lets the next one be looked at."""
+
 
 class SimError(Exception):
     """One line: what was wrong, where, what to do. The command line prints it and exits with `exit_code`."""

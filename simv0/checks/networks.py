@@ -6,6 +6,7 @@ the real ones says what they hold.
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from simv0.llm.load import quiet_transformers, read_llm_config, text_of
 from simv0.model.network import SimV0Model
 from simv0.runtime.device import compute_dtype
 from simv0.runtime.distributed import local_device
-from simv0.vision.files import cannot_be_loaded
+from simv0.vision.files import CONFIG, cannot_be_loaded
 from simv0.vision.tags import check_names
 
 
@@ -183,13 +184,12 @@ def outline_encoder(model: ModelConfig) -> EncoderOutline:
 
 def _tower_on_meta(name: str) -> Any:
     import open_clip
-    from open_clip.model import _build_vision_tower
 
-    if not name.startswith("hf-hub:"):
-        return open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta").visual
-    found = open_clip.get_model_config(name)  # create_model would fetch the weights too
-    vision = {**found["vision_cfg"], "timm_model_pretrained": False}
-    return _build_vision_tower(found["embed_dim"], vision, found.get("quick_gelu", False))
+    if name.startswith("hf-hub:"):  # by this name create_model would fetch the weights too
+        from huggingface_hub import hf_hub_download
+
+        name = f"local-dir:{Path(hf_hub_download(name.removeprefix('hf-hub:'), CONFIG)).parent}"
+    return open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta").visual
 
 
 def outline_trained(config: Config, llm: LLMOutline, dv: int) -> dict[str, int]:

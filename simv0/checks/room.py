@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from simv0.checks.data import ErrorCollector, Facts, SplitOutline
+from simv0.checks.collector import ErrorCollector
+from simv0.checks.data import Facts, SplitOutline
 from simv0.checks.networks import EncoderOutline, LLMOutline, outline_trained
 from simv0.config.schema import Config
 from simv0.data.loading import SHARED_MEMORY
-from simv0.errors import CacheError, ConfigError, SimError
+from simv0.errors import CacheError, ConfigError
 from simv0.features.dataset import available_memory
-from simv0.features.shards import parts_of
+from simv0.features.shards import parts_of, shard_windows_of
+from simv0.features.writer import file_bytes
 from simv0.llm.compile import worth_compiling
 from simv0.runtime.distributed import local_world_size, processes
 from simv0.vision.encoder import resolve_precision
@@ -30,25 +32,33 @@ BACKWARD = 1.5
 Llama and GPT-2 shapes of 0.1 billion weights, batch 256, fp32 and bf16 on a CPU: the sum is within 12 % of the peak."""
 
 
-def check_cache(config: Config, splits: list[SplitOutline | None], dv: int, problems: list[SimError]) -> Facts:
+def check_cache(config: Config, splits: list[SplitOutline | None], dv: int, errors: ErrorCollector) -> Facts:
     """Room for the feature files that cache-vis has yet to make."""
-    folder = Path(config.cache.dir)
     facts: Facts = {}
     need = 0
     for split in splits:
         if split is not None and split.source == "frames":
+            size = _feature_bytes(config, split, dv)
             facts[f"{split.name}_frames"] = split.frames
-            facts[f"{split.name}_file_bytes"] = split.feature_bytes(config, dv)
-            parts = parts_of(folder / f"{split.name}.h5")
+            facts[f"{split.name}_file_bytes"] = size
+            parts = parts_of(config.feature_file(split.name))
             done = [shard.stat().st_size for shard in parts.folder.glob("shard-*.h5")]
             if done:
-                with ErrorCollector(problems):
+                with errors:
                     plan = parts.read_plan()
                     facts[f"{split.name}_shards_there"] = f"{len(done)} of {len(plan) if plan else 'unknown'}"
-            need += max(0, split.feature_bytes(config, dv) - sum(done))
-    with ErrorCollector(problems):
-        facts["free_on_disk_bytes"] = check_room(folder, need, "cache.dir", "the features need")
+            need += max(0, size - sum(done))
+    with errors:
+        facts["free_on_disk_bytes"] = check_room(Path(config.cache.dir), need, "cache.dir", "the features need")
     return facts
+
+
+def _feature_bytes(config: Config, split: SplitOutline, dv: int) -> int:
+    """Size of the feature file that cache-vis would make."""
+    cache, labels = config.cache, split.seen
+    text_bytes = sum(max(len(text.encode()) for text in texts) for texts in (labels.sample_id, labels.group or [""]))
+    block_windows = shard_windows_of(split.windows, cache.shard_windows)
+    return file_bytes(split.windows, config.model.F, dv, cache.dtype, block_windows, text_bytes)
 
 
 def check_training(
@@ -58,7 +68,7 @@ def check_training(
     train: SplitOutline,
     val: SplitOutline,
     dv: int,
-    problems: list[SimError],
+    errors: ErrorCollector,
 ) -> Facts:
     """Weights, steps, memory and disk that training takes."""
     trained = sum(outline_trained(config, llm, dv).values())
@@ -76,10 +86,10 @@ def check_training(
     on_device = llm.weights_bytes // processes() if sharded else llm.weights_bytes
     llm_bytes = on_device if torch.cuda.is_available() else llm.loading_bytes
     peak = llm_bytes + tower + int(BACKWARD * (llm.step_bytes or 0)) + 16 * trained
-    with ErrorCollector(problems):
+    with errors:
         check_memory(peak, features)
     saved = 4 * trained * SAVED_STATES
-    with ErrorCollector(problems):
+    with errors:
         check_room(Path(config.output.output_dir), saved, "output.output_dir", "the checkpoints need")
     return {
         "trained weights": trained,

@@ -1,6 +1,6 @@
 """`simv0 check`: every problem that can be found before the expensive part, and what would happen on this machine.
 
-Each function looks at one thing, returns what it found, and appends what is wrong to `problems`; the next one looks on.
+Each function looks at one thing, returns what it found, and leaves what is wrong to `errors`; the next one looks on.
 `preflight` is the part that needs neither data nor weights: `cache-vis` and `train` begin with it, and check their data
 as they read it.
 """
@@ -12,11 +12,12 @@ from typing import Literal
 
 import torch
 
-from simv0.checks.data import ErrorCollector, Facts, SplitOutline, check_split
+from simv0.checks.collector import ErrorCollector, refuse
+from simv0.checks.data import Facts, SplitOutline, check_split
 from simv0.checks.networks import EncoderOutline, LLMOutline, outline_encoder, outline_llm
 from simv0.checks.room import check_cache, check_shared_memory, check_training
 from simv0.checks.walk import Watch, unwatched
-from simv0.checks.warnings import heard, warnings_of_both, warnings_of_split
+from simv0.checks.warnings import heard, warn_of_both, warn_of_split
 from simv0.config.schema import Config
 from simv0.data.labels import warn_of_leakage
 from simv0.data.spacing import warn_of_spacing
@@ -63,26 +64,13 @@ def preflight(config: Config, stage: Literal["cache-vis", "train"]) -> None:
     Raises:
         SimError: the one problem as it is; several as one error of several lines.
     """
-    problems: list[SimError] = []
+    errors = ErrorCollector()
     if stage == "train":
-        check_machine(config, problems)
-        check_llm(config, problems)
+        check_machine(config, errors)
+        check_llm(config, errors)
     if stage == "cache-vis" or not config.model.use_cached_vis_feats:
-        check_encoder(config, problems)
-    refuse(problems)
-
-
-def refuse(problems: list[SimError]) -> None:
-    """Raise what was found, if anything.
-
-    Raises:
-        SimError: the one problem as it is; several as one error of several lines, with the highest exit code.
-    """
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        kind = max((type(problem) for problem in problems), key=lambda kind: kind.exit_code)
-        raise kind("\n".join(map(str, problems)))
+        check_encoder(config, errors)
+    refuse(errors.problems)
 
 
 def check(
@@ -100,52 +88,49 @@ def check(
         full: read every window, not some.
         watch: goes through the windows of a split that are read; its second argument is the split's name.
     """
+    errors = ErrorCollector()
     with heard() as warnings:
-        facts, problems = _check(config, probe, full, watch)
-    return Report(facts, problems, warnings)
+        facts = _look_at_all(config, errors, probe, full, watch)
+    return Report({area: found for area, found in facts.items() if found}, errors.problems, warnings)
 
 
-def _check(config: Config, probe: bool, full: bool, watch: Watch) -> tuple[dict[str, Facts], list[SimError]]:
-    problems: list[SimError] = []
-    facts = {"machine": check_machine(config, problems)}
-    train, val = (check_split(config, name, problems, full=full, watch=watch) for name in ("train", "val"))
+def _look_at_all(config: Config, errors: ErrorCollector, probe: bool, full: bool, watch: Watch) -> dict[str, Facts]:
+    facts = {"machine": check_machine(config, errors)}
+    train, val = (check_split(config, name, errors, full=full, watch=watch) for name in ("train", "val"))
     for split in (train, val):
-        for warning in warnings_of_split(config, split) if split is not None else ():
-            log.warning(warning)
-    facts |= {f"data: {split.name}": split.facts() for split in (train, val) if split is not None}
+        if split is not None:
+            warn_of_split(config, split)
+            facts[f"data: {split.name}"] = split.facts()
     if train is not None and val is not None:
-        facts["data: both"] = check_both(config, train, val, problems)
-    llm = check_llm(config, problems)
-    check_llm_files(config, problems)
-    encoder = None
+        facts["data: both"] = check_both(config, train, val, errors)
+    llm, encoder = check_llm(config, errors), None
     if any(split is None or split.source == "frames" for split in (train, val)):
-        encoder = check_encoder(config, problems)
-        if encoder is not None:
-            warn_of_guesses(config.model)
-    facts["output"] = check_output(config, problems)
+        encoder = check_encoder(config, errors)
+    facts["output"] = check_output(config, errors)
     dv = next((split.dv for split in (train, val) if split is not None and split.dv), encoder.dv if encoder else None)
     if encoder is not None:
-        with ErrorCollector(problems):
+        warn_of_guesses(config.model)
+        with errors:
             check_shared_memory(config, [train, val], encoder.image_size)
         facts["vision encoder"] = {"name": config.model.vision_encoder_name, **encoder.facts()}
         if config.model.use_cached_vis_feats:
-            facts["cache-vis"] = check_cache(config, [train, val], encoder.dv, problems)
+            facts["cache-vis"] = check_cache(config, [train, val], encoder.dv, errors)
     if llm is not None:
         facts["LLM"] = {"name": config.model.llm_name_or_path, **llm.facts()}
     if llm is not None and train is not None and val is not None and dv is not None:
-        facts["train"] = check_training(config, llm, encoder, train, val, dv, problems)
-        if probe and not problems:
+        facts["train"] = check_training(config, llm, encoder, train, val, dv, errors)
+        if probe and not errors.problems:
             from simv0.checks.probe import measure
 
             facts["probe"] = measure(config, train, val, dv)
-    return {area: found for area, found in facts.items() if found}, problems
+    return facts
 
 
-def check_machine(config: Config, problems: list[SimError]) -> Facts:
+def check_machine(config: Config, errors: ErrorCollector) -> Facts:
     """Device, precision, processes, and the packages that the config asks for."""
-    with ErrorCollector(problems):
+    with errors:
         check_tensorboard(config)
-    with ErrorCollector(problems):
+    with errors:
         device = pick_device(config)
         cuda = device.type == "cuda"
         return {
@@ -158,56 +143,47 @@ def check_machine(config: Config, problems: list[SimError]) -> Facts:
     return {}
 
 
-def check_llm(config: Config, problems: list[SimError]) -> LLMOutline | None:
-    """The LLM's config, and the width that ours names."""
-    with ErrorCollector(problems):
-        check_llm_at_hand(config.model.llm_name_or_path, config.model.llm_revision)
+def check_llm(config: Config, errors: ErrorCollector) -> LLMOutline | None:
+    """The LLM's config, the width that ours names, and whether a local folder holds weights."""
+    name, outline = config.model.llm_name_or_path, None
+    with errors:
+        check_llm_at_hand(name, config.model.llm_revision)
         outline = outline_llm(config, processes())
-        with ErrorCollector(problems):
-            check_d(config.model, outline.d)
-        return outline
-    return None
-
-
-def check_llm_files(config: Config, problems: list[SimError]) -> None:
-    """Whether a local folder holds weights."""
-    name = config.model.llm_name_or_path
-    if (Path(name) / "config.json").exists():
-        with ErrorCollector(problems):
+        check_d(config.model, outline.d)
+    with errors:
+        if (Path(name) / "config.json").exists():
             weight_files(name)
+    return outline
 
 
-def check_encoder(config: Config, problems: list[SimError]) -> EncoderOutline | None:
+def check_encoder(config: Config, errors: ErrorCollector) -> EncoderOutline | None:
     """The vision encoder's config, and the width that ours names."""
-    with ErrorCollector(problems):
+    outline = None
+    with errors:
         check_names(config.model)
         facts_of(config.model)
         check_encoder_at_hand(config.model)
         outline = outline_encoder(config.model)
-        with ErrorCollector(problems):
-            check_dv(config.model, outline.dv)
-        return outline
-    return None
+        check_dv(config.model, outline.dv)
+    return outline
 
 
-def check_both(config: Config, train: SplitOutline, val: SplitOutline, problems: list[SimError]) -> Facts:
+def check_both(config: Config, train: SplitOutline, val: SplitOutline, errors: ErrorCollector) -> Facts:
     """Whether the two splits fit together, and share what they must not share."""
-    with ErrorCollector(problems):
+    with errors:
         if train.dv is not None and val.dv is not None:
             check_pair(config, (train.identity, val.identity), (train.dv, val.dv))
-    groups = (split.labels.group if split.labels is not None else None for split in (train, val))
     warn_of_spacing(train.frame_spacing, val.frame_spacing)
-    leaks = warn_of_leakage(train.dataset, val.dataset, *groups)
-    for warning in warnings_of_both(train, val, bool(leaks)):
-        log.warning(warning)
-    unknown = not (train.grouped and val.grouped)
+    leaks = warn_of_leakage(train.dataset, val.dataset, train.seen.group, val.seen.group)
+    warn_of_both(train, val, bool(leaks))
+    unknown = train.seen.group is None or val.seen.group is None
     return {"leakage": leaks[0] if leaks else "unknown: no groups" if unknown else "none seen"}
 
 
-def check_output(config: Config, problems: list[SimError]) -> Facts:
+def check_output(config: Config, errors: ErrorCollector) -> Facts:
     """Whether the run can be written, and what is there."""
     run = RunDir(config.output.output_dir)
-    with ErrorCollector(problems):
+    with errors:
         run.check_ours()
     held = "holds a run: train needs --resume or --overwrite" if run.holds_a_run else "no run yet"
     return {"folder": str(run.root), "state": held}

@@ -11,8 +11,10 @@ from simv0.alarm.threshold import shortcomings
 from simv0.checks.data import SplitOutline
 from simv0.config.schema import Config
 from simv0.data.contract import place_of
-from simv0.data.labels import Labels
+from simv0.data.labels import Labels, leak, same_telemetry
 from simv0.labels import HEADS, HIGH, TELEMETRY
+
+log = logging.getLogger("simv0")
 
 FEW_WINDOWS = 20
 """A smaller split is a mistake more often than not."""
@@ -21,35 +23,31 @@ MOST_COMPARED = 64
 """Pairs of windows with equal telemetry whose frames are compared."""
 
 
-class Heard(logging.Filter):
-    """Takes down what simv0's logger warns of, instead of printing it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.warnings: list[str] = []
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to print a record."""
-        if record.levelno != logging.WARNING:
-            return True
-        if record.getMessage() not in self.warnings:
-            self.warnings.append(record.getMessage())
-        return False
-
-
 @contextmanager
 def heard() -> Iterator[list[str]]:
-    """The warnings of a `with` block."""
-    log, ear = logging.getLogger("simv0"), Heard()
-    log.addFilter(ear)
+    """What simv0's logger warns of in a `with` block, taken down instead of printed."""
+    warnings: list[str] = []
+
+    def is_printed(record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        if record.levelno == logging.WARNING and said not in warnings:
+            warnings.append(said)
+        return record.levelno != logging.WARNING
+
+    log.addFilter(is_printed)
     try:
-        yield ear.warnings
+        yield warnings
     finally:
-        log.removeFilter(ear)
+        log.removeFilter(is_printed)
 
 
-def warnings_of_split(config: Config, split: SplitOutline) -> Iterator[str]:
-    """What is odd about one split."""
+def warn_of_split(config: Config, split: SplitOutline) -> None:
+    """Log what is odd about one split."""
+    for warning in _of_split(config, split):
+        log.warning(warning)
+
+
+def _of_split(config: Config, split: SplitOutline) -> Iterator[str]:
     name = split.name
     if split.windows < FEW_WINDOWS:
         say = "too few to train on" if name == "train" else "too few to compare epochs"
@@ -63,8 +61,8 @@ def warnings_of_split(config: Config, split: SplitOutline) -> Iterator[str]:
         )
     if split.labels is not None:
         yield from _of_labels(config, name, split.labels)
-    if config.data.telemetry_norm == "train" and len(split.telemetry):
-        yield from warnings_of_telemetry(name, split.telemetry)
+    if config.data.telemetry_norm == "train":
+        yield from _of_telemetry(name, split.seen.telemetry)
 
 
 def _of_labels(config: Config, name: str, labels: Labels) -> Iterator[str]:
@@ -78,7 +76,7 @@ def _of_labels(config: Config, name: str, labels: Labels) -> Iterator[str]:
         yield from shortcomings(labels.ids["risk"] == HIGH, labels.group, config.evaluation, name)
 
 
-def warnings_of_telemetry(name: str, telemetry: Float[np.ndarray, "N 8"]) -> Iterator[str]:
+def _of_telemetry(name: str, telemetry: Float[np.ndarray, "N 8"]) -> Iterator[str]:
     """Channels that say nothing, and those whose unit is another one than the contract's."""
     values = telemetry.astype(np.float64)
     constant = [channel for channel, values in zip(TELEMETRY, values.T, strict=True) if np.ptp(values) == 0]
@@ -107,35 +105,27 @@ def _is_degrees(rate: Float[np.ndarray, " N"], other: Float[np.ndarray, " N"]) -
     return bool(abs(np.corrcoef(rate, other)[0, 1]) > 0.9 and 45 < rate.std() / other.std() < 70)
 
 
-def warnings_of_both(train: SplitOutline, val: SplitOutline, leaks: bool) -> Iterator[str]:
-    """What the two splits must not share."""
-    groups = [split.name for split in (train, val) if split.grouped is False]
+def warn_of_both(train: SplitOutline, val: SplitOutline, leaks: bool) -> None:
+    """Log what the two splits should not share, unless `leaks` of another kind have been told."""
+    groups = [split.name for split in (train, val) if split.seen.group is None]
     if groups:
-        yield (
+        log.warning(
             f"{' and '.join(groups)}: no group: cannot tell whether train and val share recordings; give each "
             "window the name of its recording"
         )
     if not leaks:
-        yield from _same_windows(train, val)
+        _warn_of_same_windows(train, val)
 
 
-def _same_windows(train: SplitOutline, val: SplitOutline) -> Iterator[str]:
+def _warn_of_same_windows(train: SplitOutline, val: SplitOutline) -> None:
+    """Windows of one content, whatever their names: among those that were read, and some with one telemetry."""
     same = [(index, train.contents[content]) for content, index in val.contents.items() if content in train.contents]
-    same += [pair for pair in _equal_telemetry(train, val) if train.content_of(pair[1]) == val.content_of(pair[0])]
+    if train.labels is not None and val.labels is not None:
+        pairs = same_telemetry(train.labels, val.labels)
+        pairs = pairs[:: max(1, len(pairs) // MOST_COMPARED)][:MOST_COMPARED]
+        same += [pair for pair in pairs if train.content_of(pair[1]) == val.content_of(pair[0])]
     if same:
         (index, other), found = same[0], len({index for index, _ in same})
         more = f" ({found} such windows among those compared)" if found > 1 else ""
-        yield (
-            f"LEAKAGE: {place_of(val.dataset, 'val', index)} is the same window as "
-            f"{place_of(train.dataset, 'train', other)}{more}; "
-            "the val figures will flatter the model. Split by recording."
-        )
-
-
-def _equal_telemetry(train: SplitOutline, val: SplitOutline) -> list[tuple[int, int]]:
-    """(window of val, window of train) with the same telemetry."""
-    if train.labels is None or val.labels is None:
-        return []
-    rows = {row.tobytes(): i for i, row in enumerate(train.labels.telemetry)}
-    found = [(i, rows[row.tobytes()]) for i, row in enumerate(val.labels.telemetry) if row.tobytes() in rows]
-    return found[:: max(1, len(found) // MOST_COMPARED)][:MOST_COMPARED]
+        here, there = place_of(val.dataset, "val", index), place_of(train.dataset, "train", other)
+        log.warning(leak(f"{here} is the same window as {there}{more}", "val"))

@@ -3,6 +3,7 @@
 `docs/config.md` is generated from the field docstrings below; a test holds the two together.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
@@ -244,3 +245,7 @@ class Config(Section):
     def batch_size(self) -> int:
         """Windows per training step, the default filled in."""
         return self.data.batch_size or (64 if self.model.use_cached_vis_feats else 8)
+
+    def feature_file(self, split: str) -> Path:
+        """Where cache-vis puts the features of "train" or "val"."""
+        return Path(self.cache.dir) / f"{split}.h5"

@@ -135,16 +135,6 @@ def check_sample(
     return checked
 
 
-def check_frame_count(names: Sequence[Hashable], where: str, F: int) -> None:
-    """Refuse a window that does not name F frames.
-
-    Raises:
-        DataError: with both numbers.
-    """
-    if len(names) != F:
-        raise DataError(f"{where}: frames: expected {F} (model.F), found {len(names)}")
-
-
 def _get(sample: Mapping[str, Any], key: str, where: str) -> Any:
     if key in sample:
         return sample[key]
@@ -159,10 +149,14 @@ def _get(sample: Mapping[str, Any], key: str, where: str) -> Any:
 
 
 class CheckedDataset(Dataset[dict[str, Any]]):
-    """A user's dataset behind the contract: every sample is checked as it is read.
+    """A user's dataset behind the contract: whatever it gives is checked as it is read.
 
-    `resize`, if given, is applied to frames here, so that it runs in the loader's workers. What the dataset draws is a
-    function of (`seed`, epoch, index), in any process; an index alone is of epoch 0.
+    `resize`, if given, is applied to a sample's frames here, so that it runs in the loader's workers. What the dataset
+    draws is a function of (`seed`, epoch, index), in any process; an index alone is of epoch 0.
+
+    Attributes:
+        shares: whether windows share frames, which then have names.
+        misspelt: keys of the samples read in this process.
     """
 
     def __init__(
@@ -176,9 +170,7 @@ class CheckedDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
     ) -> None:
         self.dataset, self.split, self.F, self.labels, self.resize = dataset, split, F, labels, resize
-        self.seed = seed
-        self.misspelt = Misspelt()
-        """Keys of the samples read in this process."""
+        self.seed, self.shares, self.misspelt = seed, isinstance(dataset, SharesFrames), Misspelt()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -199,6 +191,36 @@ class CheckedDataset(Dataset[dict[str, Any]]):
         if self.resize is not None and "frames" in sample:
             sample["frames"] = self.resize(sample["frames"])
         return sample
+
+    def labels_of(self, index: int) -> dict[str, Any]:
+        """A sample without its frames, which are read only where the dataset has no `labels_of`."""
+        where, short = place_of(self.dataset, self.split, index), hasattr(self.dataset, "labels_of")
+        with calling(where, 0, 0, index):
+            given = self.dataset.labels_of(index) if short else self.dataset[index]
+        self.misspelt.note(given, where)
+        if self.shares:
+            self.frame_ids(index)
+        sample = check_sample(given, self.split, index, F=self.F, labels=self.labels, frames=not short, where=where)
+        return {key: value for key, value in sample.items() if key not in ("frames", "vis_feats")}
+
+    def frame_ids(self, index: int) -> list[Hashable]:
+        """Names of a window's frames, where they have names.
+
+        Raises:
+            DataError: not F of them.
+        """
+        where = place_of(self.dataset, self.split, index)
+        with calling(f"{where}, frame_ids"):
+            names = list(self.dataset.frame_ids(index))
+        if len(names) != self.F:
+            raise DataError(f"{where}: frames: expected {self.F} (model.F), found {len(names)}")
+        return names
+
+    def load_frame(self, frame_id: Hashable) -> Num[Tensor, "3 H W"]:
+        """One frame by its name."""
+        with calling(f"{self.split}, frame {frame_id!r}", 0, 0, frame_id):
+            frame = self.dataset.load_frame(frame_id)
+        return check_frames(frame, f"{self.split}: frame {frame_id!r}")
 
 
 def collate(samples: list[dict[str, Any]] | Batch) -> Batch:

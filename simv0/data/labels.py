@@ -1,20 +1,22 @@
 """Everything of a split but its pixels: read, checked as a whole, compared with the other split."""
 
 import logging
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from simv0.data.contract import SharesFrames, check_frame_count, check_sample, place_of
-from simv0.data.misspelt import Misspelt
-from simv0.data.user_class import draws_kept, naming, seed_draws, windows_in
+from simv0.data.contract import CheckedDataset, SharesFrames, place_of
+from simv0.data.user_class import draws_kept, naming, windows_in
 from simv0.errors import DataError, Mistakes
 from simv0.labels import HEADS
 
 log = logging.getLogger("simv0")
+
+Rows = dict[int, dict[str, Any]]
+"""Index of a window -> its checked sample without frames or features."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,20 @@ class Labels:
     def __len__(self) -> int:
         return len(self.sample_id)
 
+    @classmethod
+    def of(cls, rows: Rows) -> "Labels":
+        """Checked samples, in order; `group` and `t` where all have them."""
+        given = rows.values()
+        grouped, timed = (all(key in row for row in given) for key in ("group", "t"))
+        return cls(
+            telemetry=np.stack([row["telemetry"].numpy() for row in given]),
+            ids={head: np.array([row[f"{head}_id"] for row in given], np.int64) for head in HEADS},
+            weight=np.array([row["weight"] for row in given], np.float32),
+            sample_id=[row["sample_id"] for row in given],
+            group=[row["group"] for row in given] if grouped else None,
+            t=np.array([row["t"] for row in given], np.float64) if timed else None,
+        )
+
 
 def read_labels(dataset: Any, split: str, F: int) -> Labels:
     """Read the labels and the telemetry of a whole split: by `labels_of` where the dataset has it, else by reading
@@ -39,11 +55,11 @@ def read_labels(dataset: Any, split: str, F: int) -> Labels:
     Raises:
         DataError: what `check_sample` and `check_labels` refuse.
     """
-    N, short = windows_in(dataset, split), hasattr(dataset, "labels_of")
-    if not short:
+    N = windows_in(dataset, split)
+    if not hasattr(dataset, "labels_of"):
         log.info("%s: reading all %d windows for their labels (define labels_of on the class to avoid this)", split, N)
-    rows = _read(dataset, split, F, N, short)
-    return check_labels(rows, split, dataset)
+    checked = CheckedDataset(dataset, split, F=F)
+    return check_labels(_read(checked, N), split, dataset)
 
 
 def check_windows(dataset: Any, split: str, F: int) -> None:
@@ -53,35 +69,32 @@ def check_windows(dataset: Any, split: str, F: int) -> None:
         DataError: what `check_sample` refuses, every kind once; a `sample_id` twice.
     """
     if hasattr(dataset, "labels_of"):
-        check_unique(_read(dataset, split, F, windows_in(dataset, split), True, labels=False), split, dataset)
+        checked = CheckedDataset(dataset, split, F=F, labels=False)
+        check_unique(_read(checked, windows_in(dataset, split)), split, dataset)
 
 
-def _read(dataset: Any, split: str, F: int, N: int, short: bool, labels: bool = True) -> list[dict[str, Any]]:
-    """Every sample without its pictures, checked; by `labels_of` if `short`."""
-    named = isinstance(dataset, SharesFrames)
-    rows: list[dict[str, Any]] = []
-    mistakes, misspelt = Mistakes(), Misspelt()
-    with draws_kept():
-        for i in range(N):
-            with mistakes:
-                seed_draws(0, 0, i)
-                where = place_of(dataset, split, i)
-                with naming(where):
-                    names = dataset.frame_ids(i) if named else None
-                    given = dataset.labels_of(i) if short else dataset[i]
-                misspelt.note(given, where)
-                if names is not None:
-                    check_frame_count(names, where, F)
-                sample = check_sample(given, split, i, F=F, labels=labels, frames=not short, where=where)
-                rows.append({key: value for key, value in sample.items() if key not in ("frames", "vis_feats")})
-            if mistakes.enough:
-                break
-    misspelt.warn()
+def _read(checked: CheckedDataset, N: int) -> Rows:
+    """Every sample without its pictures."""
+    rows, mistakes = read_rows(checked.labels_of, range(N))
+    checked.misspelt.warn()
     mistakes.tell()
     return rows
 
 
-def check_labels(rows: list[dict[str, Any]], split: str, dataset: Any = None) -> Labels:
+def read_rows(read: Callable[[int], dict[str, Any]], indices: Iterable[int]) -> tuple[Rows, Mistakes]:
+    """Read some samples, past those that are wrong, until there are mistakes enough."""
+    rows: Rows = {}
+    mistakes = Mistakes()
+    with draws_kept():
+        for i in indices:
+            with mistakes:
+                rows[i] = read(i)
+            if mistakes.enough:
+                break
+    return rows, mistakes
+
+
+def check_labels(rows: Rows, split: str, dataset: Any = None) -> Labels:
     """Check what only a whole split can show, and return it as arrays.
 
     Args:
@@ -95,39 +108,25 @@ def check_labels(rows: list[dict[str, Any]], split: str, dataset: Any = None) ->
     if not rows:
         raise DataError(f"{split}: the split is empty")
     check_unique(rows, split, dataset)
-    weight = np.array([row["weight"] for row in rows], np.float32)
-    if not weight.any():
+    for key in ("group", "t"):
+        have, lack = ([i for i, row in rows.items() if (key in row) is given] for given in (True, False))
+        if have and lack:
+            without, first = (place_of(dataset, split, found[0]) for found in (lack, have))
+            raise DataError(f"{without}: {key} is missing, but {first} has one; set it on all samples or on none")
+    labels = Labels.of(rows)
+    if not labels.weight.any():
         raise DataError(f"{split}: all {len(rows)} weights are zero; nothing would be learned")
-    group, t = _all_or_none(rows, "group", split, dataset), _all_or_none(rows, "t", split, dataset)
-    return Labels(
-        telemetry=np.stack([row["telemetry"].numpy() for row in rows]),
-        ids={head: np.array([row[f"{head}_id"] for row in rows], np.int64) for head in HEADS},
-        weight=weight,
-        sample_id=[row["sample_id"] for row in rows],
-        group=group,
-        t=None if t is None else np.array(t, np.float64),
-    )
+    return labels
 
 
-def _all_or_none(rows: list[dict[str, Any]], key: str, split: str, dataset: Any) -> list[Any] | None:
-    """The values of an optional key; None where no row has it."""
-    have = [key in row for row in rows]
-    if not any(have):
-        return None
-    if not all(have):
-        without, first = (place_of(dataset, split, have.index(given)) for given in (False, True))
-        raise DataError(f"{without}: {key} is missing, but {first} has one; set it on all samples or on none")
-    return [row[key] for row in rows]
-
-
-def check_unique(rows: list[dict[str, Any]], split: str, dataset: Any = None) -> None:
+def check_unique(rows: Rows, split: str, dataset: Any = None) -> None:
     """Refuse a `sample_id` that stands twice.
 
     Raises:
         DataError: naming both places.
     """
     first_at: dict[str, int] = {}
-    for i, row in enumerate(rows):
+    for i, row in rows.items():
         earlier = first_at.setdefault(row["sample_id"], i)
         if earlier != i:
             here, there = (place_of(dataset, split, at) for at in (i, earlier))
@@ -173,22 +172,32 @@ def find_leakage(
         names: of both.
     """
     first, name = names
-    warnings = []
+    found = []
     shared_groups = sorted(set(train_group or []) & set(val_group or []))
     if shared_groups:
-        warnings.append(
-            f"LEAKAGE: {len(shared_groups)} groups appear in both {first} and {name} (first: {shared_groups[0]!r}); "
-            f"the {name} figures will flatter the model. Split by recording."
-        )
+        what = f"{len(shared_groups)} groups appear in both {first} and {name} (first: {shared_groups[0]!r})"
+        found.append(leak(what, name))
     if isinstance(train, SharesFrames) and isinstance(val, SharesFrames) and type(train) is type(val):
         seen = set(frames_of(train, first))
         shared = [frame for frame in frames_of(val, name) if frame in seen]
         if shared:
-            warnings.append(
-                f"LEAKAGE: {len(set(shared))} frames appear in both {first} and {name} (first: {shared[0]}); "
-                f"the {name} figures will flatter the model. Split by recording."
-            )
-    return warnings
+            what = f"{len(set(shared))} frames appear in both {first} and {name} (first: {shared[0]})"
+            found.append(leak(what, name))
+    return found
+
+
+def leak(what: str, name: str) -> str:
+    """The warning of something that train and another split share."""
+    return f"LEAKAGE: {what}; the {name} figures will flatter the model. Split by recording."
+
+
+def same_telemetry(train: Labels, other: Labels) -> list[tuple[int, int]]:
+    """(window of the other split, window of train) for each of its windows whose eight numbers stand in train too, to
+    the last bit: where that is no chance, they are one window under two names.
+    """
+    seen = {row.tobytes(): i for i, row in enumerate(np.asarray(train.telemetry, np.float32))}
+    rows = [row.tobytes() for row in np.asarray(other.telemetry, np.float32)]
+    return [(i, seen[row]) for i, row in enumerate(rows) if row in seen]
 
 
 def frames_of(dataset: SharesFrames, split: str) -> Iterator[Hashable]:

@@ -7,11 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from simv0.alarm.threshold import Alarm
 from simv0.config.schema import Config
-from simv0.data.labels import Labels, find_leakage, read_labels
+from simv0.data.labels import Labels, find_leakage, leak, read_labels, same_telemetry
 from simv0.data.user_class import load_dataset
 from simv0.errors import SimError
 from simv0.features.identity import labels_digest
@@ -138,12 +136,9 @@ def _dataset(config: Config, name: str) -> Any:
 
 def _copies(train: Labels, labels: Labels, name: str) -> list[str]:
     """Windows whose eight numbers stand in train too: copies under another name."""
-    seen = {row.tobytes() for row in np.asarray(train.telemetry, np.float32)}
-    rows = [row.tobytes() for row in np.asarray(labels.telemetry, np.float32)]
-    copies = [i for i, row in enumerate(rows) if row in seen]
-    if len({rows[i] for i in copies}) < 2 or len(copies) < COPIED * len(rows):
+    pairs = same_telemetry(train, labels)
+    if len({original for _, original in pairs}) < 2 or len(pairs) < COPIED * len(labels):
         return []
-    return [
-        f"LEAKAGE: {len(copies)} of {len(rows)} windows of {name} have exactly the telemetry of a train window (first: "
-        f"{labels.sample_id[copies[0]]!r}); the {name} figures will flatter the model. Split by recording."
-    ]
+    first = labels.sample_id[pairs[0][0]]
+    what = f"{len(pairs)} of {len(labels)} windows of {name} have exactly the telemetry of a train window"
+    return [leak(f"{what} (first: {first!r})", name)]

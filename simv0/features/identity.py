@@ -92,23 +92,45 @@ def compare_identity(stored: Mapping[str, Any], wanted: Mapping[str, Any], path:
     Raises:
         CacheError: naming each field that differs, with both values, and the two ways out.
     """
+    refuse_differing(differing(stored, wanted), path)
+
+
+def differing(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """A line for each field of `wanted` that differs from a stored identity."""
     known = settled(stored, wanted)
     same_content = "split_file" in known and stored.get("content_digest") is not None
-    differing = [
+    return [
         line
         for field, value in wanted.items()
         if field not in known
         for line in _differences(field, _look_up(stored, field), value, moved=same_content)
     ]
-    if differing:
+
+
+def refuse_differing(lines: list[str], path: object) -> None:
+    """Refuse what lies at `path`, if anything differs.
+
+    Raises:
+        CacheError: with the ways out.
+    """
+    if lines:
         raise CacheError(
-            f"{path}: does not match the config: {'; '.join(differing)}. "
+            f"{path}: does not match the config: {'; '.join(lines)}. "
             "Recreate it with `simv0 cache-vis --overwrite`, or choose another cache.dir"
         )
 
 
 def check_features(config: Config, split: str, stored: Mapping[str, Any], path: object) -> None:
-    """Refuse features that are not those the config wants.
+    """Refuse stored features that are not those the config wants.
+
+    Raises:
+        CacheError: as `compare_identity`.
+    """
+    refuse_differing(differing_features(config, split, stored), path)
+
+
+def differing_features(config: Config, split: str, stored: Mapping[str, Any]) -> list[str]:
+    """How stored features differ from those that the config wants, a line each.
 
     Where only names differ from those in the file, what they name is asked for its digest, if it is on this machine: a
     renamed encoder and moved data are the same.
@@ -117,19 +139,11 @@ def check_features(config: Config, split: str, stored: Mapping[str, Any], path: 
         config: `data`, `cache` and `model`.
         split: "train" or "val".
         stored: the identity in the file.
-        path: of the file, for the message.
-
-    Raises:
-        CacheError: as `compare_identity`.
     """
     wanted = wanted_identity(config, split)
-    try:
-        compare_identity(stored, wanted, path)
-    except CacheError:
-        digests = _digests_here(config, split, stored, wanted)
-        if not digests:
-            raise
-        compare_identity(stored, {**wanted, **digests}, path)
+    lines = differing(stored, wanted)
+    digests = _digests_here(config, split, stored, wanted) if lines else {}
+    return differing(stored, {**wanted, **digests}) if digests else lines
 
 
 def _digests_here(config: Config, split: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:

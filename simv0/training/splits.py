@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,17 +16,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from simv0.config.schema import Config
-from simv0.data.class_weights import class_weights_of
 from simv0.data.contract import Batch, CheckedDataset, collate
 from simv0.data.labels import Labels, read_labels
 from simv0.data.loading import make_loader, started
+from simv0.data.source import open_source
 from simv0.data.spacing import split_spacing
 from simv0.data.user_class import load_dataset, windows_in, yields_features
 from simv0.errors import CacheError, DataError, SimError
 from simv0.features.dataset import CachedDataset
-from simv0.features.identity import check_features, compare_splits, labels_digest
+from simv0.features.identity import compare_splits, differing_features, labels_digest, refuse_differing
 from simv0.features.shards import parts_of
-from simv0.labels import HEADS
 from simv0.runtime.distributed import share_of, world_size
 from simv0.vision.encoder import Encoder
 
@@ -61,19 +60,35 @@ def open_split(config: Config, name: str, encoder: Encoder | None = None) -> Spl
         CacheError: no feature file, or one of other data or another encoder.
         DataError: what breaks the sample contract.
     """
-    path = Path(config.cache.dir) / f"{name}.h5"
-    features = path if path.exists() else parts_of(path).folder
-    if encoder is None and features.exists():
-        cached = CachedDataset(features, config.cache.in_memory)
-        try:
-            check_features(config, name, cached.identity, features)
-        except CacheError:
-            if not brings_features(config, name):  # what lies there is not of this dataset, which needs no file
-                raise
-            return _open_dataset(config, name, None, path)
-        spacing = split_spacing(config.data, cached.frame_spacing, name)
-        return Split(name, cached, cached.labels, cached.class_weights, cached.dv, cached.identity, spacing)
-    return _open_dataset(config, name, encoder, path)
+    cached = cached_features(config, name, config.cache.in_memory) if encoder is None else None
+    if cached is None:
+        return _open_dataset(config, name, encoder)
+    spacing = split_spacing(config.data, cached.frame_spacing, name)
+    return Split(name, cached, cached.labels, cached.class_weights, cached.dv, cached.identity, spacing)
+
+
+def features_at(config: Config, name: str) -> Path | None:
+    """The split's feature file, else its folder of shards; None where there is neither."""
+    path = config.feature_file(name)
+    return next((there for there in (path, parts_of(path).folder) if there.exists()), None)
+
+
+def cached_features(config: Config, name: str, in_memory: Literal["auto", "always", "never"]) -> CachedDataset | None:
+    """The features that cache-vis has made of a split; None where there are none, or only others' and the dataset
+    brings its own.
+
+    Raises:
+        CacheError: unfinished, damaged, or of other data or another encoder.
+    """
+    path = features_at(config, name)
+    if path is None:
+        return None
+    cached = CachedDataset(path, in_memory)
+    differing = differing_features(config, name, cached.identity)
+    if differing and brings_features(config, name):
+        return None
+    refuse_differing(differing, path)
+    return cached
 
 
 def brings_features(config: Config, name: str) -> bool:
@@ -86,26 +101,26 @@ def brings_features(config: Config, name: str) -> bool:
     return yields_features(dataset, name)
 
 
-def _open_dataset(config: Config, name: str, encoder: Encoder | None, path: Path) -> Split:
-    """The dataset's frames, or its own features; `path` is where the feature file would be."""
+def _open_dataset(config: Config, name: str, encoder: Encoder | None) -> Split:
+    """The dataset's frames, or its own features."""
     F = config.model.F
-    dataset = load_dataset(config.data, name)
-    windows_in(dataset, name)
+    source = open_source(config.data, name)
     seed = config.training.seed if name == "train" else 0  # every epoch is judged on the same windows
-    checked = CheckedDataset(dataset, name, F=F, resize=encoder.resize if encoder is not None else None, seed=seed)
+    resize = encoder.resize if encoder is not None else None
+    checked = CheckedDataset(source.dataset, name, F=F, resize=resize, seed=seed)
     if encoder is not None:
         dv = encoder.dv
     else:
-        if "vis_feats" not in checked[0]:
+        first = checked[0]
+        if "vis_feats" not in first:
             raise CacheError(
-                f"{path}: no feature file for split {name}; run `simv0 cache-vis` with this config first "
-                "(or set model.use_cached_vis_feats=false to encode the frames in every epoch)"
+                f"{config.feature_file(name)}: no feature file for split {name}; run `simv0 cache-vis` with this "
+                "config first (or set model.use_cached_vis_feats=false to encode the frames in every epoch)"
             )
-        dv = checked[0]["vis_feats"].shape[-1]
+        dv = first["vis_feats"].shape[-1]
         check_own_dv(config, name, dv)
-    labels = read_labels(dataset, name, F)
-    spacing = split_spacing(config.data, getattr(dataset, "frame_spacing", None), name)
-    return Split(name, checked, labels, class_weights_of(dataset, HEADS), dv, None, spacing)
+    labels = read_labels(source.dataset, name, F)
+    return Split(name, checked, labels, source.class_weights, dv, None, source.frame_spacing)
 
 
 def check_own_dv(config: Config, name: str, dv: int) -> None:

@@ -14,10 +14,11 @@ from small_world import MakeConfig, write_manifest
 
 import simv0.checks.probe
 import simv0.checks.room
+from simv0.checks.collector import ErrorCollector
 from simv0.checks.data import check_split
 from simv0.checks.run import check, check_both, preflight
 from simv0.config.load import dump_config
-from simv0.errors import ConfigError, ModelError, SimError
+from simv0.errors import ConfigError, ModelError
 from simv0.features.reader import read_features
 from simv0.labels import HEADS
 from simv0.runtime.device import pick_device
@@ -208,13 +209,13 @@ def test_a_split_from_a_file_and_one_from_its_dataset_is_found(
     data = own(dv={"train": 32}) | {"val_split_path": str(tmp_path / "val.jsonl")}
     plain = {"dataset_class_path": "simv0.datasets.ManifestDataset", "dataset_kwargs": {}}
     config = make_config(cache={"dir": str(tmp_path)}, data=data)
-    found = check_split(config.model_copy(update={"data": config.data.model_copy(update=plain)}), "val", [])
-    train = check_split(config, "train", [])
+    errors = ErrorCollector()
+    found = check_split(config.model_copy(update={"data": config.data.model_copy(update=plain)}), "val", errors)
+    train = check_split(config, "train", errors)
     assert found is not None
     assert train is not None
-    problems: list[SimError] = []
-    check_both(config, train, found, problems)
-    assert [str(problem) for problem in problems] == [
+    check_both(config, train, found, errors)
+    assert [str(problem) for problem in errors.problems] == [
         f"{tmp_path}: val would come from its feature file, train from the dataset itself; "
         "run `simv0 cache-vis` for all, or choose another cache.dir"
     ]
@@ -234,8 +235,7 @@ def test_features_in_ram_leave_room_for_the_other_processes(
     config = make_config(cache={"dir": str(features)})
     sizes = [n * config.model.F * 32 * 2 for n in (40, 20)]
     monkeypatch.setattr(simv0.checks.room, "available_memory", lambda: 2 * max(sizes) + 1)
-    problems: list[SimError] = []
-    splits = [split for name in ("train", "val") if (split := check_split(config, name, problems)) is not None]
+    splits = [split for name in ("train", "val") if (split := check_split(config, name, ErrorCollector())) is not None]
     assert simv0.checks.room.features_in_ram(config, splits, 32) == sum(sizes)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert simv0.checks.room.features_in_ram(config, splits, 32) == min(sizes)

@@ -11,7 +11,7 @@ import simv0.checks.room
 from cache.pipeline import cache_vis
 from simv0.checks.networks import outline_encoder, outline_llm, outline_trained
 from simv0.checks.run import check
-from simv0.config.schema import Config
+from simv0.config.schema import Config, ModelConfig
 from simv0.demo.networks import save_tiny_tower
 from simv0.demo.world import write_world
 from simv0.errors import SimError
@@ -99,3 +99,19 @@ def test_the_encoder_outline_is_what_is_loaded(make_config: MakeConfig) -> None:
     assert outline.weights == sum(weight.numel() for weight in encoder.parameters())
     with pytest.raises(SimError, match=r"open_clip has no model ViT-B-33; did you mean ViT-B-32"):
         outline_encoder(config.model.model_copy(update={"vision_encoder_name": "ViT-B-33"}))
+
+
+def test_the_outline_of_an_encoder_of_the_hub_fetches_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "hub/models--lab--tower/snapshots/0123"
+    save_tiny_tower(snapshot, dv=48)
+    (snapshot / "open_clip_model.safetensors").unlink()
+    (tmp_path / "hub/models--lab--tower/refs").mkdir()
+    (tmp_path / "hub/models--lab--tower/refs/main").write_text("0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    of_the_hub = ModelConfig(vision_encoder_name="hf-hub:lab/tower", vision_pretrained=None)
+    save_tiny_tower(tmp_path / "whole", dv=48)
+    whole = ModelConfig(vision_encoder_name=f"local-dir:{tmp_path / 'whole'}", vision_pretrained=None)
+    assert outline_encoder(of_the_hub) == outline_encoder(whole)
