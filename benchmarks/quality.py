@@ -10,15 +10,13 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Subset
 
 from cache.pipeline import cache_vis
 from cli.demo import LLM, TOWER, WORLD, demo_config
@@ -26,7 +24,7 @@ from simv0.config.load import build_config, load_config
 from simv0.config.schema import Config
 from simv0.demo.networks import save_tiny_llm, save_tiny_tower
 from simv0.demo.world import write_world
-from simv0.evaluation.baselines import baseline_logits, read_inputs, score
+from simv0.evaluation.baselines import Logits, fit_baselines, part, predict_all, score
 from simv0.labels import HEADS
 from simv0.llm.frozen import FrozenLLM
 from simv0.model.build import build_model
@@ -40,12 +38,13 @@ SHOWN = ("risk_macro_f1", "action_macro_f1", "reason_macro_f1", "risk_high_recal
 T_975 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 """Student's t for a two-sided 95 % interval, by degrees of freedom."""
 BLOCKS = 5
+WIDTH = 128
+"""Of the prefix of the model without an LLM."""
 GAP = 21
 """Windows left out on both sides of a block that is held out: 3 s of the rover's recording."""
 
 Fold = tuple[Split, Split]
 """What is trained on, what is measured."""
-Logits = dict[str, Tensor]
 
 
 class PrefixMean(nn.Module):
@@ -141,20 +140,6 @@ def blocks_of(train: Split) -> list[Fold]:
     ]
 
 
-def part(split: Split, rows: Sequence[int]) -> Split:
-    """Some windows of a split."""
-    labels, at = split.labels, np.array(rows)
-    some = replace(
-        labels,
-        telemetry=labels.telemetry[at],
-        ids={head: ids[at] for head, ids in labels.ids.items()},
-        weight=labels.weight[at],
-        sample_id=[labels.sample_id[row] for row in rows],
-        group=labels.group and [labels.group[row] for row in rows],
-    )
-    return replace(split, dataset=Subset(split.dataset, rows), labels=some)
-
-
 def measure(config: Config, variant: Variant, seed: int, folds: list[Fold]) -> Metrics:
     """The metrics of one variant at its last epoch, the logits of all folds pooled."""
     tree = config.model_dump()
@@ -205,15 +190,16 @@ def logits_of(model: SimV0Model, split: Split) -> Logits:
     kept = LogitsKept()
     batches = Batches(split, BatchOrder(len(split.labels), 256), 0)
     evaluate(model, batches, torch.device("cpu"), on_batch=kept.keep)
-    return {f"{head}_logits": torch.from_numpy(array) for head, array in kept.arrays().items()}
+    return kept.arrays()
 
 
 def pooled(logits: list[Logits], folds: list[Fold]) -> Metrics:
     """The metrics of all folds' predictions together."""
     labels = [val.labels for _, val in folds]
-    truth: Any = {"weight": torch.cat([torch.from_numpy(each.weight).float() for each in labels])}
-    truth |= {f"{head}_id": torch.cat([torch.from_numpy(each.ids[head]) for each in labels]) for head in HEADS}
-    return score({key: torch.cat([each[key] for each in logits]) for key in logits[0]}, truth)
+    ids = {head: np.concatenate([each.ids[head] for each in labels]) for head in HEADS}
+    weight = np.concatenate([each.weight for each in labels])
+    whole = replace(labels[0], ids=ids, weight=weight)
+    return score({head: np.concatenate([each[head] for each in logits]) for head in HEADS}, whole)
 
 
 def table(config: Config, names: list[str], seeds: int, tune: bool) -> Iterator[str]:
@@ -222,7 +208,10 @@ def table(config: Config, names: list[str], seeds: int, tune: bool) -> Iterator[
     folds = blocks_of(train) if tune else [(train, open_split(config, "val"))]
     yield f"| | {' | '.join(key.replace('_', ' ') for key in SHOWN)} |"
     yield "|---" * (len(SHOWN) + 1) + "|"
-    fitted = [baseline_logits(*(read_inputs(split) for split in fold)) for fold in folds]
+    fitted = [
+        predict_all(fit_baselines(train, config.training, config.model.K, WIDTH), val, config.model.K)
+        for train, val in folds
+    ]
     for name in fitted[0]:
         metrics = pooled([each[name] for each in fitted], folds)
         yield f"| {name} | " + " | ".join(f"{metrics[key] or 0:.3f}" for key in SHOWN) + " |"

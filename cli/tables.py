@@ -20,6 +20,8 @@ ROWS = {
     "alarm_recall": 'share of "high" windows that raised the alarm',
     "alarm_false_alarm_rate": "share of the other windows that raised the alarm",
     "risk_high_recall_at_5": 'recall of "high" at a 5 % false-alarm rate',
+    "risk_high_auroc": 'probability that a "high" window has the higher P(high) than another',
+    "risk_high_average_precision": 'precision of "high", averaged over all thresholds',
     "risk_macro_f1": "risk, F1 averaged over its classes",
     "reason_macro_f1": "reason, macro F1",
     "action_macro_f1": "action, macro F1",
@@ -32,12 +34,12 @@ ROWS = {
 
 
 COMPARED = {
+    "risk_macro_f1": "risk\nF1",
+    "action_macro_f1": "action\nF1",
     "risk_high_recall": "high\nrecall",
     "risk_high_recall_at_5": "at 5 %\nfalse\nalarms",
-    "risk_macro_f1": "risk\nF1",
-    "reason_macro_f1": "reason\nF1",
-    "action_macro_f1": "action\nF1",
-    "composite": "composite",
+    "risk_high_auroc": "AUROC",
+    "risk_high_average_precision": "average\nprecision",
 }
 
 
@@ -57,7 +59,7 @@ def metrics_table(found: "Evaluated", title: str) -> None:
         Console().print(f"no comparison with simple models: {baselines}", style="dim")
     else:
         _compare(metrics, baselines)
-    for line in found.cautions:
+    for line in [*(found.comparison.sentences if found.comparison else []), *found.cautions]:
         Console(soft_wrap=True).print(line, style="bold", markup=False, highlight=False)
 
 

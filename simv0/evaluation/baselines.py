@@ -1,133 +1,154 @@
-"""What simple models make of the same windows: whoever trains an LLM around them should see that it earns its keep.
+"""What simpler models make of the same windows: whoever trains an LLM around them should see that it earns its keep.
 
-Majority class; logistic regression on telemetry; logistic regression on the mean feature and telemetry of a window.
+Each is fitted on the train split's cached features with the recipe's class weights, deterministically, in bounded work:
+seconds on a thousand windows, a minute or two on any number.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as nnf
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.utils.data import Subset
 
-from simv0.alarm.threshold import threshold_for_false_alarms
+from simv0.alarm.calibration import softmax
+from simv0.alarm.roc import auroc, average_precision, recall_at_false_alarms
+from simv0.config.schema import TrainingConfig
 from simv0.data.contract import Batch
+from simv0.data.labels import Labels
+from simv0.evaluation.linear import Linear, Targets
+from simv0.evaluation.networks import train_small_transformer, train_without_llm
+from simv0.evaluation.trees import Trees, trees_available
 from simv0.labels import HEADS, HIGH
 from simv0.model.losses import loss_sums
 from simv0.model.metrics import Metrics, Tally
+from simv0.model.network import segment_means
+from simv0.training.recipe import class_weights
 from simv0.training.splits import Split, evenly_spaced, fetch
 
-C = 1.0
-"""Inverse strength of the L2 penalty, as scikit-learn counts it (and its default)."""
-MAX_ITERATIONS = 200
-FITTED_ON = 65_536
+FITTED_ON = 16_384
 """Windows, evenly spaced, of a larger train split: its features need not fit into RAM."""
-FALSE_ALARMS = 0.05
-"""Rate of false alarms at which the recall of "high" is compared."""
+AT_ONCE = 256
+"""Windows that are read, and predicted, at once."""
 
-Encode = Callable[[Batch], Float[Tensor, "B F dv"]]
-
-
-def cached_features(batch: Batch) -> Float[Tensor, "B F dv"]:
-    """The features that the batch brings."""
-    return batch["vis_feats"].float()
+Logits = Mapping[str, Float[np.ndarray, "N _"]]
+"""Head -> logits of every window."""
+Predict = Callable[[Batch], dict[str, Tensor]]
+"""Windows, their features as segment means, -> `<head>_logits`."""
 
 
-def fit_baselines(train: Split, val: Split, encode: Encode = cached_features) -> dict[str, Metrics]:
-    """Fit each baseline on `train` and measure it on `val`; seconds on cached features.
+def fit_baselines(train: Split, recipe: TrainingConfig, K: int, d: int) -> dict[str, Predict]:
+    """Fit each baseline; boosted trees only where scikit-learn is installed.
 
     Args:
-        train: split to fit on, or on `FITTED_ON` windows of it; its sample weights count, class weights do not.
-        val: split to measure on.
-        encode: batch -> features, for splits that yield frames (`SimV0Model.encode`).
+        train: a split of cached features; fitted on `FITTED_ON` windows of it at most.
+        recipe: class weights, and how the two networks are trained.
+        K: segments of a window.
+        d: width of the prefix of the model without an LLM.
 
     Returns:
-        Name -> the metrics of an epoch, and `risk_high_recall_at_5` (see `recall_at_false_alarms`).
+        Name -> what predicts.
     """
-    known, new = read_inputs(train, encode, FITTED_ON), read_inputs(val, encode)
-    return {name: score(logits, new) for name, logits in baseline_logits(known, new).items()}
+    train = part(train, evenly_spaced(len(train.labels), FITTED_ON))
+    known = joined(windows(train, K))
+    plain = _targets(known, {})
+    targets = _targets(known, class_weights(recipe.class_weights, train, torch.device("cpu")) or {})
+    majority = Linear([torch.zeros(len(train.labels), 1)], plain)
+    telemetry = Linear([known["telemetry"]], targets)
+    both = Linear([_mean(known), known["telemetry"]], targets, train.labels)
+    fitted: dict[str, Predict] = {
+        "majority class": lambda batch: majority([torch.zeros(len(batch["telemetry"]), 1)]),
+        "linear, telemetry": lambda batch: telemetry([batch["telemetry"]]),
+        "linear, features + telemetry": lambda batch: both([_mean(batch), batch["telemetry"]]),
+    }
+    if trees_available():
+        trees = Trees(_mean(known), known["telemetry"], targets)
+        fitted["boosted trees"] = lambda batch: trees(_mean(batch), batch["telemetry"])
+    fitted["no LLM"] = train_without_llm(known, train, recipe, d)
+    fitted["small transformer"] = train_small_transformer(known, train, recipe)
+    return fitted
 
 
-def read_inputs(split: Split, encode: Encode = cached_features, at_most: int | None = None) -> Batch:
-    """A split, or `at_most` windows of it, as one batch, features averaged over the window: `vis_feats` is [N,1,dv]."""
-    labels = split.labels
-    rows = evenly_spaced(len(labels), at_most or len(labels))
-    batches = (fetch(split.dataset, rows[at : at + 256]) for at in range(0, len(rows), 256))
-    feats = [encode(batch).mean(1, keepdim=True).cpu() for batch in batches]
-    ids = {head: torch.from_numpy(labels.ids[head][rows]) for head in HEADS}
+def _targets(known: Batch, by_class: Mapping[str, Tensor]) -> Targets:
+    targets = {}
+    for head in HEADS:
+        ids: Tensor = known[f"{head}_id"]  # type: ignore[literal-required]
+        targets[head] = ids, known["weight"] * (by_class[head][ids] if head in by_class else 1.0)
+    return targets
+
+
+def _mean(batch: Batch) -> Float[Tensor, "B dv"]:
+    return batch["vis_feats"].mean(1)
+
+
+@torch.no_grad()
+def predict_all(fitted: Mapping[str, Predict], split: Split, K: int) -> dict[str, Logits]:
+    """Name -> logits of every window of a split of cached features."""
+    kept: dict[str, list[dict[str, Tensor]]] = {name: [] for name in fitted}
+    for batch in windows(split, K):
+        for name, predict in fitted.items():
+            kept[name].append(predict(batch))
     return {
-        "vis_feats": torch.cat(feats),
-        "telemetry": torch.from_numpy(labels.telemetry[rows]).float(),
-        "weight": torch.from_numpy(labels.weight[rows]).float(),
-        "risk_id": ids["risk"],
-        "reason_id": ids["reason"],
-        "action_id": ids["action"],
+        name: {head: torch.cat([logits[f"{head}_logits"] for logits in some]).numpy() for head in HEADS}
+        for name, some in kept.items()
     }
 
 
-def baseline_logits(known: Batch, new: Batch) -> dict[str, dict[str, Tensor]]:
-    """Baseline -> logits of every head for `new`, fitted on `known`."""
-    telemetry = known["telemetry"], new["telemetry"]
-    both = [torch.cat([batch["vis_feats"].mean(1), batch["telemetry"]], -1) for batch in (known, new)]
-    nothing = torch.zeros(len(telemetry[0]), 1), torch.zeros(len(telemetry[1]), 1)
-    inputs = {"majority class": nothing, "linear, telemetry": telemetry, "linear, features + telemetry": tuple(both)}
-    return {name: _fit_heads(x, z, known) for name, (x, z) in inputs.items()}
+def windows(split: Split, K: int) -> Iterator[Batch]:
+    """A split of cached features in its order, `AT_ONCE` windows at a time, their F features as K segment means."""
+    for at in range(0, len(split.labels), AT_ONCE):
+        batch = fetch(split.dataset, list(range(at, min(at + AT_ONCE, len(split.labels)))))
+        feats = batch["vis_feats"].float()
+        means = torch.einsum("kf,bfv->bkv", segment_means(feats.shape[1], K), feats)
+        tensors: Any = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+        tensors |= {"vis_feats": means, "telemetry": batch["telemetry"].float()}
+        yield tensors
 
 
-def _fit_heads(x: Float[Tensor, "N p"], z: Float[Tensor, "M p"], known: Batch) -> dict[str, Tensor]:
-    mean, std = x.mean(0), x.std(0, unbiased=False)
-    std = torch.where(std <= 1e-6 * mean.abs().clamp(min=1e-6), 1.0, std)
-    x, z = (x - mean) / std, (z - mean) / std
-    logits = {}
-    for head, names in HEADS.items():
-        weight, bias = logistic_regression(x, known[f"{head}_id"], known["weight"], len(names))  # type: ignore[literal-required]
-        logits[f"{head}_logits"] = z @ weight.T + bias
-    return logits
+def joined(batches: Iterator[Batch]) -> Batch:
+    """Batches of tensors as one."""
+    some: list[Any] = list(batches)
+    whole: Any = {key: torch.cat([batch[key] for batch in some]) for key in some[0]}
+    return whole  # type: ignore[no-any-return]
 
 
-def logistic_regression(
-    x: Float[Tensor, "N p"], ids: Int[Tensor, " N"], sample_weight: Float[Tensor, " N"], classes: int, c: float = C
-) -> tuple[Float[Tensor, "classes p"], Float[Tensor, " classes"]]:
-    """Multinomial logistic regression: minimises sum(w * cross entropy) + |W|^2 / 2c by LBFGS, the bias unpenalised.
-
-    Returns:
-        Weight [classes, p] and bias [classes], float32.
-    """
-    x, sample_weight = x.double(), sample_weight.double()
-    weight = torch.zeros(classes, x.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
-    solver = torch.optim.LBFGS(
-        [weight, bias], max_iter=MAX_ITERATIONS, tolerance_grad=1e-5, history_size=20, line_search_fn="strong_wolfe"
+def part(split: Split, rows: Sequence[int]) -> Split:
+    """Some windows of a split."""
+    labels, at = split.labels, np.array(rows)
+    some = replace(
+        labels,
+        telemetry=labels.telemetry[at],
+        ids={head: ids[at] for head, ids in labels.ids.items()},
+        weight=labels.weight[at],
+        sample_id=[labels.sample_id[row] for row in rows],
+        group=labels.group and [labels.group[row] for row in rows],
+        t=None if labels.t is None else labels.t[at],
     )
-
-    def loss() -> Tensor:
-        solver.zero_grad()
-        errors = nnf.cross_entropy(x @ weight.T + bias, ids, reduction="none")
-        total = ((sample_weight * errors).sum() + weight.square().sum() / (2 * c)) / sample_weight.sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        return total
-
-    with torch.enable_grad():
-        solver.step(loss)  # type: ignore[no-untyped-call]
-    return weight.detach().float(), bias.detach().float()
+    return replace(split, dataset=Subset(split.dataset, rows), labels=some)
 
 
-def score(logits: dict[str, Tensor], batch: Batch) -> Metrics:
-    """The metrics of an epoch, and the recall of "high" at `FALSE_ALARMS`."""
+def score(logits: Logits, labels: Labels) -> Metrics:
+    """The metrics of an epoch, and those of `ranked`."""
+    tensors = {f"{head}_logits": torch.from_numpy(np.asarray(logits[head])) for head in HEADS}
+    truth: Any = {f"{head}_id": torch.from_numpy(labels.ids[head]) for head in HEADS}
+    truth["weight"] = torch.from_numpy(labels.weight).float()
     tally = Tally()
-    tally.add(logits, batch, loss_sums(logits, batch))
-    recall = recall_at_false_alarms(logits["risk_logits"].softmax(-1)[:, HIGH], batch["risk_id"] == HIGH)
-    return {**tally.metrics(), "risk_high_recall_at_5": recall}
+    tally.add(tensors, truth, loss_sums(tensors, truth))
+    return {**tally.metrics(), **ranked(p_high(logits), labels.ids["risk"] == HIGH)}
 
 
-def recall_at_false_alarms(p_high: Float[Tensor, " N"], is_high: Bool[Tensor, " N"]) -> float | None:
-    """Recall of "high" at the lowest threshold that raises at most `FALSE_ALARMS` false alarms.
+def p_high(logits: Logits) -> Float[np.ndarray, " N"]:
+    """P(high) of every window."""
+    return softmax(logits["risk"])[:, HIGH]
 
-    None where there is no high window, or nothing else.
 
-    A model that gives every window the same p recalls nothing.
-    """
-    if is_high.all() or not is_high.any():
-        return None
-    p, high = p_high.double().numpy(), is_high.numpy()
-    return float((p[high] >= threshold_for_false_alarms(p, high, FALSE_ALARMS)).mean())
+def ranked(p_high: Float[np.ndarray, " N"], is_high: Bool[np.ndarray, " N"]) -> Metrics:
+    """How well P(high) tells "high" from the rest at no threshold in particular."""
+    return {
+        "risk_high_recall_at_5": recall_at_false_alarms(p_high, is_high),
+        "risk_high_auroc": auroc(p_high, is_high),
+        "risk_high_average_precision": average_precision(p_high, is_high),
+    }

@@ -14,6 +14,7 @@ from simv0.alarm.calibration import softmax
 from simv0.alarm.rates import Rate, rate_of, recordings
 from simv0.alarm.threshold import Alarm
 from simv0.data.labels import Labels
+from simv0.evaluation.worth import Comparison
 from simv0.labels import HEADS, HIGH
 from simv0.model.metrics import Metrics, from_confusions
 
@@ -39,6 +40,8 @@ class Evaluated:
     """Lines of train_metrics.jsonl and val_metrics.jsonl; empty outside a run."""
     frames: Callable[[int], Tensor] | str
     """Window -> its frames [F,3,H,W], or why they cannot be shown."""
+    comparison: Comparison | None = None
+    """What the checkpoint has over them; None without "high" windows."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Run, data, networks, versions, date and command, for display."""
     leakage: Sequence[str] = ()

@@ -43,11 +43,12 @@ SHOWN = {
 }
 """Metric -> what it is, and which windows it is taken over."""
 COMPARED = {
-    "risk_high_recall": "high recall",
-    "risk_high_false_alarm_rate": "false alarms",
     "risk_macro_f1": "risk F1",
     "action_macro_f1": "action F1",
-    "composite": "composite",
+    "risk_high_recall": "high recall",
+    "risk_high_recall_at_5": "at 5 % false alarms",
+    "risk_high_auroc": "AUROC",
+    "risk_high_average_precision": "AP",
 }
 UNCOUNTED = ("checkpoint", "data")
 
@@ -124,8 +125,9 @@ def _scores(evaluated: Evaluated) -> dict[str, Any]:
         }
         for key, (meaning, over) in SHOWN.items()
     ]
-    unit, baselines = evaluated.unit, evaluated.baselines
+    unit, baselines, comparison = evaluated.unit, evaluated.baselines, evaluated.comparison
     compared = {} if isinstance(baselines, str) else {MODEL: evaluated.metrics, **baselines}
+    over = comparison.over if comparison is not None else {}
     return {
         "metrics": rows,
         "over": "windows; neighbouring windows are similar, so they are too narrow"
@@ -134,6 +136,8 @@ def _scores(evaluated: Evaluated) -> dict[str, Any]:
         "not_compared": baselines if isinstance(baselines, str) else None,
         "compared_by": list(COMPARED.values()),
         "compared": {name: [metrics.get(key) for key in COMPARED] for name, metrics in compared.items()},
+        "over_it": {name: str(over.get(name, "")) for name in compared},
+        "verdicts": comparison.sentences if comparison is not None else [],
     }
 
 

@@ -8,23 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from simv0.alarm.rates import recordings
 from simv0.config.load import load_run_config
 from simv0.config.schema import Config
 from simv0.data.contract import Batch, CheckedDataset
 from simv0.data.manifest import read_jsonl
 from simv0.data.user_class import load_dataset
 from simv0.disk.files import told_plainly, write_atomically
-from simv0.errors import CheckpointError, ConfigError, DataError, SimError
-from simv0.evaluation.baselines import fit_baselines, recall_at_false_alarms
+from simv0.errors import CheckpointError, ConfigError, DataError
+from simv0.evaluation.baselines import Logits, p_high, ranked, score
 from simv0.evaluation.evaluated import Evaluated
 from simv0.evaluation.folder import evaluation_folder
 from simv0.evaluation.origins import leakage_of, origin_facts
+from simv0.evaluation.others import notes_of, simple_models
 from simv0.evaluation.predict_windows import check_brings
 from simv0.evaluation.report import write_report
+from simv0.evaluation.worth import compare
 from simv0.features.dataset import CachedDataset
 from simv0.labels import HIGH
 from simv0.model.checkpoint import Checkpoint, load_checkpoint
@@ -32,7 +34,7 @@ from simv0.model.metrics import Metrics
 from simv0.model.predictions import predictions
 from simv0.predict import check_features, load_model, load_trained_encoder
 from simv0.runtime.distributed import check_same, gather_in_order, process_group, rank
-from simv0.runtime.threads import limited_to, sharing
+from simv0.runtime.threads import sharing
 from simv0.training.epoch import LogitsKept, evaluate
 from simv0.training.refusals import check_data, config_of_run, is_features, run_of
 from simv0.training.rundir import RunDir
@@ -62,7 +64,7 @@ def evaluate_checkpoint(
         data: instead of the config's split: a feature file (`.h5`), a folder of shards (`.h5.parts`), or another
             split path for its dataset class.
         split: "val", "train" or "calibration".
-        baselines: also fit simple models on the train split, for comparison (seconds, on cached features).
+        baselines: also fit simple models on the train split, for comparison (seconds to minutes, on cached features).
         out: the folder to write to instead.
         overrides: `section.key=value` on the run's config, where there is no `config`.
 
@@ -119,11 +121,17 @@ def _evaluate(
     rows, logits = list(chain.from_iterable(gather_in_order(predicted))), logits_kept.arrays()
     is_high = source.labels.ids["risk"] == HIGH
     metrics |= alarm_rates(rows, is_high)
-    p_high = torch.tensor([row["probs"]["risk"]["high"] for row in rows])
-    metrics["risk_high_recall_at_5"] = recall_at_false_alarms(p_high, torch.from_numpy(is_high))
+    p_of_high = np.array([row["probs"]["risk"]["high"] for row in rows])
+    metrics |= ranked(p_of_high, is_high)
     leakage, notes = leakage_of(checkpoint.meta, config, source, data) if rank() == 0 else ([], [])
     about = {"checkpoint": ckpt.name, "epoch": checkpoint.meta.epoch, "data": data or split, "windows": len(rows)}
-    compared = _baselines(config, source, data) if baselines and rank() == 0 else "left out by --no-baselines"
+    simple: dict[str, Logits] | str = "left out by --no-baselines"
+    if baselines and rank() == 0:
+        simple = simple_models(config, checkpoint.meta, source, data)
+        notes += notes_of(simple)
+    fitted = {} if isinstance(simple, str) else simple
+    unit = recordings(source.labels.group, is_high)
+    comparison = compare(p_of_high, {name: p_high(some) for name, some in fitted.items()}, None, is_high, unit)
     evaluated = Evaluated(
         about=about,
         metrics=metrics,
@@ -131,7 +139,10 @@ def _evaluate(
         labels=source.labels,
         alarm=alarm,
         epoch=checkpoint.meta.epoch,
-        baselines=compared,
+        baselines=simple
+        if isinstance(simple, str)
+        else {name: score(some, source.labels) for name, some in simple.items()},
+        comparison=comparison,
         history=_history(run),
         frames=_frames(config, source, data),
         facts=origin_facts(ckpt, run, checkpoint.meta, config, source, data),
@@ -152,6 +163,7 @@ def _write(evaluated: Evaluated, rows: list[dict[str, Any]], folder: Path, origi
         **evaluated.about,
         **evaluated.metrics,
         "baselines": evaluated.baselines,
+        "comparison": evaluated.comparison and evaluated.comparison.plain(),
         "alarm_chosen_on_val": alarm,
         "classes": evaluated.classes,
         "cautions": evaluated.cautions,
@@ -166,20 +178,6 @@ def _write(evaluated: Evaluated, rows: list[dict[str, Any]], folder: Path, origi
         write_report(folder / "report.html", evaluated)
     except ConfigError as error:
         log.warning(str(error))
-
-
-def _baselines(config: Config, source: Split, data: str | None) -> dict[str, Metrics] | str:
-    """What simple models, fitted on the train split's features, make of the same windows."""
-    if source.identity is None:
-        return "the baselines need feature files; run `simv0 cache-vis`"
-    try:
-        train = open_split(config, "train")
-    except SimError as error:
-        return f"the train split is not available: {error}"
-    if train.identity is None or train.dv != source.dv or (source.name == "train" and data is None):
-        return "they would be fitted on the same windows, or on different features"
-    with limited_to(1):  # many small products: two threads took four times as long as one
-        return fit_baselines(train, source)
 
 
 def _history(run: Path | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -54,7 +54,10 @@ def test_the_main_job(config_file: Path, manifests: Path, tmp_path: Path, monkey
     few = [line for line in evaluated.stdout.splitlines() if line.startswith("FEW WINDOWS: ")]
     assert len(few) == 1
     assert few[0].endswith("(95 %). 20 or more are needed for a useful estimate.")
-    assert set(metrics["baselines"]) == {"majority class", "linear, telemetry", "linear, features + telemetry"}
+    names = ["majority class", "linear, telemetry", "linear, features + telemetry", "boosted trees", "no LLM"]
+    assert list(metrics["baselines"]) == [*names, "small transformer"]
+    assert metrics["comparison"]["best"] in metrics["baselines"]
+    assert metrics["comparison"]["sentences"][0] in " ".join(evaluated.stdout.split())
     plain = run("evaluate", "--ckpt", best, "--no-baselines")
     assert "no comparison with simple models: left out by --no-baselines" in plain.stdout
     cached = [json.loads(line) for line in (tmp_path / "run/evaluation/predictions.jsonl").read_text().splitlines()]

@@ -247,6 +247,9 @@ def test_evaluate_writes_it_with_frames_and_baselines_and_lives_without(
     assert written["cautions"] == found.cautions
     assert written["classes"]["risk"]["high"]["support"] == 4
     assert "linear, features + telemetry" in text
+    assert found.comparison is not None
+    assert found.comparison.sentences[0] in " ".join(text.split())
+    assert all(str(worth) in text for worth in found.comparison.over.values())
     assert "alarm: no threshold: val has 4 windows" in text or 'of risk "high"; at least 10 are needed' in text
     assert "Training" in text
     (folder / "report.html").unlink()
