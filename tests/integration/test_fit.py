@@ -193,8 +193,10 @@ class NoHigh(VisFeats):
 
 
 def test_one_cycle_rises_for_three_tenths_and_ends_near_zero() -> None:
-    factors = [lr_factor(step, 100) for step in range(100)]
-    assert factors[0] < 0.01
-    assert max(factors) == pytest.approx(1, abs=0.01)
-    assert factors.index(max(factors)) in (29, 30)
-    assert factors[-1] < 0.001
+    factors = [lr_factor(step, 10) for step in range(10)]
+    rise = [(1 - math.sqrt(0.75)) / 2, 0.5, (1 + math.sqrt(0.75)) / 2]  # cosine at 30, 90 and 150 degrees
+    assert factors[:3] == pytest.approx(rise)
+    fall = factors[3:]
+    assert fall == sorted(fall, reverse=True)
+    assert [1 - factor for factor in fall] == pytest.approx(fall[::-1])  # point-symmetric about 0.5
+    assert fall[-1] == pytest.approx(0.01254, abs=1e-5)  # half a step before zero: (1 - cos(90/7 degrees)) / 2

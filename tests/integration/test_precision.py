@@ -15,6 +15,7 @@ from fit_world import fit_until, outcome
 from ranks import on_ranks
 from small_world import MakeConfig
 from stream_world import GOOD, F, best, image
+from strikes import while_running
 
 from cache.pipeline import cache_vis
 from simv0.config.schema import Config, TrainingConfig
@@ -157,14 +158,12 @@ def test_a_robot_holds_16_bit_only_where_amp_allows_it(
         kind: type[Any] = PackedLinear
     else:
         kind = pytest.importorskip("simv0.cpu_step.single", reason="no numba", exc_type=ImportError).SingleStack
-    products: list[bool] = []
-    kept = kind.forward
-    monkeypatch.setattr(kind, "forward", lambda self, x: products.append(True) or kept(self, x))
     layers = list(Predictor.load(best(config)).model.llm.modules())
     assert any(isinstance(layer, kind) for layer in layers) == amp
-    products.clear()  # those that tried them
-    predicted = list(predict_windows(best(config), manifests / "val.jsonl"))
-    assert bool(products) == amp
+    calls: list[int] = []
+    with while_running(kind, lambda count, _: calls.append(count)):
+        predicted = list(predict_windows(best(config), manifests / "val.jsonl"))
+    assert bool(calls) == amp
     _, folder = evaluate_checkpoint(best(config), baselines=False)
     for row, line in zip(predicted, read_jsonl(folder / "predictions.jsonl"), strict=True):
         for name, p in row["probs"]["risk"].items():

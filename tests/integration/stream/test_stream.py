@@ -1,5 +1,6 @@
 """The stream in time: what it drops, waits for and raises, and "unknown" whenever it should be."""
 
+import itertools
 import sys
 import threading
 from collections.abc import Iterator
@@ -156,15 +157,16 @@ def test_a_watchdog_beside_push_sees_one_push_as_a_whole(predictor: Predictor) -
     try:
         for watcher in watchers:
             watcher.start()
-        for i in range(120):
+        for i in itertools.count():
             stream.push(image(), GOOD, 1000 * (i // 6 % 2) + i * SPACING)
+            if (i >= 120 and min(asked) > 100) or faults:
+                break
     finally:
         done.set()
         for watcher in watchers:
             watcher.join()
         sys.setswitchinterval(before)
     assert faults == []
-    assert min(asked) > 100
 
 
 def test_a_watchdog_sees_a_dead_camera(predictor: Predictor) -> None:
