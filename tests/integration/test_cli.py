@@ -183,7 +183,11 @@ def test_evaluate_elsewhere(
     [
         (["train", "--config", "none.yaml"], 2, "error: none.yaml: config file not found\n"),
         (["evaluate", "--ckpt", "none.pt"], 1, "error: none.pt: checkpoint not found\n"),
-        (["evaluate", "--ckpt", "x.pt", "--split", "test"], 2, "error: --split: expected train, val or calibration, found test\n"),
+        (
+            ["evaluate", "--ckpt", "x.pt", "--split", "test"],
+            2,
+            "error: --split: expected train, val or calibration, found test\n",
+        ),
         (["evaluate", "--ckpt", "x.pt", "--set", "a.b=1"], 1, "error: x.pt: checkpoint not found\n"),
         (["predict", "--ckpt", "x.pt", "--data", "no.jsonl"], 1, "error: x.pt: checkpoint not found\n"),
     ],

@@ -142,7 +142,9 @@ def test_a_class_that_train_never_shows_is_not_predicted_and_costs_no_nan() -> N
     for name, logits in predict_all(fit_baselines(train, TrainingConfig(epochs=4), K, 8), new, K).items():
         assert not (logits["action"].argmax(-1) == 5).any(), name
         assert not logits["reason"].argmax(-1).any(), name
-        assert math.isfinite(score(logits, new.labels)["loss"] or 0.0), name
+        loss = score(logits, new.labels)["loss"]
+        assert loss is not None
+        assert math.isfinite(loss), name
 
 
 def test_folds_keep_recordings_whole_and_even() -> None:
