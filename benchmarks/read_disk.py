@@ -25,7 +25,7 @@ from simv0.data.labels import Labels
 from simv0.features.dataset import CachedDataset
 from simv0.features.info import FeatureInfo
 from simv0.features.reader import sha256
-from simv0.features.shards import Parts, Plan, Record, take_labels
+from simv0.features.shards import Parts, Plan, Record
 from simv0.features.writer import write_features
 from simv0.labels import HEADS
 
@@ -47,7 +47,9 @@ def write_shards(folder: Path, windows: int, shard_windows: int) -> None:
     for shard in range(len(plan)):
         rows, path = plan.windows(shard), parts.shard_path(shard)
         feats = block[: len(rows)]
-        info = FeatureInfo(plan.identity, take_labels(labels, rows), None, shard_windows, [sha256(feats)], rows.start)
+        info = FeatureInfo(
+            plan.identity, labels[rows.start : rows.stop], None, shard_windows, [sha256(feats)], rows.start
+        )
         write_features(path, info, [feats], path.with_suffix(".tmp"))
         parts.write_record(shard, Record(path.stat().st_size, info.block_sha256[0]))
 

@@ -21,6 +21,7 @@ from simv0.disk.files import sync_folder
 from simv0.disk.locks import FileLock
 from simv0.errors import CacheError, DataError
 from simv0.features.identity import compare_identity, full_identity
+from simv0.features.info import FeatureInfo
 from simv0.features.reader import read_features
 from simv0.features.shards import Parts, Plan, parts_of, shard_windows_of
 from simv0.runtime.distributed import broadcast_from_rank0, local_device, process_group
@@ -75,6 +76,12 @@ class SplitJob:
     def name(self) -> str:
         """Of the split."""
         return self.source.name
+
+    def info(self, plan: Plan) -> FeatureInfo:
+        """All of its feature file but the features."""
+        source = self.source
+        spacing = source.frame_spacing
+        return FeatureInfo(plan.identity, self.labels, source.class_weights, plan.shard_windows, [], 0, spacing)
 
     @property
     def parts(self) -> Parts:
@@ -155,16 +162,7 @@ def cache_split(config: Config, split: SplitJob, encoder: Encoder) -> CacheRepor
     except OSError as error:
         raise CacheError(f"cache.dir: {split.final.parent} cannot be created: {error.strerror}") from None
 
-    work = ShardWork(
-        split.parts,
-        plan,
-        source,
-        split.labels,
-        split.source.class_weights,
-        encoder,
-        config.data.num_workers,
-        frame_spacing=split.source.frame_spacing,
-    )
+    work = ShardWork(split.parts, plan, source, split.info(plan), encoder, config.data.num_workers)
     outcome: Outcome | None = None
     if split.final.exists() and not (split.parts.folder.exists() or split.gate.path.exists()):
         _check_complete(split, work)  # nobody works on it: no lock, so that the folder may be read-only
@@ -176,6 +174,7 @@ def cache_split(config: Config, split: SplitJob, encoder: Encoder) -> CacheRepor
                 outcome = "written" if work.counts.windows else "skipped"
                 break
             plan = work.plan = _agree_on(plan, split.parts, config.cache.shard_windows)
+            work.info = split.info(plan)
             if not room_for_both(split.parts, plan) and config.cache.publish == "file":
                 log.warning("%s: no room for the final file beside its shards: keeping the shards", split.final)
             work.probe()
@@ -193,8 +192,7 @@ def _finish(split: SplitJob, plan: Plan, publish_as: Literal["file", "shards"]) 
     """Make the final file if it is wanted and has room; None if damaged shards must be encoded again."""
     if publish_as == "shards" or not room_for_both(split.parts, plan):
         return "shards"
-    done = publish(split.final, split.parts, plan, split.labels, split.source.class_weights, split.source.frame_spacing)
-    return "written" if done else None
+    return "written" if publish(split.final, split.parts, plan, split.info(plan)) else None
 
 
 def start_over(splits: list[SplitJob]) -> None:

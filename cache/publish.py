@@ -3,12 +3,12 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
-from simv0.data.labels import Labels
 from simv0.errors import CacheError
 from simv0.features.info import FeatureInfo
 from simv0.features.shards import Parts, Plan
@@ -52,14 +52,7 @@ class _DamagedShard(Exception):
     """Found while copying; it has been declared undone."""
 
 
-def publish(
-    final: Path,
-    parts: Parts,
-    plan: Plan,
-    labels: Labels,
-    class_weights: dict[str, list[float]] | None,
-    frame_spacing: float | None,
-) -> bool:
+def publish(final: Path, parts: Parts, plan: Plan, info: FeatureInfo) -> bool:
     """Copy the finished shards into the final file; False if some were damaged: they must be encoded again.
 
     Raises:
@@ -69,9 +62,9 @@ def publish(
     digests = [record.sha256 for record in records if record is not None]
     if len(digests) < len(plan):
         return False
-    info = FeatureInfo(plan.identity, labels, class_weights, plan.shard_windows, digests, 0, frame_spacing)
     try:
         with mendable_write(final):
+            info = replace(info, block_sha256=digests)
             write_features(final, info, _checked_blocks(parts, plan), parts.folder / "final.tmp")
     except _DamagedShard:
         return False

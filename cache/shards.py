@@ -5,7 +5,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -14,12 +14,11 @@ from torch import Tensor
 
 from cache.frames import CARRIED_FRAMES, Carry, FrameSource, Job, in_stretches, read_jobs
 from cache.publish import mendable_write
-from simv0.data.labels import Labels
 from simv0.disk.locks import FileLock
 from simv0.errors import CacheError
 from simv0.features.info import FeatureInfo
 from simv0.features.reader import sha256
-from simv0.features.shards import Parts, Plan, Record, take_labels
+from simv0.features.shards import Parts, Plan, Record
 from simv0.features.writer import write_features
 from simv0.vision.encoder import Encoder
 
@@ -61,14 +60,14 @@ class ShardWork:
 
     Args:
         parts: the folder of shards.
-        plan: what is to be made.
+        plan: how the work is divided.
         source: the frames.
-        labels: of the whole split.
-        class_weights: the dataset's own.
+        info: what is to be made: all of the split but its features.
         encoder: frames to features.
         workers: processes that read frames.
+
+    Attributes:
         on_progress: called with the counts after each encoder call.
-        frame_spacing: seconds between the frames of a window, where known.
     """
 
     def __init__(
@@ -76,18 +75,16 @@ class ShardWork:
         parts: Parts,
         plan: Plan,
         source: FrameSource,
-        labels: Labels,
-        class_weights: dict[str, list[float]] | None,
+        info: FeatureInfo,
         encoder: Encoder,
         workers: int,
-        on_progress: Callable[[Counts], None] = lambda _: None,
-        frame_spacing: float | None = None,
     ) -> None:
-        self.parts, self.plan, self.source, self.labels = parts, plan, source, labels
-        self.class_weights, self.encoder, self.workers, self.on_progress = class_weights, encoder, workers, on_progress
+        self.parts, self.plan, self.source, self.info = parts, plan, source, info
+        self.encoder, self.workers = encoder, workers
+        self.on_progress: Callable[[Counts], None] = lambda _: None
         self.device = next(encoder.buffers()).device
         self.dtype = getattr(torch, plan.identity["dtype"])
-        self.frame_spacing, self.counts = frame_spacing, Counts()
+        self.counts = Counts()
         self.tasks: dict[int, _Task] = {}
 
     def run(self) -> None:
@@ -220,15 +217,8 @@ class ShardWork:
         block = torch.stack([torch.stack([known[name] for name in self.source.frames_of(i)]) for i in windows]).numpy()
         for name in task.drop:
             del known[name]
-        info = FeatureInfo(
-            self.plan.identity,
-            take_labels(self.labels, windows),
-            self.class_weights,
-            self.plan.shard_windows,
-            [sha256(block)],
-            windows.start,
-            self.frame_spacing,
-        )
+        labels = self.info.labels[windows.start : windows.stop]
+        info = replace(self.info, labels=labels, block_sha256=[sha256(block)], first_window=windows.start)
         path = self.parts.shard_path(shard)
         with mendable_write(path):
             write_features(path, info, [block], path.with_suffix(".h5.tmp"))
@@ -244,7 +234,7 @@ class ShardWork:
             return
         bad = int((~good).nonzero()[0])
         sample = next(i for i in windows if names[bad] in self.source.frames_of(i))
-        what = f"{self.source.split}[{sample}] ({self.labels.sample_id[sample]}), frame {names[bad]!r}"
+        what = f"{self.source.split}[{sample}] ({self.info.labels.sample_id[sample]}), frame {names[bad]!r}"
         if torch.isfinite(feats[bad]).all():
             raise CacheError(f"{what}: a feature is {feats[bad].abs().max():.4g}; set cache.dtype: float32")
         raise CacheError(f"{what}: the encoder gave NaN or inf; try cache.precision: fp32, or inspect the frame")
@@ -273,7 +263,7 @@ def check_unchanged(stored: Float[np.ndarray, "N F dv"], windows: range, work: S
         difference = float(((feats.float() - old).norm(dim=1) / old.norm(dim=1).clamp_min(1e-12)).max())
         if difference > tolerance:
             raise CacheError(
-                f"{path}: window {window} ({work.labels.sample_id[window]}) now encodes to different features "
+                f"{path}: window {window} ({work.info.labels.sample_id[window]}) now encodes to different features "
                 f"(relative difference {difference:.2g}): its frames or the encoder changed under the same names. "
                 "Recreate it with `simv0 cache-vis --overwrite`, or choose another cache.dir"
             )

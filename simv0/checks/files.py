@@ -9,7 +9,7 @@ from simv0.data.labels import Labels
 from simv0.errors import CacheError
 from simv0.features.info import MAGIC
 from simv0.features.reader import FeatureFile, read_features
-from simv0.features.shards import Parts, join_labels, parts_of
+from simv0.features.shards import Parts, parts_of
 from simv0.labels import HEADS, TELEMETRY
 from simv0.model.checkpoint import load_checkpoint
 from simv0.training.refusals import GIVE
@@ -97,7 +97,7 @@ def _inspect_parts(parts: Parts, verify: bool) -> dict[str, Any]:
 
 def _contents(files: list[FeatureFile]) -> dict[str, Any]:
     first = files[0].info
-    labels = join_labels([file.info.labels for file in files])
+    labels = Labels.joined([file.info.labels for file in files])
     return {
         "vis_feats": f"{first.identity['dtype']} [{len(labels)},{first.identity['F']},{first.identity['dv']}]",
         "bytes": sum(file.path.stat().st_size for file in files),

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from simv0.data.images import load_image as load_image
 from simv0.data.user_class import naming
 from simv0.errors import DataError
 

@@ -1,19 +1,22 @@
 """Everything of a split but its pixels: read, checked as a whole, compared with the other split."""
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from simv0.data.contract import CheckedDataset, SharesFrames, place_of
+from simv0.data.contract import LABEL_KEYS, CheckedDataset, SharesFrames, place_of
 from simv0.data.user_class import draws_kept, naming, windows_in
 from simv0.errors import DataError, Mistakes
 from simv0.labels import HEADS
 
 log = logging.getLogger("simv0")
+
+KEYS = ("telemetry", *LABEL_KEYS, "weight", "sample_id", "group", "t")
+"""Of a sample without its frames."""
 
 Rows = dict[int, dict[str, Any]]
 """Index of a window -> its checked sample without frames or features."""
@@ -36,16 +39,47 @@ class Labels:
     @classmethod
     def of(cls, rows: Rows) -> "Labels":
         """Checked samples, in order; `group` and `t` where all have them."""
-        given = rows.values()
-        grouped, timed = (all(key in row for row in given) for key in ("group", "t"))
+        columns: dict[str, Any] = {
+            key: [row[key] for row in rows.values()] for key in KEYS if all(key in row for row in rows.values())
+        }
+        return cls.of_columns({**columns, "telemetry": np.stack([row.numpy() for row in columns["telemetry"]])})
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, Any]) -> "Labels":
+        """Arrays or lists over the samples by the contract's keys, of which `group` and `t` may be missing."""
         return cls(
-            telemetry=np.stack([row["telemetry"].numpy() for row in given]),
-            ids={head: np.array([row[f"{head}_id"] for row in given], np.int64) for head in HEADS},
-            weight=np.array([row["weight"] for row in given], np.float32),
-            sample_id=[row["sample_id"] for row in given],
-            group=[row["group"] for row in given] if grouped else None,
-            t=np.array([row["t"] for row in given], np.float64) if timed else None,
+            telemetry=columns["telemetry"],
+            ids={head: np.asarray(columns[f"{head}_id"], np.int64) for head in HEADS},
+            weight=np.asarray(columns["weight"], np.float32),
+            sample_id=columns["sample_id"],
+            group=columns.get("group"),
+            t=np.asarray(columns["t"], np.float64) if "t" in columns else None,
         )
+
+    def columns(self) -> dict[str, Any]:
+        """What `of_columns` takes: arrays, and lists of texts."""
+        ids = {f"{head}_id": self.ids[head] for head in HEADS}
+        texts_and_times = {"sample_id": self.sample_id, "group": self.group, "t": self.t}
+        columns = {"telemetry": self.telemetry, **ids, "weight": self.weight, **texts_and_times}
+        return {key: column for key, column in columns.items() if column is not None}
+
+    def __getitem__(self, rows: slice) -> "Labels":
+        return self.of_columns({key: column[rows] for key, column in self.columns().items()})
+
+    @classmethod
+    def joined(cls, parts: Sequence["Labels"]) -> "Labels":
+        """The samples of several parts, one after the other; shards of an older version have no `t`."""
+        if len(parts) == 1:
+            return parts[0]
+        tables = [part.columns() for part in parts]
+        keys = set.intersection(*map(set, tables))
+        return cls.of_columns({key: _joined([table[key] for table in tables]) for key in keys})
+
+
+def _joined(columns: list[Any]) -> Any:
+    if isinstance(columns[0], np.ndarray):
+        return np.concatenate(columns)
+    return [text for column in columns for text in column]
 
 
 def read_labels(dataset: Any, split: str, F: int) -> Labels:

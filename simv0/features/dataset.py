@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch.utils.data import Dataset
 
 from simv0.data.contract import Batch
-from simv0.features.shards import join_labels, open_features
-from simv0.labels import HEADS
+from simv0.data.labels import Labels
+from simv0.features.shards import open_features
 from simv0.runtime.distributed import local_world_size
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -56,7 +56,7 @@ class CachedDataset(Dataset[dict[str, Any]]):
         self.split_name = self.path.name.split(".")[0]
         self.F: int = first.identity["F"]
         self.dv: int = first.identity["dv"]
-        self.labels = join_labels([file.info.labels for file in self._files])
+        self.labels = Labels.joined([file.info.labels for file in self._files])
         self._per_file = len(first.labels)
         self._maps: dict[int, np.ndarray] = {}
         self._ram: np.ndarray | None = None
@@ -81,18 +81,10 @@ class CachedDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        sample = {
-            "vis_feats": torch.from_numpy(self._gather(np.array([index]))[0]),
-            "telemetry": torch.from_numpy(self.labels.telemetry[index].copy()),
-            **{f"{head}_id": int(self.labels.ids[head][index]) for head in HEADS},
-            "weight": float(self.labels.weight[index]),
-            "sample_id": self.labels.sample_id[index],
-        }
-        if self.labels.group is not None:
-            sample["group"] = self.labels.group[index]
-        if self.labels.t is not None:
-            sample["t"] = float(self.labels.t[index])
-        return sample
+        row = {key: column[index] for key, column in self.labels.columns().items()}
+        plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in row.items()}
+        feats = torch.from_numpy(self._gather(np.array([index]))[0])
+        return {**plain, "vis_feats": feats, "telemetry": torch.from_numpy(row["telemetry"].copy())}
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """A whole batch by one gather; vis_feats in the stored type."""

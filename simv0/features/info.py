@@ -15,14 +15,18 @@ from simv0.labels import HEADS
 
 FORMAT_VERSION = 1
 
-
 USER_BLOCK = 512
-
-
 MAGIC = b"simv0 features "
-
-
 REPAIR = "recreate it with `simv0 cache-vis --overwrite`"
+TABLES = {
+    "telemetry": "<f4",
+    **{f"{head}_id": "<i8" for head in HEADS},
+    "weight": "<f4",
+    "sample_id": "S",
+    "group": "S",
+    "t": "<f8",
+}
+"""Names and types of the tables of labels; `group` and `t` may be missing."""
 
 
 @dataclass(frozen=True)
@@ -112,18 +116,21 @@ class InfoReader:
 
     def labels(self, windows: int) -> Labels:
         """The tables of labels and telemetry."""
-        ids = {head: self.array(f"{head}_id", "<i8", (windows,)) for head in HEADS}
+        columns: dict[str, Any] = {}
+        for key, dtype in TABLES.items():
+            if key in self.h5 or key not in ("group", "t"):
+                column = self.array(key, dtype, (windows, 8) if key == "telemetry" else (windows,))
+                columns[key] = [text.decode("utf-8") for text in column.tolist()] if dtype == "S" else column
         for head, names in HEADS.items():
-            if ids[head].min() < 0 or ids[head].max() >= len(names):
-                self.refuse(f"{head}_id: expected 0..{len(names) - 1}, found {ids[head].min()}..{ids[head].max()}")
-        telemetry, weight = self.array("telemetry", "<f4", (windows, 8)), self.array("weight", "<f4", (windows,))
+            ids = columns[f"{head}_id"]
+            if ids.min() < 0 or ids.max() >= len(names):
+                self.refuse(f"{head}_id: expected 0..{len(names) - 1}, found {ids.min()}..{ids.max()}")
+        telemetry, weight = columns["telemetry"], columns["weight"]
         if not (np.isfinite(telemetry).all() and np.isfinite(weight).all() and (weight >= 0).all()):
             self.refuse("telemetry or weight: holds NaN, inf or a negative weight")
-        group = self.texts("group", windows) if "group" in self.h5 else None
-        t = self.array("t", "<f8", (windows,)) if "t" in self.h5 else None
-        if t is not None and not np.isfinite(t).all():
+        if "t" in columns and not np.isfinite(columns["t"]).all():
             self.refuse("t: holds NaN or inf")
-        return Labels(telemetry, ids, weight, self.texts("sample_id", windows), group, t)
+        return Labels.of_columns(columns)
 
     def attribute(self, name: str, kind: type | tuple[type, ...]) -> Any:
         """A root attribute of one of these kinds, JSON decoded."""
@@ -135,11 +142,6 @@ class InfoReader:
         if not isinstance(value, kind) or (value is None and name not in self.h5.attrs):
             self.refuse(f"root attribute {name}: missing or of a wrong type")
         return value
-
-    def texts(self, name: str, windows: int) -> list[str]:
-        """A table of texts."""
-        array: list[bytes] = self.array(name, "S", (windows,)).tolist()
-        return [text.decode("utf-8") for text in array]
 
     def array(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         """A table of this type and shape."""

@@ -7,19 +7,14 @@ shard-000000.json    its record, written after it: only with the record the shar
 
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from simv0.data.labels import Labels
 from simv0.disk.files import replacing
 from simv0.errors import CacheError
 from simv0.features.identity import compare_identity
 from simv0.features.reader import FeatureFile, read_features
-from simv0.labels import HEADS
 
 log = logging.getLogger("simv0")
 
@@ -219,37 +214,4 @@ def open_features(path: Path) -> list[FeatureFile]:
             f"{path}: cache-vis has not finished: {len(plan) - len(missing)} of {len(plan)} shards are done; "
             "run it again"
         )
-    return list(_shards(parts, plan))
-
-
-def _shards(parts: Parts, plan: Plan) -> Iterator[FeatureFile]:
-    for shard in range(len(plan)):
-        yield parts.read_shard(shard, plan)
-
-
-def take_labels(labels: Labels, windows: range) -> Labels:
-    """Those of some windows in a row."""
-    rows = slice(windows.start, windows.stop)
-    return Labels(
-        telemetry=labels.telemetry[rows],
-        ids={head: ids[rows] for head, ids in labels.ids.items()},
-        weight=labels.weight[rows],
-        sample_id=labels.sample_id[rows],
-        group=None if labels.group is None else labels.group[rows],
-        t=None if labels.t is None else labels.t[rows],
-    )
-
-
-def join_labels(parts: list[Labels]) -> Labels:
-    """The windows of several parts, one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    t = [part.t for part in parts if part.t is not None]
-    return Labels(
-        telemetry=np.concatenate([part.telemetry for part in parts]),
-        ids={head: np.concatenate([part.ids[head] for part in parts]) for head in HEADS},
-        weight=np.concatenate([part.weight for part in parts]),
-        sample_id=[text for part in parts for text in part.sample_id],
-        group=None if parts[0].group is None else [text for part in parts for text in part.group or []],
-        t=np.concatenate(t) if len(t) == len(parts) else None,  # shards of an older version have none
-    )
+    return [parts.read_shard(shard, plan) for shard in range(len(plan))]

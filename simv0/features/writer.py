@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from simv0.disk.files import replacing
-from simv0.features.info import FORMAT_VERSION, MAGIC, USER_BLOCK, FeatureInfo
+from simv0.features.info import FORMAT_VERSION, MAGIC, TABLES, USER_BLOCK, FeatureInfo
 from simv0.labels import HEADS
 
 
@@ -95,18 +95,11 @@ def _lay_out(info: FeatureInfo) -> tuple["_Image", int]:
 
 
 def _tables(info: FeatureInfo) -> dict[str, np.ndarray]:
-    labels = info.labels
-    tables = {
-        "telemetry": labels.telemetry.astype("<f4"),
-        **{f"{head}_id": labels.ids[head].astype("<i8") for head in HEADS},
-        "weight": labels.weight.astype("<f4"),
-        "sample_id": np.char.encode(labels.sample_id, "utf-8"),
-        "block_sha256": np.array([list(bytes.fromhex(digest)) for digest in info.block_sha256], np.uint8),
-    }
-    if labels.group is not None:
-        tables["group"] = np.char.encode(labels.group, "utf-8")
-    if labels.t is not None:
-        tables["t"] = labels.t.astype("<f8")
+    """The labels, and the digests of the blocks."""
+    digests = [list(bytes.fromhex(digest)) for digest in info.block_sha256]
+    tables: dict[str, np.ndarray] = {"block_sha256": np.array(digests, np.uint8)}
+    for key, column in info.labels.columns().items():
+        tables[key] = np.char.encode(column, "utf-8") if TABLES[key] == "S" else np.asarray(column, TABLES[key])
     return tables
 
 

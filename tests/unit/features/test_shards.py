@@ -20,7 +20,7 @@ from simv0.evaluation.run import evaluate_checkpoint
 from simv0.features.dataset import CachedDataset
 from simv0.features.info import FeatureInfo
 from simv0.features.reader import sha256
-from simv0.features.shards import Parts, Plan, Record, take_labels
+from simv0.features.shards import Parts, Plan, Record
 from simv0.features.writer import write_features
 from simv0.labels import HEADS
 from simv0.training.fit import fit
@@ -139,7 +139,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parts.write_plan(plan)
     for shard in range(len(plan)):
         rows, path = plan.windows(shard), parts.shard_path(shard)
-        info = FeatureInfo(plan.identity, take_labels(labels, rows), None, SHARD, [sha256(block)], rows.start)
+        info = FeatureInfo(plan.identity, labels[rows.start : rows.stop], None, SHARD, [sha256(block)], rows.start)
         write_features(path, info, [block], path.with_suffix(".tmp"))
         parts.write_record(shard, Record(path.stat().st_size, sha256(block)))
     return folder
