@@ -57,18 +57,18 @@ def metrics_table(found: "Evaluated", title: str) -> None:
     Console().print(table)
     if isinstance(baselines, str):
         Console().print(f"no comparison with simple models: {baselines}", style="dim")
-    else:
-        _compare(metrics, baselines)
+    if found.compared:
+        _compare(found.compared)
     for line in [*(found.comparison.sentences if found.comparison else []), *found.cautions]:
         Console(soft_wrap=True).print(line, style="bold", markup=False, highlight=False)
 
 
-def _compare(metrics: Metrics, baselines: Mapping[str, Metrics]) -> None:
+def _compare(compared: Mapping[str, Metrics]) -> None:
     table = Table(title="against simple models, fitted on train", title_justify="left", header_style="bold")
     table.add_column("model")
     for name in COMPARED.values():
         table.add_column(name, justify="right")
-    for name, found in {"this checkpoint": metrics, **baselines}.items():
+    for name, found in compared.items():
         table.add_row(name, *(_shown(found[key]) for key in COMPARED))
     Console().print(table)
 

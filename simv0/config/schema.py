@@ -183,6 +183,9 @@ class TrainingConfig(Section):
     """Weight of the confidence head's loss."""
     checkpoint_every_steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
     """Also write last.pt every so many steps within an epoch; unset: at the end of each epoch."""
+    llm_control: bool = False
+    """Then train the same again around a copy of the LLM with random weights, in `output_dir/llm_control`: `evaluate`
+    says what pretraining is worth on this data. Takes as long again, and the disk space of the LLM."""
     tensorboard: bool = False
     """Also write the metrics to `logs/tensorboard`; needs the extra `tensorboard`."""
 
@@ -240,6 +243,15 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     output: OutputConfig = OutputConfig()
+
+    @model_validator(mode="after")
+    def _no_control_of_foreign_code(self) -> "Config":
+        if self.training.llm_control and self.model.trust_remote_code:
+            raise ValueError(
+                "training.llm_control is set with model.trust_remote_code, but only an LLM of transformers' own "
+                "families can be randomised; write llm_control: false"
+            )
+        return self
 
     @property
     def batch_size(self) -> int:

@@ -22,6 +22,7 @@ RESAMPLES = 300
 FEW_HIGH = 20
 """Fewer "high" windows cannot tell a recall of 0.95 from 1."""
 MODEL = "this checkpoint"
+CONTROL = "its LLM randomised"
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,10 @@ class Evaluated:
     """Lines of train_metrics.jsonl and val_metrics.jsonl; empty outside a run."""
     frames: Callable[[int], Tensor] | str
     """Window -> its frames [F,3,H,W], or why they cannot be shown."""
+    control: Metrics | None = None
+    """Of the same recipe around a randomised copy of the LLM, where it was trained."""
     comparison: Comparison | None = None
-    """What the checkpoint has over them; None without "high" windows."""
+    """What the checkpoint has over the others; None without others, and without "high" windows."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Run, data, networks, versions, date and command, for display."""
     leakage: Sequence[str] = ()
@@ -52,6 +55,13 @@ class Evaluated:
     """What best.pt follows."""
     raw_telemetry: bool = True
     """Whether the telemetry is in SI units; else the dataset has normalised it."""
+
+    @property
+    def compared(self) -> dict[str, Metrics]:
+        """All models of the comparison, this checkpoint first; empty where there is none."""
+        simple = {} if isinstance(self.baselines, str) else self.baselines
+        others = {**({CONTROL: self.control} if self.control else {}), **simple}
+        return {MODEL: self.metrics, **others} if others else {}
 
     @property
     def split(self) -> str:

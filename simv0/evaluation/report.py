@@ -23,7 +23,7 @@ from simv0.config.schema import EvaluationConfig
 from simv0.disk.files import write_atomically
 from simv0.errors import ConfigError, SimError
 from simv0.evaluation import plots
-from simv0.evaluation.evaluated import MODEL, Evaluated, confusion
+from simv0.evaluation.evaluated import CONTROL, Evaluated, confusion
 from simv0.labels import HEADS, HIGH, TELEMETRY, UNITS
 from simv0.model.metrics import chosen_by
 
@@ -126,8 +126,8 @@ def _scores(evaluated: Evaluated) -> dict[str, Any]:
         for key, (meaning, over) in SHOWN.items()
     ]
     unit, baselines, comparison = evaluated.unit, evaluated.baselines, evaluated.comparison
-    compared = {} if isinstance(baselines, str) else {MODEL: evaluated.metrics, **baselines}
-    over = comparison.over if comparison is not None else {}
+    compared = evaluated.compared
+    over = {**comparison.over, CONTROL: comparison.pretraining or ""} if comparison is not None else {}
     return {
         "metrics": rows,
         "over": "windows; neighbouring windows are similar, so they are too narrow"

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
-from simv0.alarm.rates import recordings
 from simv0.config.load import load_run_config
 from simv0.config.schema import Config
 from simv0.data.contract import Batch, CheckedDataset
@@ -19,14 +18,13 @@ from simv0.data.manifest import read_jsonl
 from simv0.data.user_class import load_dataset
 from simv0.disk.files import told_plainly, write_atomically
 from simv0.errors import CheckpointError, ConfigError, DataError
-from simv0.evaluation.baselines import Logits, p_high, ranked, score
+from simv0.evaluation.baselines import ranked
 from simv0.evaluation.evaluated import Evaluated
 from simv0.evaluation.folder import evaluation_folder
 from simv0.evaluation.origins import leakage_of, origin_facts
-from simv0.evaluation.others import notes_of, simple_models
+from simv0.evaluation.others import Others, compare_with_others
 from simv0.evaluation.predict_windows import check_brings
 from simv0.evaluation.report import write_report
-from simv0.evaluation.worth import compare
 from simv0.features.dataset import CachedDataset
 from simv0.labels import HIGH
 from simv0.model.checkpoint import Checkpoint, load_checkpoint
@@ -64,7 +62,8 @@ def evaluate_checkpoint(
         data: instead of the config's split: a feature file (`.h5`), a folder of shards (`.h5.parts`), or another
             split path for its dataset class.
         split: "val", "train" or "calibration".
-        baselines: also fit simple models on the train split, for comparison (seconds to minutes, on cached features).
+        baselines: compare with simple models, fitted on the train split (seconds to minutes, on cached features), and
+            with the control of `training.llm_control`.
         out: the folder to write to instead.
         overrides: `section.key=value` on the run's config, where there is no `config`.
 
@@ -125,13 +124,9 @@ def _evaluate(
     metrics |= ranked(p_of_high, is_high)
     leakage, notes = leakage_of(checkpoint.meta, config, source, data) if rank() == 0 else ([], [])
     about = {"checkpoint": ckpt.name, "epoch": checkpoint.meta.epoch, "data": data or split, "windows": len(rows)}
-    simple: dict[str, Logits] | str = "left out by --no-baselines"
-    if baselines and rank() == 0:
-        simple = simple_models(config, checkpoint.meta, source, data)
-        notes += notes_of(simple)
-    fitted = {} if isinstance(simple, str) else simple
-    unit = recordings(source.labels.group, is_high)
-    comparison = compare(p_of_high, {name: p_high(some) for name, some in fitted.items()}, None, is_high, unit)
+    others = Others("left out by --no-baselines")
+    if baselines:
+        others = compare_with_others(ckpt, checkpoint.meta, config, source, data, encoder, p_of_high)
     evaluated = Evaluated(
         about=about,
         metrics=metrics,
@@ -139,15 +134,14 @@ def _evaluate(
         labels=source.labels,
         alarm=alarm,
         epoch=checkpoint.meta.epoch,
-        baselines=simple
-        if isinstance(simple, str)
-        else {name: score(some, source.labels) for name, some in simple.items()},
-        comparison=comparison,
+        baselines=others.baselines,
+        control=others.control,
+        comparison=others.comparison,
         history=_history(run),
         frames=_frames(config, source, data),
         facts=origin_facts(ckpt, run, checkpoint.meta, config, source, data),
         leakage=leakage,
-        notes=notes,
+        notes=[*notes, *others.notes],
         best_metric=config.training.best_metric,
         raw_telemetry=config.data.telemetry_norm == "train",
     )
@@ -163,6 +157,7 @@ def _write(evaluated: Evaluated, rows: list[dict[str, Any]], folder: Path, origi
         **evaluated.about,
         **evaluated.metrics,
         "baselines": evaluated.baselines,
+        "llm_control": evaluated.control,
         "comparison": evaluated.comparison and evaluated.comparison.plain(),
         "alarm_chosen_on_val": alarm,
         "classes": evaluated.classes,

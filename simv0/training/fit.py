@@ -32,6 +32,7 @@ from simv0.runtime.distributed import (
 from simv0.runtime.threads import sharing
 from simv0.training.about import describe, introduce
 from simv0.training.board import check_tensorboard, tensorboard
+from simv0.training.control import control_config, write_copy
 from simv0.training.epoch import LogitsKept, evaluate, train_one_epoch
 from simv0.training.epoch_view import epoch_bar, table_head, table_row
 from simv0.training.recipe import class_weights, lr_factor, make_optimizer, set_stats, visual_dropout
@@ -66,19 +67,28 @@ def fit(config: Config, *, overwrite: bool = False, resume: bool = False) -> Run
 
     Under torchrun every process takes its share of each batch; the first alone reads and writes the run's folder.
     """
-    run, request = RunDir(config.output.output_dir), StopRequest()
     with process_group():
-        try:
-            checkpoint = broadcast_from_rank0(_claim, run, config, overwrite, resume)
-            if checkpoint is not None and checkpoint.meta.epoch == config.training.epochs:
-                log.info(
-                    f"{run.root}: this run is finished ({config.training.epochs} epochs); nothing to do "
-                    "(more epochs mean another learning-rate cycle: train them in another output.output_dir)"
-                )
-            else:
-                _train(config, run, checkpoint, request)
-        finally:
-            run.release()
+        return _fit(config, StopRequest(), overwrite, resume)
+
+
+def _fit(config: Config, request: StopRequest, overwrite: bool, resume: bool) -> RunDir:
+    """Train, and then the control if there is to be one: the folder is held until both are done."""
+    run = RunDir(config.output.output_dir)
+    try:
+        checkpoint = broadcast_from_rank0(_claim, run, config, overwrite, resume)
+        if checkpoint is not None and checkpoint.meta.epoch == config.training.epochs:
+            log.info(
+                f"{run.root}: this run is finished ({config.training.epochs} epochs); nothing to do "
+                "(more epochs mean another learning-rate cycle: train them in another output.output_dir)"
+            )
+        else:
+            _train(config, run, checkpoint, request)
+        if config.training.llm_control:
+            broadcast_from_rank0(write_copy, config)  # where a run that was finished without it is resumed
+            log.info("llm_control: the same recipe around a randomised copy of the LLM")
+            _fit(control_config(config), request, overwrite=False, resume=True)
+    finally:
+        run.release()
     return run
 
 
@@ -130,6 +140,8 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: 
             set_stats(model, train, config)
         broadcast_tensors(model.trainable_state())
         broadcast_from_rank0(run.begin, config)
+        if config.training.llm_control:
+            broadcast_from_rank0(write_copy, config)  # what cannot be copied is told before the epochs
     else:
         position = restore(checkpoint, run, model, optimizer, scaler, digests, steps)
         broadcast_from_rank0(run.resume, config, position.epoch)

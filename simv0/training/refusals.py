@@ -23,6 +23,7 @@ OPERATIONAL = (
     "evaluation.batch_size",
     "output.",
     "training.checkpoint_every_steps",
+    "training.llm_control",
     "training.shard_llm",
     "training.tensorboard",
 )

@@ -6,6 +6,7 @@ metrics/     train_metrics.jsonl val_metrics.jsonl
 logs/        stdout.log (tensorboard/ on request)
 evaluation/  metrics.json predictions.jsonl report.html, of best.pt on val; <name>/ of others
 export/      sim_v0_infer.py labels.json
+llm_control/ with training.llm_control, a run of the same parts around a randomised LLM, and that LLM
 """
 
 import importlib.metadata
@@ -28,6 +29,8 @@ from simv0.errors import TrainingError
 from simv0.labels import HEADS
 
 PARTS = ("checkpoints", "metrics", "logs", "evaluation", "export")
+CONTROL = "llm_control"
+"""Folder of the run around a randomised LLM (`training.llm_control`)."""
 
 SOURCE = Path(__file__).parents[2]
 """Where simv0 is: a checkout, or a site-packages folder (which may lie within somebody's repository)."""
@@ -104,7 +107,7 @@ class RunDir:
         Raises:
             TrainingError: naming them.
         """
-        found = [part for part in PARTS if (self.root / part).exists()]
+        found = [part for part in (*PARTS, CONTROL) if (self.root / part).exists()]
         if found and not self.holds_a_run:
             raise TrainingError(
                 f"{self.root}: holds {', '.join(found)} but no {self.config.name}, so they are not from a run of "
@@ -128,9 +131,10 @@ class RunDir:
                 shutil.rmtree(doomed)
         self.write_config(config)
         with told_plainly(self.root):
-            for part in PARTS:
+            for part in (*PARTS, CONTROL):
                 if (self.root / part).exists():
                     shutil.rmtree(self.root / part)
+            for part in PARTS:
                 (self.root / part).mkdir()
             sync_folder(self.root)
         for path in (self.train_metrics, self.val_metrics):
