@@ -58,7 +58,7 @@ class FrameSource(Dataset[Any]):
         return list(dict.fromkeys(frame // self.F for frame in frames))  # type: ignore[operator]
 
     def names(self, units: Iterable[Hashable]) -> list[Hashable]:
-        """The frames that reading these units gives, in order."""
+        """The frames obtained by reading these units, in order."""
         if self.shares:
             return list(units)
         return [frame for window in units for frame in self.frames_of(window)]  # type: ignore[arg-type]
@@ -74,11 +74,11 @@ class FrameSource(Dataset[Any]):
         return self.join(frames) if frames else torch.empty(0, 3, 0, 0)
 
     def join(self, frames: list[Tensor]) -> Num[Tensor, "n 3 h w"]:
-        """Several runs of frames as one. Only those that meet here can be mistaken for each other: frames of other
-        shards may be of another type, and each is scaled by its own.
+        """Concatenate several runs of frames. Only frames that meet here must share a type: other shards may have
+        another, and each is scaled by its own.
 
         Raises:
-            DataError: of two types: `torch.cat` would take 0..255 for 0..1 in silence.
+            DataError: two types: `torch.cat` would silently mix 0..255 with 0..1.
         """
         if len({frame.dtype for frame in frames}) > 1:
             raise DataError(f"{self.split}: some frames are uint8, others float; use one type")
@@ -133,10 +133,10 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class Carry:
-    """Which frames need no encoding since a shard before had them: the most recently used ones, up to a limit.
+    """Which frames need no encoding because an earlier shard had them: the most recently used ones, up to a limit.
 
-    Shards are planned ahead of their encoding, so this keeps names only; whoever encodes keeps the features, and
-    drops those that `plan` says, after the shard in question.
+    Shards are planned ahead of their encoding, so this keeps names only; the encoding loop keeps the features, and
+    drops what `plan` says after each shard.
     """
 
     def __init__(self, limit: int) -> None:

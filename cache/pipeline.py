@@ -38,7 +38,7 @@ class CacheReport:
     """The outcome of one split.
 
     Attributes:
-        path: the feature file, or the folder of shards where that is wanted or the disk had no room for a copy.
+        path: the feature file, or the folder of shards if that was requested or the disk had no room for a copy.
         outcome: `skipped` (was complete), `written`, or `shards` (complete, but left as shards).
         windows: in the split.
         counts: what this process did.
@@ -66,7 +66,7 @@ class CacheReport:
 
 @dataclass(frozen=True)
 class SplitJob:
-    """One split on its way: where it goes and what it is made of."""
+    """One split in progress: where it is written and what it is made of."""
 
     source: Source
     labels: Labels
@@ -74,7 +74,7 @@ class SplitJob:
 
     @property
     def name(self) -> str:
-        """Of the split."""
+        """The split's name."""
         return self.source.name
 
     def info(self, plan: Plan) -> FeatureInfo:
@@ -90,7 +90,7 @@ class SplitJob:
 
     @property
     def gate(self) -> FileLock:
-        """Held shared by all who work on the split, exclusively by the one who finishes or starts over."""
+        """Held shared by every process that works on the split, exclusively by one that finishes it or starts over."""
         return FileLock(self.final.with_name(self.final.name + ".lock"))
 
 
@@ -98,7 +98,7 @@ def cache_vis(config: Config, *, overwrite: bool = False) -> list[CacheReport]:
     """Make the feature files of all splits.
 
     A complete file is skipped, an unfinished one is resumed. Under torchrun LOCAL_RANK chooses the GPU and rank 0
-    shows the progress; otherwise processes know of each other only by locks on the shards.
+    shows the progress; otherwise processes coordinate only through locks on the shards.
 
     Args:
         config: `data`, `cache` and `model`.
@@ -189,14 +189,14 @@ def cache_split(config: Config, split: SplitJob, encoder: Encoder) -> CacheRepor
 
 
 def _finish(split: SplitJob, plan: Plan, publish_as: Literal["file", "shards"]) -> Outcome | None:
-    """Make the final file if it is wanted and has room; None if damaged shards must be encoded again."""
+    """Write the final file if it is requested and there is room; None if damaged shards must be encoded again."""
     if publish_as == "shards" or not room_for_both(split.parts, plan):
         return "shards"
     return "written" if publish(split.final, split.parts, plan, split.info(plan)) else None
 
 
 def start_over(splits: list[SplitJob]) -> None:
-    """Remove what is there, unless another process works on it: then it has started over already."""
+    """Remove existing files, unless another process is working on them, which then has started over already."""
     for split in splits:
         gate = split.gate
         if not split.final.parent.exists():
@@ -211,14 +211,14 @@ def start_over(splits: list[SplitJob]) -> None:
 
 
 def _check_complete(split: SplitJob, work: ShardWork) -> None:
-    """Refuse a complete file that is not the one wanted."""
+    """Refuse a complete file that does not match the config."""
     file = read_features(split.final)
     compare_identity(file.info.identity, work.plan.identity, split.final)
     check_unchanged(file.map(), range(len(split.labels)), work, str(split.final))
 
 
 def _agree_on(plan: Plan, parts: Parts, shard_windows: int | None) -> Plan:
-    """The plan in the folder of shards, which must be one that the config allows; ours, put there, if there is none."""
+    """The plan found in the folder of shards, which the config must allow; if there is none, write ours."""
     with mendable_write(parts.folder):
         parts.folder.mkdir(exist_ok=True)
         with FileLock(parts.folder / "plan.lock").held():
@@ -232,7 +232,7 @@ def _agree_on(plan: Plan, parts: Parts, shard_windows: int | None) -> Plan:
 
 
 def _tidy(split: SplitJob) -> None:
-    """Remove shards that have become a file, unless somebody still looks at them: then they do it."""
+    """Remove shards that have become a file, unless another process still uses them: then that one does."""
     gate = split.gate
     if gate.acquire(wait=False):
         if split.final.exists():

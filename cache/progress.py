@@ -1,4 +1,4 @@
-"""What people see while features are made: frames, percentage, rate and time left."""
+"""The progress of cache-vis: frames, percentage, rate and time left."""
 
 import logging
 import os
@@ -16,11 +16,11 @@ from cache.shards import Counts, ShardWork
 log = logging.getLogger("simv0")
 
 LOG_EVERY = 10.0
-"""Seconds between lines where stderr is no terminal."""
+"""Seconds between lines of progress where stderr is not a terminal."""
 
 
 class FramesDone:
-    """How many of a split's frames are encoded, whoever did it: those of shards on disk, and those under way here."""
+    """How many of a split's frames are encoded, by any process: those of shards on disk, and those in progress here."""
 
     def __init__(self, work: ShardWork) -> None:
         self.work, self.frames = work, frames_to_encode(work)
@@ -45,7 +45,7 @@ def frames_to_encode(work: ShardWork) -> list[int]:
 
 @contextmanager
 def show_progress(work: ShardWork) -> Iterator[None]:
-    """Show a bar on stderr where that is a terminal, else a line at the start and every `LOG_EVERY` seconds.
+    """Show a bar on stderr if that is a terminal, else a line at the start and every `LOG_EVERY` seconds.
 
     Under torchrun rank 0 shows it, for all.
     """

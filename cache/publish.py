@@ -17,7 +17,7 @@ from simv0.features.writer import write_features
 
 @contextmanager
 def mendable_write(path: Path) -> Iterator[None]:
-    """Turn a failed write into one line; what is finished stays."""
+    """Turn a failed write into a one-line error; finished shards stay."""
     try:
         yield
     except OSError as error:
@@ -49,7 +49,7 @@ def room_for_both(parts: Parts, plan: Plan) -> bool:
 
 
 class _DamagedShard(Exception):
-    """Found while copying; it has been declared undone."""
+    """Found while copying; it has been marked as not done."""
 
 
 def publish(final: Path, parts: Parts, plan: Plan, info: FeatureInfo) -> bool:

@@ -30,7 +30,7 @@ TOLERANCE = {"fp32": 0.01, "bf16": 0.05}
 
 @dataclass
 class Counts:
-    """What one process did: frames its windows asked for, frames encoded, windows written, seconds, waiting."""
+    """What one process did: windows written, frames they needed, frames encoded, seconds, seconds spent waiting."""
 
     windows: int = 0
     frames: int = 0
@@ -41,7 +41,7 @@ class Counts:
 
 @dataclass
 class _Task:
-    """A claimed shard on its way: its lock, the frames to encode, those to forget afterwards."""
+    """A claimed shard in progress: its lock, the frames to encode, those to forget afterwards."""
 
     lock: FileLock
     new: list[Hashable]
@@ -111,7 +111,8 @@ class ShardWork:
         """Re-encode a few windows of finished shards and compare.
 
         Raises:
-            CacheError: they differ by more than another machine explains: frames or encoder changed behind their names.
+            CacheError: they differ by more than another machine explains: frames or encoder changed under the same
+                names.
         """
         done = [shard for shard in range(len(self.plan)) if self.parts.record(shard)]
         for shard in sorted({done[0], done[-1]} if done else ()):
@@ -126,7 +127,7 @@ class ShardWork:
         return FileLock(self.parts.folder / f"shard-{shard:06d}.lock")
 
     def _claim(self, shards: list[int]) -> Iterator[int]:
-        """Those of the shards that nobody else works on, claimed one by one as they are asked for."""
+        """Claim the shards that no other process works on, one by one as they are consumed."""
         for shard in shards:
             lock = self._lock(shard)
             if self.parts.record(shard) or not lock.acquire(wait=False):
@@ -175,7 +176,7 @@ class ShardWork:
         self.on_progress(self.counts)
 
     def _encode_waiting(self, waiting: deque[tuple[int, Tensor]], leave: int) -> None:
-        """Encode what waits, until `leave` frames or fewer do.
+        """Encode waiting frames until at most `leave` are left.
 
         A batch may hold frames of several shards: small ones fill none, and features do not depend on neighbours.
         """
@@ -208,7 +209,7 @@ class ShardWork:
         return feats[: len(frames)]
 
     def _finish(self, shard: int, known: dict[Hashable, Tensor]) -> None:
-        """Put the shard's windows together, write it, record it, let it go."""
+        """Assemble the shard's windows, write them, record the shard and release it."""
         task, windows = self.tasks[shard], self.plan.windows(shard)
         if task.new:
             feats = torch.cat(task.feats).cpu()
@@ -241,7 +242,9 @@ class ShardWork:
 
 
 def _from_own_place(shards: list[int]) -> list[int]:
-    """Under torchrun each rank begins elsewhere: neighbouring shards share frames. Any order gives the same bytes."""
+    """Under torchrun each rank starts at another place, since neighbouring shards share frames. Any order gives the
+    same bytes.
+    """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     first = len(shards) * rank // world
     return shards[first:] + shards[:first]
@@ -251,7 +254,7 @@ def check_unchanged(stored: Float[np.ndarray, "N F dv"], windows: range, work: S
     """Encode the first two windows again and compare them with the stored features [n,F,dv].
 
     Raises:
-        CacheError: frames or encoder changed behind their names.
+        CacheError: frames or encoder changed under the same names.
     """
     tolerance = TOLERANCE[work.plan.identity["vision_precision"]]
     for row, window in enumerate(windows[:2]):

@@ -1,10 +1,10 @@
-"""Numbers on the command line."""
+"""Numeric options of the command line."""
 
 from simv0.errors import ConfigError
 
 
 def check_number(option: str, value: float | None, what: str, at_most: float) -> None:
-    """Refuse a number that is not above 0 and at most `at_most`; None is an option that was not given.
+    """Refuse a number that is not above 0 and at most `at_most`; None means the option was not given.
 
     Raises:
         ConfigError: naming the option.

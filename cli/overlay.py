@@ -1,4 +1,4 @@
-"""`simv0 overlay`: all that can be refused first, then the networks, then frame after frame, saying how far it is."""
+"""`simv0 overlay`: check all that can be checked, then load the networks, then go frame by frame, with progress."""
 
 import logging
 import sys
@@ -19,7 +19,7 @@ from simv0.errors import ConfigError
 log = logging.getLogger("simv0")
 
 LOG_EVERY = 5.0
-"""Seconds between lines where stderr is no terminal."""
+"""Seconds between lines of progress where stderr is not a terminal."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Wanted:
     live: bool
 
     def check(self) -> None:
-        """Refuse what the options alone show to be wrong, all of it at once; imports no torch.
+        """Report everything that the options alone show to be wrong, all at once; imports no torch.
 
         Raises:
             ConfigError: a line for each.
@@ -75,7 +75,7 @@ class Wanted:
 
 
 def run_overlay(wanted: Wanted, config: Any, overrides: Sequence[str] = ()) -> None:
-    """Write the MP4, and show it meanwhile if wanted.
+    """Write the MP4, and show it live if requested.
 
     Args:
         wanted: the options, checked.
@@ -126,7 +126,7 @@ def run_overlay(wanted: Wanted, config: Any, overrides: Sequence[str] = ()) -> N
 
 
 def _spacing(wanted: Wanted, trained: float | None, interval: float) -> float:
-    """Seconds between the frames of a window: as wanted, as in training, or else as they come."""
+    """Seconds between the frames of a window: as requested, as in training, or else the recording's own."""
     if (spacing := wanted.spacing or trained) is not None:
         return spacing
     log.warning(
@@ -150,10 +150,10 @@ def _tell(out: Path, frames: int, stream: Any) -> None:
 
 @contextmanager
 def shown_progress(total: int | None) -> Iterator[Callable[[], None]]:
-    """Count frames: a bar on stderr where that is a terminal, else a line every `LOG_EVERY` seconds.
+    """Show progress: a bar on stderr if that is a terminal, else a line every `LOG_EVERY` seconds.
 
     Yields:
-        What is to be called after each frame.
+        A function to call after each frame.
     """
     on_terminal = sys.stderr.isatty()
     columns = (TextColumn("overlay"), BarColumn(), TextColumn("{task.completed} frames"), TimeRemainingColumn())

@@ -18,7 +18,7 @@ from simv0.errors import SimError, of_lost_worker
 def user_errors(answers_on_stdout: bool = False) -> Iterator[None]:
     """Print errors the user can fix as plain lines on stderr, with its exit code; all else keeps its traceback.
 
-    What the library says goes to stdout, warnings to stderr; all of it to stderr where stdout is for the answers.
+    The library's log goes to stdout, its warnings to stderr; all of it to stderr if stdout carries the output.
     """
     logger = logging.getLogger("simv0")
     logger.setLevel(logging.INFO)
@@ -63,7 +63,7 @@ def is_first() -> bool:
 
 
 def _first_to_fail() -> bool:
-    """Whether to speak: of torchrun's processes only the one that failed first does."""
+    """Whether to print an error: of torchrun's processes only the one that failed first does."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return True
     from simv0.runtime.distributed import first_to_fail
@@ -72,15 +72,15 @@ def _first_to_fail() -> bool:
 
 
 class WholeCommand(TyperCommand):
-    """A command whose sentence stands whole in the list of commands."""
+    """A command whose help sentence is shown in full in the list of commands."""
 
     def get_short_help_str(self, limit: int = 45) -> str:
-        """All of the sentence: the list wraps it."""
+        """The whole sentence: the list wraps it."""
         return " ".join((self.help or "").split())
 
 
 def say_version(asked: bool) -> None:
-    """Print the version and end."""
+    """Print the version and exit."""
     if asked:
         typer.echo(f"simv0 {__version__}")
         raise typer.Exit

@@ -3,8 +3,9 @@
 from contextlib import AbstractContextManager, nullcontext
 
 RAISED: AbstractContextManager[None] = nullcontext()
-"""For functions that look at several things, each in a `with` block: this raises what is wrong with the first of them,
-the collector of `check` takes it down and lets the next one be looked at."""
+"""For functions that make several checks, each in a `with` block: here the first error is raised; the collector of
+`check` records it and lets the next check run.
+"""
 
 
 class SimError(Exception):
@@ -73,7 +74,7 @@ class Mistakes:
 
     @property
     def enough(self) -> bool:
-        """Whether to look no further."""
+        """Whether enough mistakes have been found."""
         return len(self.first) == self.AT_MOST
 
     def tell(self) -> None:
@@ -101,7 +102,7 @@ class CheckpointError(SimError):
 
 
 class TrainingError(SimError):
-    """Training cannot go on: a non-finite loss, an output directory in use."""
+    """Training cannot continue: a non-finite loss, an output directory in use."""
 
 
 def shown(text: str) -> str:

@@ -26,7 +26,7 @@ log = logging.getLogger("simv0")
 
 
 class Predictor:
-    """A checkpoint with its frozen networks, ready to judge windows; the model given to it can train no more.
+    """A checkpoint with its frozen networks, ready to judge windows; the model passed in cannot be trained afterwards.
 
     Args:
         model: from `load_model`.
@@ -153,7 +153,7 @@ class Predictor:
 
 
 def load_model(checkpoint: Checkpoint, path: str | Path, config: Config, encoder: Encoder | None = None) -> SimV0Model:
-    """The model of a checkpoint beside its LLM, and `encoder` (of `load_trained_encoder`) where frames come.
+    """Build a checkpoint's model around its LLM, with `encoder` (from `load_trained_encoder`) if it is to take frames.
 
     Raises:
         CheckpointError: another LLM, or weights that do not fit.
@@ -178,7 +178,7 @@ def load_trained_encoder(checkpoint: Checkpoint, path: str | Path, config: Confi
     Where the device has no units for bf16, bf16 weights compute in fp32.
 
     Raises:
-        CheckpointError: it is another one.
+        CheckpointError: it is not the encoder that the checkpoint was trained with.
     """
     trained = checkpoint.meta.encoder
     if trained is None:

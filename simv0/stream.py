@@ -30,7 +30,7 @@ from simv0.predict import Predictor
 Outcome = Literal["judged", "waiting", "dropped", "bad"]
 
 OVERSAMPLING = 8
-"""Frames that come more than so many times as often as `spacing` are dropped unencoded: this bounds the ring."""
+"""Frames that arrive more than this many times per `spacing` are dropped unencoded, which bounds the ring."""
 KEPT_LATENCIES = 1000
 ROUNDING = 1e-6
 """Seconds since 1970 carry a rounding of 2e-7."""
@@ -81,7 +81,7 @@ class _Known:
 
 
 class Stream:
-    """A predictor that is fed frame by frame, by one thread; `state` and `stats` may be asked from any.
+    """A predictor that is fed frame by frame, by one thread; `state` and `stats` may be called from any.
 
     >>> stream = Stream(Predictor.load("runs/sim_v0/checkpoints/best.pt"), spacing=0.2)
     >>> state = stream.push(frame, telemetry, t=camera_seconds)
@@ -150,14 +150,14 @@ class Stream:
         self._publish("waiting", "no frame yet")
 
     def _begin(self) -> None:
-        """Know nothing."""
+        """Reset to a state in which nothing is known."""
         self._ring.clear()
         self._now = -math.inf
         self._good: tuple[float, dict[str, Any]] | None = None
         self._gap: str | None = "no frame yet"
 
     def _publish(self, outcome: Outcome, problem: str | None) -> None:
-        """Let other threads see what is known now: by one assignment, of what never changes."""
+        """Publish the current state to other threads, by a single assignment of an immutable value."""
         self._known = _Known(
             outcome, problem, self._gap, self._good, self._reaches(self.confirmation.level), self._now,
             dict(self.counts), tuple(self._latencies), tuple(self._ages),
@@ -181,7 +181,7 @@ class Stream:
         return self.state()
 
     def _take(self, frame: Any, telemetry: Any, t: Any, started: float) -> tuple[Outcome, str | None]:
-        """Follow one frame as far as it leads."""
+        """Process one frame as far as it gets."""
         where = f"push[{self.counts['pushed'] - 1}]"
         try:
             t = float(t)

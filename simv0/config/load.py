@@ -180,7 +180,7 @@ def all_keys() -> dict[str, Any]:
 
 
 def known_keys(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What of a config, written by another version, this one knows; and the names of what it does not."""
+    """The part of another version's config that this version knows, and the names of the keys that it does not."""
     known, kept, unknown = all_keys(), {}, []
     for section, values in tree.items():
         if not isinstance(values, Mapping):
@@ -227,7 +227,9 @@ def _absolute(path: str) -> str:
 
 
 def _absolute_if_folder(name: str) -> str:
-    """A hub name such as `Qwen/Qwen2.5-0.5B` looks like a relative path: only what is a folder, or says so, is one."""
+    """A hub name such as `Qwen/Qwen2.5-0.5B` looks like a relative path: only an existing folder, or a name that is
+    clearly a path, counts as one.
+    """
     is_path = name.startswith((".", "~", "/")) or os.path.isdir(name)
     return _absolute(name) if is_path else name
 

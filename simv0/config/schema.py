@@ -20,7 +20,7 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _is_a_name(cls, value: Any) -> Any:
-        """No text here is empty or holds what no path and no name can hold (NUL, line ends, lone surrogates)."""
+        """Refuse empty text, and characters that no path or name can contain (NUL, line ends, lone surrogates)."""
         if isinstance(value, str) and not (value and value.isprintable()):
             raise PydanticCustomError("name", "Expected text without control characters, not empty")
         return value
@@ -35,9 +35,9 @@ class DataConfig(Section):
     dataset_kwargs: dict[str, JsonValue] = {}
     """Keyword arguments for that class."""
     train_split_path: str
-    """The split that is trained on; handed to the dataset class."""
+    """The training split; passed to the dataset class."""
     val_split_path: str
-    """The split that chooses the best epoch; handed to the dataset class."""
+    """The validation split, which selects the best epoch; passed to the dataset class."""
     calibration_split_path: str | None = None
     """A third split that gives temperatures and the alarm's threshold, of recordings that are in neither of the others:
     its promise then stands on data that has chosen nothing else. Unset: val serves both, and the alarm says so."""
@@ -54,7 +54,7 @@ class DataConfig(Section):
 
     @property
     def splits(self) -> dict[str, str]:
-        """Name -> path of every split that there is, in the order of their use."""
+        """Name -> path of every configured split, in order of use."""
         paths = {"train": self.train_split_path, "val": self.val_split_path, "calibration": self.calibration_split_path}
         return {name: path for name, path in paths.items() if path is not None}
 
@@ -71,14 +71,17 @@ class CacheConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Weights of the encoder: `auto` takes bf16 where the machine has bf16 matrix units, fp32 elsewhere."""
     shard_windows: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Windows per shard: the unit of work that a stopped run keeps; unset: a 64th of the split, from 8 to 1024, or
-    whatever an unfinished folder of shards was begun with."""
+    """Windows per shard, the unit of work that survives when a run is stopped; unset: a 64th of the split, between 8
+    and 1024, or the size that an unfinished folder of shards was started with.
+    """
     publish: Literal["file", "shards"] = "file"
-    """What a finished split is: `file` copies the shards into one file, `<split>.h5`; `shards` leaves their folder,
-    `<split>.h5.parts`, which every command reads too: no second copy on the disk, not even for a moment."""
+    """Final form of a split: `file` copies the shards into one file, `<split>.h5`; `shards` leaves them in their
+    folder, `<split>.h5.parts`, which every command reads too, so that the disk never holds a second copy.
+    """
     in_memory: Literal["auto", "always", "never"] = "auto"
-    """Whether training holds the features in RAM: `auto` does when they take less than half of what is free, a copy in
-    each process of the machine."""
+    """Whether training loads the features into RAM: `auto` does so if they take less than half of the free memory,
+    counting one copy for each process on the machine.
+    """
 
 
 class ModelConfig(Section):
@@ -89,17 +92,19 @@ class ModelConfig(Section):
     llm_revision: str | None = None
     """Branch, tag or commit on the hub."""
     trust_remote_code: bool = False
-    """Let transformers run code that the LLM's repository brings. Only ever taken from your own config."""
+    """Let transformers run code from the LLM's repository. Only ever read from your own config."""
     vision_encoder_name: str = "ViT-B-32"
     """open_clip model name, or `local-dir:PATH` of a folder with `open_clip_config.json` and weights."""
     vision_pretrained: str | None = "laion2b_s34b_b79k"
-    """open_clip's pretrained tag; none (`null`) for `local-dir:` and `hf-hub:` names, which bring their weights."""
+    """open_clip's pretrained tag; `null` for `local-dir:` and `hf-hub:` names, which come with their weights."""
     vision_weights: str | None = None
-    """File of weights on this machine to read instead of downloading those of the tag `vision_pretrained`, which still
-    says how images are prepared for them."""
+    """A local file of weights, used instead of downloading those of the tag `vision_pretrained`; the tag still
+    determines how images are preprocessed.
+    """
     vision_resize_mode: Literal["squash", "longest", "shortest"] = "squash"
-    """How a frame becomes the encoder's square: `squash` keeps the whole view and bends its aspect ratio, `longest`
-    keeps the whole view and pads, `shortest` keeps the ratio and cuts the sides off."""
+    """How a frame is resized to the encoder's square: `squash` keeps the whole view but distorts the aspect ratio,
+    `longest` keeps the whole view and pads, `shortest` keeps the ratio and crops the sides.
+    """
     use_cached_vis_feats: bool = True
     """Train on feature files (fast), or encode the frames again in every epoch."""
     dv: int | None = Field(default=None, ge=1, le=1_000_000)
@@ -111,7 +116,7 @@ class ModelConfig(Section):
     K: int = Field(default=4, ge=1, le=4096)
     """Visual tokens: the F frame features are averaged over K segments."""
     confidence_head: bool = False
-    """Also train a head that says how likely risk and action are both right."""
+    """Also train a head that predicts how likely risk and action are both to be right."""
 
     @model_validator(mode="after")
     def _segments_fit(self) -> "ModelConfig":
@@ -145,44 +150,47 @@ class TrainingConfig(Section):
     epochs: int = Field(default=10, ge=1, le=1_000_000)
     """Passes over the train split."""
     lr: float = Field(default=1e-3, gt=0, le=10)
-    """Learning rate of AdamW at its peak, after 30 % of the steps; it rises and falls by a cosine."""
+    """Peak learning rate of AdamW, reached after 30 % of the steps; it rises and falls along a cosine."""
     lr_scale: dict[Module, Annotated[float, Field(gt=0, le=1000)]] = LR_SCALE
     """Factor on `lr` per module: the wide projector overfits, the others are small and slow (docs/design/recipe.md).
     A map that names some modules leaves the others as they are."""
     visual_dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Share of the training samples whose images are replaced by the average image, so that telemetry is learned
-    too, and share of the features that is hidden in the others; unset: dv / (dv + windows of the train split), since
-    wide features of few windows are memorised (docs/design/recipe.md)."""
+    """Share of the training samples whose images are replaced by the average image, so that telemetry is learned too;
+    in the rest, the same share of single features is hidden. Unset: dv / (dv + windows of the train split), since wide
+    features of few windows are memorised (docs/design/recipe.md).
+    """
     class_weights: Literal["none", "dataset", "balanced", "sqrt_balanced"] | None = None
-    """Weights of the classes in the loss: `dataset` takes the dataset's own, `balanced` gives every class the same
-    total weight, `sqrt_balanced` goes half of the way; unset: the dataset's own where it has them, else
-    `sqrt_balanced`."""
+    """Class weights in the loss: `dataset` uses the dataset's own, `balanced` gives every class the same total weight,
+    `sqrt_balanced` goes halfway; unset: the dataset's own if it has any, else `sqrt_balanced`.
+    """
     weight_decay: float = Field(default=0.01, ge=0, le=100)
-    """AdamW's decay of weight matrices; biases and the task token are not decayed."""
+    """AdamW's weight decay, for matrices; biases and the task token are not decayed."""
     grad_clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the gradient of all trained weights together."""
+    """Maximum norm of the gradient over all trained weights."""
     amp: bool = True
-    """Hold and run the frozen LLM in 16 bit, where the machine has units for it; a CPU without AMX or AVX512-BF16, as
-    in most laptops, and bf16 on a GPU before Ampere come to fp32. A robot's CPU holds it, and the encoder's linear
-    layers, in fp16 even then. The trained modules stay in fp32 either way."""
+    """Store and run the frozen LLM in 16 bit where the hardware supports it; a CPU without AMX or AVX512-BF16, as in
+    most laptops, and bf16 on a GPU older than Ampere fall back to fp32. A robot's CPU stores its weights, and those of
+    the encoder's linear layers, in fp16 even then. The trained modules stay in fp32 either way.
+    """
     amp_dtype: Literal["bf16", "fp16"] = "bf16"
-    """fp16 needs CUDA and brings loss scaling; it is for GPUs older than Ampere, which have no units for bf16."""
+    """fp16 needs CUDA and uses loss scaling; it is for GPUs older than Ampere, which lack bf16 units."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for the frozen LLM's blocks: about a minute, then faster steps; `auto` does so for long runs.
     On CUDA training also replays the LLM as CUDA graphs, unless this is `off`."""
     shard_llm: bool = False
     """Under torchrun: split the frozen LLM's weights over the processes (FSDP2), for an LLM larger than one GPU."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Initial weights, order of the samples, every random draw."""
+    """Seed of the initial weights, the order of the samples and every random draw."""
     best_metric: Literal["composite", "risk_high_recall"] = "composite"
-    """What `best.pt` follows: `composite` is the harmonic mean of risk_high_recall, risk_macro_f1 and action_macro_f1.
-    Recall alone is won by a model that always says "high"; ties go to macro_f1."""
+    """The metric that selects `best.pt`: `composite` is the harmonic mean of risk_high_recall, risk_macro_f1 and
+    action_macro_f1. Recall alone is won by a model that always says "high"; ties go to macro_f1.
+    """
     patience: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Stop after so many epochs without a new best; unset: never."""
+    """Stop after this many epochs without a new best; unset: never."""
     confidence_weight: float = Field(default=0.1, ge=0, le=1000)
     """Weight of the confidence head's loss."""
     checkpoint_every_steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
-    """Also write last.pt every so many steps within an epoch; unset: at the end of each epoch."""
+    """Steps between additional saves of last.pt within an epoch; unset: it is saved at the end of each epoch only."""
     llm_control: bool = False
     """Then train the same again around a copy of the LLM with random weights, in `output_dir/llm_control`: `evaluate`
     says what pretraining is worth on this data. Takes as long again, and the disk space of the LLM."""
@@ -202,7 +210,7 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How a model is evaluated, and what its alarm must keep."""
+    """How a model is evaluated, and what its alarm must achieve."""
 
     batch_size: int = Field(default=256, ge=1, le=1_000_000)
     """Windows per evaluation step."""
@@ -228,7 +236,7 @@ class EvaluationConfig(Section):
 
 
 class OutputConfig(Section):
-    """Where a run goes."""
+    """Where a run is written."""
 
     output_dir: str = "runs/sim_v0"
     """Folder of one run: checkpoints, metrics, logs, export."""

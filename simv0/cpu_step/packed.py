@@ -37,7 +37,7 @@ class PackedLinear(nn.Module):
         return self.product(x)
 
     def product(self, x: Float[Tensor, "*B k"]) -> Float[Tensor, "*B n"]:
-        """As the kind of packing does it."""
+        """As this kind of packing computes it."""
         raise NotImplementedError
 
 
@@ -59,7 +59,7 @@ class BlockedLinear(PackedLinear):
         return packed
 
     def __getstate__(self) -> dict[str, Any]:
-        """OneDNN's blocks do not travel: the plain weight does."""
+        """The blocks of oneDNN cannot be pickled: the plain weight is."""
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         return {**state, "_buffers": {**state["_buffers"], "weight": self.weight.to_dense()}}
 
@@ -99,7 +99,7 @@ class OpenAttention(nn.Module):
     """`nn.MultiheadAttention` of x with itself, with its two products as linear layers that can be packed.
 
     Raises:
-        ValueError: a kind of it that this does not know.
+        ValueError: a variant that is not supported.
     """
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:

@@ -1,4 +1,4 @@
-"""Make loaded networks quick for a robot's step: one window at a time, no gradients. Only `Predictor` calls this."""
+"""Speed up loaded networks for a robot's step: one window at a time, no gradients. Only `Predictor` calls this."""
 
 import logging
 
@@ -15,7 +15,7 @@ log = logging.getLogger("simv0")
 
 @torch.inference_mode(False)  # what is captured outlives the call, whatever the caller has switched off
 def prepare_llm(llm: FrozenLLM, tokens: int, sixteen_bit: bool = True) -> bool:
-    """Make single prefixes of `tokens` vectors quick, where that can be; there are no gradients from then on.
+    """Speed up single prefixes of `tokens` vectors where possible; there are no gradients from then on.
 
     On CUDA the stack is captured. On a CPU the fast path's weights are held in 16 bit, which this returns, unless
     `sixteen_bit` is false: in one compiled loop (`single.py`) where numba is installed, else packed for one product
@@ -37,8 +37,8 @@ def prepare_llm(llm: FrozenLLM, tokens: int, sixteen_bit: bool = True) -> bool:
 
 
 def prepare_encoder(encoder: Encoder) -> bool:
-    """Hold the tower's linear layers in 16 bit where that makes single images quick; whether it does: on a CPU,
-    computing in fp32, with few tokens an image.
+    """Store the tower's linear layers in 16 bit where that speeds up single images: on a CPU, computing in fp32, with
+    few tokens an image. Returns whether it did.
     """
     if encoder.mean.device.type != "cpu" or encoder.dtype is not torch.float32:
         return False

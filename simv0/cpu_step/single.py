@@ -73,7 +73,7 @@ class SingleStack(nn.Module):
         self.lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but threads and locks, which every copy has of its own."""
+        """Everything but threads and locks: every copy has its own."""
         return {key: value for key, value in super().__getstate__().items() if key not in ("pool", "lock")}  # type: ignore[no-untyped-call]
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -134,7 +134,7 @@ def _tile(typing: Any, rows: Any, x: Any, weight: Any, out: Any, depth: Any) -> 
 
 
 def _spread(builder: Any, value: Any) -> Any:
-    """A vector of one number."""
+    """A vector filled with one number."""
     vector = builder.insert_element(_WIDE(ir.Undefined), value, _I32(0))
     return builder.shuffle_vector(vector, _WIDE(ir.Undefined), ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
 

@@ -13,7 +13,7 @@
 
 A dataset whose windows share frames may also have `frame_ids(i)`, `load_frame(frame_id)` and `labels_of(i)` (all but
 the frames): then each frame is read and encoded once. An id names one frame across the splits, not in one of them
-only: an id in both is reported as leakage. `content_digest()` (str) lets a feature file know its data again,
+only: an id in both is reported as leakage. `content_digest()` (str) lets a feature file recognise its data,
 `class_weights` (dict head -> list of floats) weighs the classes, and `frame_spacing` (seconds between the frames of a
 window) is kept in the checkpoint, for the robot. `where_is(i)` (str) names a sample in messages, instead of
 `split[index]`.

@@ -1,4 +1,4 @@
-"""One image file as the RGB frame that it shows: turned upright, of 8 bits, or refused by name."""
+"""One image file as an upright 8-bit RGB frame, or refused by name."""
 
 import re
 import struct

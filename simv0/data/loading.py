@@ -1,4 +1,4 @@
-"""Data loaders whose workers say what goes wrong, and end."""
+"""Data loaders whose workers report what goes wrong, and exit."""
 
 import pickle
 import shutil
@@ -17,7 +17,7 @@ from simv0.errors import DataError
 T = TypeVar("T")
 
 SHARED_MEMORY = Path("/dev/shm")
-"""Where Linux keeps what processes share; a container's is 64 MB unless it is told otherwise."""
+"""Where Linux keeps shared memory; 64 MB in a container by default."""
 LAST_SECONDS = 10
 """How long a worker outlives a SIGTERM: long enough for its main process to stop in good order."""
 
@@ -30,7 +30,7 @@ def make_loader(
     *,
     persistent: bool = False,
 ) -> DataLoader[Any]:
-    """A loader of whole batches; iterate over it by `started`.
+    """A loader of whole batches; iterate over it with `started`.
 
     Args:
         dataset: map-style.
@@ -54,7 +54,7 @@ def started(loader: DataLoader[Any]) -> Iterator[Any]:
     """The loader's batches, its workers started.
 
     Raises:
-        DataError: they cannot be.
+        DataError: they cannot be started.
     """
     try:
         with warnings.catch_warnings():

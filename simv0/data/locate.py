@@ -57,7 +57,7 @@ class Folder:
             yield from self._composed_otherwise(slashed)
 
     def _refuse_outside(self, name: str, path: Path, said: str) -> None:
-        """A link is followed where that is allowed; a name that climbs out of the folder never."""
+        """Links are followed only if allowed; a name that climbs out of the folder is always refused."""
         if path.is_relative_to(self.root):
             return
         pure = PurePosixPath(name)

@@ -149,7 +149,7 @@ def labels_in(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_float(number: Any) -> float:
-    """A number from JSON; what is too large for a float is inf, what is no number NaN."""
+    """A number from JSON: inf if it is too large for a float, NaN if it is not a number."""
     if type(number) not in (int, float):
         return math.nan
     try:
@@ -163,7 +163,7 @@ class _Twice(Exception):
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of a key that stands twice, JSON would silently keep the last."""
+    """A JSON object whose keys are all different: JSON would silently keep the last of two."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]

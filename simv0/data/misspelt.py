@@ -1,4 +1,4 @@
-"""Keys of samples that are none of the contract's, but nearly."""
+"""Keys of samples that nearly match one of the contract's."""
 
 import difflib
 import functools
@@ -16,7 +16,7 @@ KNOWN_KEYS = frozenset(
 
 
 class Misspelt:
-    """The misspelt keys of the samples that it was shown: each with its first place and how many samples have it."""
+    """Collects the misspelt keys of samples: each with its first place and the number of samples that have it."""
 
     def __init__(self) -> None:
         self.first: dict[str, str] = {}
@@ -39,5 +39,5 @@ class Misspelt:
 
 @functools.lru_cache(maxsize=4096)
 def _nearest(key: str) -> str | None:
-    """The known key that is all but this one."""
+    """The known key that this one nearly matches."""
     return next(iter(difflib.get_close_matches(key.lower(), KNOWN_KEYS, n=1, cutoff=0.8)), None)

@@ -1,4 +1,4 @@
-"""The names of a recording's pictures: the order that they mean, and the times that they may be."""
+"""The names of a recording's pictures: the order they imply, and the times they may contain."""
 
 import re
 from itertools import pairwise
@@ -12,8 +12,8 @@ NUMBER = re.compile(r"((?:(?<![^\W_])-)?[0-9]+(?:(?:[.,][0-9]+)+(?:[eE][+-]?[0-9
 
 
 def in_time_order(paths: list[Path]) -> tuple[list[Path], list[float] | None]:
-    """Pictures in the order that their names mean, and their times where they are named by seconds with decimals; else
-    frame2 before frame10, and no times.
+    """Pictures in the order that their names imply, with their times if the names are seconds with decimals; otherwise
+    in natural order (frame2 before frame10), without times.
 
     Raises:
         DataError: two names of one time.

@@ -24,13 +24,13 @@ log = logging.getLogger("simv0")
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 FARTHEST = 0.5
-"""Seconds; a frame without a reading this near has no telemetry."""
+"""Seconds; a frame with no reading this close has no telemetry."""
 MOST_OF = 0.9
-"""Of the frames that a video's header tells of: fewer is a sign of damage (headers round, and count edits)."""
+"""Share of the frames that a video's header announces; fewer are a sign of damage (headers round, and count edits)."""
 LATE = 2.5
-"""Times the usual interval from which the first frame is late (AVI begins one or two late)."""
+"""Multiple of the usual interval from which the first frame counts as late (AVI begins one or two late)."""
 GAP = 3.5
-"""Times the usual interval from which frames are missing (phones vary their rate less; AVI with B-frames lacks two)."""
+"""Multiple of the usual interval from which frames count as missing (phones vary less; AVI with B-frames lacks two)."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Recording:
 
     Attributes:
         interval: seconds between frames (median).
-        length: number of frames, where it is known beforehand; a video may say it wrongly.
-        seconds: from the first frame to the last, where it is known beforehand.
+        length: number of frames, if it is known in advance; a video's header may be wrong.
+        seconds: from the first frame to the last, if that is known in advance.
     """
 
     interval: float

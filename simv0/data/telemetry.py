@@ -17,14 +17,14 @@ from simv0.labels import TELEMETRY
 log = logging.getLogger("simv0")
 
 SLOWEST = 2.0
-"""Seconds between readings (median) from which the times are in another unit."""
+"""Median seconds between readings from which the times must be in another unit."""
 BESIDE = 20
 """Times as long as the frames: telemetry with whole numbers between its readings is then in another unit too."""
 ABSOLUTE = 1e8
 """Seconds from which a time counts from 1970, so that two clocks can be compared."""
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-"""What people mean by a number; Python's `float` takes 1_000, inf and digits of other scripts too."""
+"""What people mean by a number; Python's `float` also accepts 1_000, inf and digits of other scripts."""
 
 Reading = tuple[float, list[float]]
 

@@ -75,16 +75,16 @@ def import_class(dotted: str) -> Any:
 
 
 def _see_current_folder() -> None:
-    """Let imports find modules of the current folder, after all others: none of them can stand in for an installed one.
+    """Let imports find modules of the current folder, after all others, so that none can shadow an installed one.
 
-    Workers that are spawned are given this path too.
+    Spawned workers get this path too.
     """
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
 
 
 def _hides_a_file_here(module_name: str) -> str:
-    """What to say where an installed module bears the name of one in the current folder; else nothing."""
+    """A warning if an installed module has the name of one in the current folder, else an empty string."""
     top = module_name.partition(".")[0]
     here = Path.cwd().resolve()
     named = here.joinpath(*module_name.split("."))
@@ -150,9 +150,9 @@ _draws = threading.local()
 
 @contextmanager
 def draws_kept() -> Iterator[None]:
-    """Put the global generators of torch (CPU), numpy and random back as they were: a step's draws go on as before.
+    """Restore the global generators of torch (CPU), numpy and random, so that a step's draws are unaffected.
 
-    That takes some 60 us, so a batch does it once: within, another `draws_kept` does nothing.
+    That takes some 60 us, so it is done once a batch: a nested `draws_kept` does nothing.
     """
     if getattr(_draws, "kept", False):
         yield

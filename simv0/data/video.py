@@ -21,11 +21,12 @@ from simv0.disk.files import told_plainly
 from simv0.errors import ConfigError, DataError
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,h264,hevc,flv,asf"
-"""What may be opened: a playlist in a video's clothes could make ffmpeg open other files."""
+"""Formats that may be opened: a playlist disguised as a video could make ffmpeg open other files."""
 KEPT_BYTES = 256 * 2**20
-"""Decoded frames kept: windows overlap and interleave, and a frame asked for again must not be decoded again."""
+"""Bytes of decoded frames kept: windows overlap and interleave, and a frame requested again must not be decoded again.
+"""
 FARTHEST = 0.5
-"""Seconds; a frame this far from the time asked for is another one."""
+"""Seconds; a frame this far from the requested time is a different one."""
 FAR_AHEAD = 5.0
 """Seconds; what lies further ahead is not decoded towards but sought. It doubles whenever a search has led behind what
 was decoded already. Windows that interleave come back for the frames between their own, seldom further apart.

@@ -121,7 +121,7 @@ def check_checkpoint(path: Path) -> None:
 
 @contextmanager
 def told_plainly(path: Path, then: str = "") -> Iterator[None]:
-    """Turn what the file system refuses into one line about `path`, ending in `then`."""
+    """Turn an OSError into a one-line error about `path`, ending in `then`."""
     try:
         yield
     except OSError as error:

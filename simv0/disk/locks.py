@@ -26,9 +26,9 @@ def flock(descriptor: int, *, shared: bool = False, wait: bool = True) -> None:
     """Lock an open file.
 
     Raises:
-        BlockingIOError: somebody else holds it, and `wait` is false.
-        OSError: the file system has no locks.
-        ConfigError: nor has the system.
+        BlockingIOError: another process holds it, and `wait` is false.
+        OSError: the file system does not support locks.
+        ConfigError: neither does the operating system (Windows).
     """
     check_platform()
     import fcntl
@@ -42,7 +42,7 @@ def hold(descriptor: int) -> None:
 
 
 def let_go(descriptor: int) -> None:
-    """Close the descriptor, and with it give the lock back."""
+    """Close the descriptor, which releases the lock."""
     _held.discard(descriptor)
     os.close(descriptor)
 
@@ -68,7 +68,7 @@ class FileLock:
         """Take the lock; False if it is held elsewhere and `wait` is false.
 
         Raises:
-            CacheError: the file system has no such locks, or the folder is not writable.
+            CacheError: the file system does not support locks, or the folder is not writable.
         """
         while True:
             try:
@@ -92,7 +92,7 @@ class FileLock:
             os.close(descriptor)  # the last holder removed the file meanwhile: lock the new one
 
     def release(self, *, remove: bool = False) -> None:
-        """Give the lock back; `remove` takes its file away too (only what is held exclusively)."""
+        """Release the lock; `remove` also deletes its file (for an exclusive lock only)."""
         if self._descriptor is None:
             return
         if remove:

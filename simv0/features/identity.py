@@ -24,7 +24,7 @@ MISSING = "(missing)"
 
 
 def wanted_identity(config: Config, split: str) -> dict[str, Any]:
-    """The fields that the config alone tells about `split`: no encoder, no frames, no dataset needed.
+    """The fields that the config alone determines for `split`: no encoder, frames or dataset needed.
 
     `split_file`, the digest of a manifest, is among them where the manifest is on this machine.
     """
@@ -229,4 +229,4 @@ def _file_name(name: str | None) -> str | None:
 
 
 class PathName(str):
-    """Where data lies, not what it is."""
+    """Where data is, not what it is."""

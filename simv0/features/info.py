@@ -53,12 +53,12 @@ class FeatureInfo:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of vis_feats: [N,F,dv]."""
+        """Shape of vis_feats: [N,F,dv]."""
         return len(self.labels), self.identity["F"], self.identity["dv"]
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of vis_feats."""
+        """Type of vis_feats."""
         dtype: np.dtype[Any] = np.dtype(self.identity["dtype"]).newbyteorder("<")
         return dtype
 
@@ -108,7 +108,7 @@ class InfoReader:
         return None if value is None else float(value)
 
     def class_weights(self) -> dict[str, list[float]] | None:
-        """The dataset's own."""
+        """The dataset's own class weights."""
         try:
             return check_class_weights(self.attribute("class_weights", (dict, type(None))), HEADS)
         except DataError as error:

@@ -1,4 +1,4 @@
-"""The feature file and its reader: an HDF5 file that cannot be damaged unnoticed.
+"""The feature file and its reader: HDF5 with digests, so that no damage goes unnoticed.
 
     byte 0    the seal: one line of JSON in HDF5's user block: format version, size of the file, where `vis_feats` lies,
               sha256 of everything else
@@ -52,7 +52,7 @@ class FeatureFile:
                 right where the whole file will soon be in RAM, many times too much where it never fits.
 
         Raises:
-            CacheError: the file is gone or another one by now.
+            CacheError: the file is gone or has been replaced.
         """
         try:
             with self.path.open("rb") as file:

@@ -31,7 +31,7 @@ MAX_SHARDS = 1_000_000
 
 
 def shard_windows_of(windows: int, wanted: int | None) -> int:
-    """Windows per shard of a split: the wanted ones, else a number that grows with the split."""
+    """Windows per shard of a split: the configured number, else one that grows with the split."""
     if wanted is not None:
         return wanted
     return min(max(windows // SHARDS, SHARD_WINDOWS[0]), SHARD_WINDOWS[-1])
@@ -39,7 +39,7 @@ def shard_windows_of(windows: int, wanted: int | None) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """What all processes that work on one split agree on.
+    """What all processes that work on a split agree on.
 
     Attributes:
         identity: what the features are made of; its `N` counts the windows.
@@ -82,7 +82,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Parts:
-    """The folder; nothing is read before it is asked for."""
+    """The folder; nothing is read until it is needed."""
 
     folder: Path
 
@@ -108,7 +108,7 @@ class Parts:
         return Plan(**tree)
 
     def write_plan(self, plan: Plan) -> None:
-        """Put the plan on disk.
+        """Write the plan.
 
         Raises:
             CacheError: more than `MAX_SHARDS` shards.
@@ -136,11 +136,11 @@ class Parts:
             return None
 
     def write_record(self, shard: int, record: Record) -> None:
-        """Declare a shard done: its file must be on disk."""
+        """Mark a shard as done; its file must be on disk."""
         self._write_json(self.record_path(shard), asdict(record))
 
     def forget(self, shard: int, why: str) -> None:
-        """Declare a finished shard undone: it turned out damaged."""
+        """Mark a finished shard as not done: it turned out to be damaged."""
         log.warning("shard %d is encoded again: %s", shard, why)
         self.record_path(shard).unlink(missing_ok=True)
         self.shard_path(shard).unlink(missing_ok=True)

@@ -113,21 +113,21 @@ class _Image(io.RawIOBase):
         self.at = self.size = 0
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As of files."""
+        """As for any file."""
         self.at = offset + (0, self.at, self.size)[whence]
         return self.at
 
     def tell(self) -> int:
-        """As of files."""
+        """As for any file."""
         return self.at
 
     def truncate(self, size: int | None = None) -> int:
-        """As of files."""
+        """As for any file."""
         self.size = self.at if size is None else size
         return self.size
 
     def write(self, data: Any) -> int:
-        """As of files."""
+        """As for any file."""
         view = memoryview(data).cast("B")
         done = 0
         while done < len(view):
@@ -140,7 +140,7 @@ class _Image(io.RawIOBase):
         return done
 
     def readinto(self, buffer: Any) -> int:
-        """As of files."""
+        """As for any file."""
         view = memoryview(buffer).cast("B")
         data = b"".join(self.chunks(self.at, min(self.at + len(view), self.size)))
         view[: len(data)] = data

@@ -1,4 +1,4 @@
-"""torch.compile where it pays, and CUDA graphs: the frozen LLM made quick for the one shape that training runs at.
+"""torch.compile where it pays, and CUDA graphs: the frozen LLM sped up for the one shape that training uses.
 
 On CUDA a step at that shape is two thousand launches of kernels of microseconds each, so there the whole stack is
 captured as CUDA graphs, one forward and one back, whether its blocks are compiled or not.
@@ -25,7 +25,7 @@ is at least a quarter of an hour at 1e12 operations per second (2 cores with bf1
 def compile_llm(
     llm: FrozenLLM, wish: Literal["auto", "on", "off"], *, batch: int, tokens: int, steps: int
 ) -> float | None:
-    """Make the LLM quick for steps of `batch` prefixes of `tokens` vectors; every other call runs as it did.
+    """Speed up the LLM for steps of `batch` prefixes of `tokens` vectors; every other call runs as it did.
 
     One shape only, because a shape is then computed in one way, whatever ran before it: a resumed run repeats an
     uninterrupted one exactly. For the same reason `auto` goes by the operations of the whole run, never by a timing.
@@ -39,8 +39,8 @@ def compile_llm(
         steps: training steps of the whole run.
 
     Returns:
-        Seconds that compiling took; None where the blocks stay uncompiled: not worth it, not wished, weights split over
-        processes, or no C++ compiler (that is said).
+        Seconds that compiling took; None where the blocks stay uncompiled: not worth it, not requested, weights split
+        over processes, or no C++ compiler (which is logged).
     """
     if llm.sharded or wish == "off":
         return None
@@ -71,7 +71,7 @@ def compile_blocks(llm: FrozenLLM, x: Float[Tensor, "B T d"]) -> float | None:
 
 
 def worth_compiling(wish: Literal["auto", "on", "off"], weights: int, vectors: int) -> bool:
-    """What `training.compile` comes to.
+    """What `training.compile` resolves to.
 
     Args:
         wish: `auto` compiles for runs of at least `LONG_RUN` operations.

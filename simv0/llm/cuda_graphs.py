@@ -21,10 +21,11 @@ CAPTURE_TOLERANCE = 0.01
 
 
 def captured(stack: StackFn, x: Float[Tensor, "B T d"]) -> StackFn | None:
-    """The stack for prefixes of x's shape as CUDA graphs: one forward and, where x asks for gradients, one back.
+    """Capture the stack for prefixes of x's shape as CUDA graphs: one forward and, if x requires gradients, one
+    backward.
 
-    None, and that is said, where the graphs cannot be made or do not give what the stack gives. With gradients, what a
-    call returns is overwritten by the next one.
+    None, with a line in the log, if they cannot be captured or disagree with the stack. With gradients, each call
+    overwrites what the one before returned.
     """
     # Not on x itself, whose results the graphs hold from the capture, whether they compute anything or not.
     other = (torch.roll(x.detach(), 1, -1) * 0.5).requires_grad_(x.requires_grad)

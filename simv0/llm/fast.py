@@ -1,4 +1,5 @@
-"""An own slim stack for the Llama-like families: the same function as transformers' module, in fewer and larger steps.
+"""A slim stack of our own for the Llama-like families: the same function as transformers' module, in fewer and larger
+steps.
 
 What is saved: the norm weights are folded into the GEMM that follows; q, k, v and gate, up are one GEMM each; the last
 layer runs for the last position only; the tables of rope and the masks are made once per prefix length. The residual
@@ -36,7 +37,7 @@ Tables = tuple[Float[Tensor, "T H hd"], Float[Tensor, "T H hd"]]
 def unsupported_reason(model: Any, embed_rms: float) -> str | None:
     """Why the fast path cannot run this model; None if it can.
 
-    A fixed rule of the architecture; then, as a second net, the first and the last layer are tried against
+    First a fixed rule on the architecture; then, as a safety net, the first and the last layer are tried against
     transformers' own module, in fp32 on random prefixes: outputs and input gradients.
     """
     if reason := unknown_shape(model):
@@ -48,7 +49,7 @@ def unsupported_reason(model: Any, embed_rms: float) -> str | None:
 
 
 def unknown_shape(model: Any) -> str | None:
-    """The rule alone, which needs no weights: what about the architecture the fast path does not know."""
+    """The rule alone, which needs no weights: why the fast path does not support this architecture; None if it does."""
     from transformers import LlamaModel, MistralModel, Qwen2Model, Qwen3Model
 
     config = model.config

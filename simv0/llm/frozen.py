@@ -66,7 +66,7 @@ class FrozenLLM(nn.Module):
         return dtype
 
     def train(self, mode: bool = True) -> "FrozenLLM":
-        """Stay in eval mode, whatever is asked for: dropout would make the frozen LLM a moving target."""
+        """Stay in eval mode, whatever `mode` says: dropout would make the frozen LLM a moving target."""
         super().train(False)
         return self
 
@@ -80,7 +80,7 @@ class FrozenLLM(nn.Module):
         return max(lists, key=lambda item: (-item[0].count("."), len(item[1])))[1]
 
     def identity_like(self, stored: Mapping[str, Any]) -> dict[str, str | None]:
-        """`identity`, with the digest that `stored` has: older checkpoints hold that of the files' bytes."""
+        """`identity`, with the kind of digest that `stored` has: older checkpoints hold one of the files' bytes."""
         if "llm_tensors" in stored or "llm_weights" not in stored or not self.files:
             return self.identity
         names = {key: value for key, value in self.identity.items() if key != "llm_tensors"}
@@ -121,7 +121,7 @@ class FrozenLLM(nn.Module):
         return 2 * self._layer_weights * min(batch, ROWS) * tokens >= PAYS
 
     def capture(self, x: Float[Tensor, "B T d"]) -> None:
-        """Have prefixes of x's shape run as CUDA graphs, with gradients if x asks for them (that is said if not)."""
+        """Run prefixes of x's shape as CUDA graphs, with gradients if x requires them; logged if that fails."""
         if graphs := captured(self._run, x):
             B, T, _ = x.shape
             self.captured[B, T, x.requires_grad] = graphs

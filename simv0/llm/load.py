@@ -151,7 +151,7 @@ def _explain(name: str, is_folder: bool, error: Exception) -> ModelError:
 
 
 def _check_weights(model: nn.Module, name: str, report: dict[str, Any]) -> None:
-    """Refuse what transformers would fill in at random or leave out, and NaN or inf."""
+    """Refuse weights that transformers would fill in at random or ignore, and NaN or inf."""
     missing = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
     if missing:
         raise ModelError(
@@ -238,7 +238,7 @@ def weight_files(name: str, revision: str | None = None) -> list[Path]:
 
 @contextlib.contextmanager
 def quiet_transformers(progress: bool) -> Iterator[None]:
-    """No loading report (our own checks read it), no word of retries, no sending of .bin files to a converter."""
+    """Silence the loading report (our own checks read it) and retry messages, and send no .bin files to a converter."""
     from transformers.utils import logging as noise
 
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")

@@ -1,4 +1,4 @@
-"""What a .pt holds, how it is saved, and how it is read: nothing of it is believed before it is checked.
+"""What a .pt holds, how it is saved, and how it is read: nothing in it is trusted before it is checked.
 
 A checkpoint is `torch.save` of tensors and plain values, with a sha256 of its bytes as the comment of the zip file that
 it is: plain `torch.load(path, weights_only=True)` reads it, and a flipped bit anywhere is found before anything is

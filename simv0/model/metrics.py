@@ -1,4 +1,4 @@
-"""What a split's predictions are worth: from counts that add up exactly, over batches and over machines."""
+"""How good a split's predictions are, from counts that add up exactly over batches and machines."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,9 +15,10 @@ Metrics = dict[str, float | None]
 
 
 class Tally:
-    """Counts over a split; `metrics` reads them off. Samples count alike in the rates; losses are weighted.
+    """Counts over a split, from which `metrics` is computed. Every sample counts once in the rates; losses are
+    weighted.
 
-    The counts are kept where the batches are: counting never waits for a GPU.
+    The counts stay on the batches' device, so that counting never waits for a GPU.
     """
 
     def __init__(self) -> None:

@@ -110,7 +110,7 @@ class SimV0Model(nn.Module):
         telemetry: tuple[Float[Tensor, "8"], Float[Tensor, "8"]] | None,
         feats: tuple[Float[Tensor, " dv"], Float[Tensor, " dv"]] | None,
     ) -> None:
-        """Take the train split's (mean, std) of the telemetry channels and of the features; None leaves them be."""
+        """Set the train split's (mean, std) of the telemetry channels and of the features; None keeps the old ones."""
         if telemetry is not None:
             self.telemetry_mean.copy_(telemetry[0])
             self.telemetry_std.copy_(telemetry[1])

@@ -18,18 +18,18 @@ TOLD_BY = {
     "content_digest": ("split", "split_file"),
     "split_file": ("split",),
 }
-"""Digest -> fields that say nothing more where two identities share it: names, places, digests of another kind."""
+"""Digest -> fields that add nothing when two identities share it: names, places, digests of another kind."""
 
 UNREAD = re.compile(
     r"(^|\.)(lm_head|embed_out|score)\.(weight|bias)$"  # an output head: there are no tokens to predict here
     r"|\.rotary_emb\.inv_freq$|\.rotary_pos_emb\.inv_freq$|\.attn\.(masked_)?bias$|\.attention\.(masked_)?bias$"
     r"|\.attention\.rotary_emb\.inv_freq$|\.position_ids$"  # constants that older checkpoints hold
 )
-"""Entries of a checkpoint that the body of an LLM does without."""
+"""Entries of a checkpoint that the body of an LLM does not use."""
 
 
 def settled(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> set[str]:
-    """The fields that need no comparing, since a digest that says more stands in both identities and agrees."""
+    """The fields that need no comparison, because a stronger digest is in both identities and agrees."""
     shared = [digest for digest in TOLD_BY if stored.get(digest) is not None and stored[digest] == wanted.get(digest)]
     told = {field for digest in shared for field in TOLD_BY[digest]}
     name = str(stored.get("vision_encoder_name"))

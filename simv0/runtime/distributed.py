@@ -1,7 +1,7 @@
 """Several processes, one run: torchrun starts them, torch.distributed connects them, each works on its share.
 
-Where there is one process, every function here is the plain thing and costs nothing. Where there are more, all of them
-must call the same functions in the same order; a process that is gone ends the others.
+With one process, every function here is a plain call and costs nothing. With several, all of them must call the same
+functions in the same order; when one exits, so do the others.
 """
 
 import logging
@@ -26,7 +26,7 @@ P = ParamSpec("P")
 
 
 def rank() -> int:
-    """Which process this is, from 0; the first one alone writes."""
+    """The number of this process, from 0; only the first one writes."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
@@ -36,7 +36,7 @@ def world_size() -> int:
 
 
 def processes() -> int:
-    """How many torchrun has started to share the work, met or not; 1 without it."""
+    """How many processes torchrun has started, connected or not; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -89,9 +89,9 @@ def process_group() -> Iterator[None]:
 
 
 def first_to_fail() -> bool:
-    """Whether no other process has failed before: the later ones are its consequence, and one message is enough.
+    """Whether no other process has failed yet: later failures are consequences, and one message is enough.
 
-    Known under torchrun alone, whose store outlives the processes; True without it, and when it was killed.
+    Only torchrun can tell, since its store outlives the processes; True without it, and after it was killed.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
@@ -114,7 +114,7 @@ def share_of(n: int) -> tuple[int, int]:
 
 
 def broadcast_from_rank0(make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What the first process makes, for every process."""
+    """Call `make` in the first process, and return its result in every process."""
     if world_size() == 1:
         return make(*args, **kwargs)
     box = [make(*args, **kwargs) if rank() == 0 else None]
@@ -123,7 +123,7 @@ def broadcast_from_rank0(make: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 
 
 def check_same(facts: Mapping[str, Any]) -> None:
-    """Refuse to share a run with the first process on other facts than its: another machine's files may be others.
+    """Refuse to join a run whose facts differ from the first process's: another machine may hold different files.
 
     Raises:
         TrainingError: naming what differs.
@@ -138,7 +138,7 @@ def check_same(facts: Mapping[str, Any]) -> None:
 
 
 def gather_in_order(steps: Sequence[T]) -> list[T]:
-    """What every process got at each step (all have as many), by step and then by rank: the order of the rows."""
+    """Gather the items of every process (all have equally many), by step and then by rank: the order of the rows."""
     if world_size() == 1:
         return list(steps)
     gathered: list[Sequence[T]] = [[] for _ in range(world_size())]
@@ -147,7 +147,7 @@ def gather_in_order(steps: Sequence[T]) -> list[T]:
 
 
 def summed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The sums over the processes."""
+    """The tensors summed over the processes."""
     result = {name: tensor.clone() for name, tensor in tensors.items()}
     if world_size() > 1:
         for tensor in result.values():
@@ -156,7 +156,7 @@ def summed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is up in any process."""
+    """Whether the flag is set in any process."""
     if world_size() == 1:
         return flag
     flags = torch.tensor(int(flag))

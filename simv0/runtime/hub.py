@@ -1,4 +1,4 @@
-"""Whether the weights that a config names by a hub name are on this machine, or can be had."""
+"""Whether the weights that a config names by a hub name are on this machine or can be downloaded."""
 
 import functools
 import os
@@ -17,7 +17,7 @@ PATIENCE = 3.0
 
 
 def check_llm_at_hand(name: str, revision: str | None) -> None:
-    """Refuse an LLM of the hub that is not here where there is no network: the hub's client would try for minutes.
+    """Refuse a hub LLM that is neither on this machine nor reachable: the hub's client would retry for minutes.
 
     Raises:
         ModelError: naming it.
@@ -27,7 +27,7 @@ def check_llm_at_hand(name: str, revision: str | None) -> None:
 
 
 def check_encoder_at_hand(model: ModelConfig) -> None:
-    """Refuse an encoder whose weights are not here where there is no network: so would it, with a page of warnings.
+    """Refuse an encoder whose weights are neither on this machine nor reachable, for the same reason.
 
     Raises:
         ModelError: naming it.
@@ -79,7 +79,7 @@ def _refuse_offline(key: str, what: str, repository: str, instead: str = "give a
 
 @functools.cache
 def _reachable(endpoint: str) -> bool:
-    """Whether a server answers; behind a proxy that cannot be told so quickly."""
+    """Whether a server answers; assumed behind a proxy, where there is no quick way to tell."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
     address = urlparse(endpoint)

@@ -22,7 +22,7 @@ from simv0.runtime import waiting
 log = logging.getLogger("simv0")
 
 MOST = 1024
-"""A larger number of threads is a mistake in writing."""
+"""A larger number of threads is surely a typo."""
 
 _shared_out: int | None = None
 """Threads that the networks may use while `sharing` is on; None: torch's own way, each operation by itself."""
@@ -32,7 +32,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def check_threads(threads: Any, name: str) -> None:
-    """Refuse a number of threads that cannot be meant.
+    """Refuse an implausible number of threads.
 
     Raises:
         ConfigError: not 1 to `MOST`.
@@ -43,8 +43,9 @@ def check_threads(threads: Any, name: str) -> None:
 
 @contextmanager
 def sharing() -> Iterator[None]:
-    """Within, on a machine without a GPU, torch's threads are for the frozen networks, by `over_batch`; all else runs
-    on one, and so does what goes back through a network that `over_batch` cannot cut.
+    """For a `with` block on a machine without a GPU: torch's threads are reserved for the frozen networks
+    (`over_batch`); everything else runs on one, and so does the backward pass of a network that `over_batch` cannot
+    split.
     """
     global _shared_out
     if torch.cuda.is_available() or _shared_out is not None:
@@ -60,7 +61,7 @@ def sharing() -> Iterator[None]:
 
 @contextmanager
 def limited_to(threads: int) -> Iterator[None]:
-    """Within, torch cuts an operation over so many threads."""
+    """For a `with` block, let torch split an operation over this many threads."""
     before = torch.get_num_threads()
     if threads != before:
         torch.set_num_threads(threads)
@@ -87,8 +88,8 @@ def over_batch(network: Callable[[Tensor], Tensor], x: Tensor, rows: int, *, pay
     Args:
         network: [n, ...] -> [n, ...]; its weights are frozen.
         x: [N, ...], on the CPU.
-        rows: of a piece.
-        pays: whether a piece is work enough for a thread.
+        rows: rows per piece.
+        pays: whether a piece is enough work for a thread.
         splits: whether the network may run in several threads at once; else it gets all threads for each operation, on
             the way forward: on the way back, autograd knows only the threads of the caller.
     """

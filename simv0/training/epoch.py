@@ -103,7 +103,7 @@ def _next(batches: Iterator[Batch]) -> tuple[Batch | None, Exception | None]:
 
 
 def _counted(logits: dict[str, Tensor], batch: Batch) -> tuple[dict[str, Tensor], Batch]:
-    """Both as they are, or without rows where a row stood in for an empty share."""
+    """Both unchanged, or without rows if a row was only a stand-in for an empty share."""
     start, stop, _ = batch.get("share", (0, 1, 1))
     if start < stop:
         return logits, batch
@@ -137,7 +137,7 @@ def evaluate(
         model: left in the mode it was in.
         loader: batches as `samples.collate` makes them.
         device: where the model is.
-        on_batch: is given every batch and its logits.
+        on_batch: called with every batch and its logits.
     """
     training = model.training
     model.eval()
@@ -173,13 +173,13 @@ class LogitsKept:
 
 
 class Stopwatch:
-    """How long a loop took, and which share of it stood at the loader (a GPU may have worked meanwhile)."""
+    """How long a loop took, and the share of it spent waiting for the loader (a GPU may have worked meanwhile)."""
 
     def __init__(self) -> None:
         self.started, self.waited = time.perf_counter(), 0.0
 
     def over(self, loader: Iterable[Batch]) -> Iterable[Batch]:
-        """The loader's batches, the waiting for each one timed."""
+        """Yield the loader's batches, timing the wait for each."""
         iterator, end = iter(loader), object()
         while True:
             asked = time.perf_counter()

@@ -21,7 +21,7 @@ def epoch_bar(title: str, total: int, done: int = 0, shown: bool = True) -> Iter
         shown: whether this process speaks.
 
     Yields:
-        What is to be called after each batch.
+        A function to call after each batch.
     """
     if not (shown and sys.stderr.isatty()):
         yield _nothing

@@ -1,6 +1,6 @@
-"""What a command refuses at once, before torch is loaded: wrong paths, a run that is there, another config on resume.
+"""What a command refuses at once, before torch is loaded: wrong paths, an existing run, another config on resume.
 
-Nothing here is decided for good: what was right a moment ago is looked at again where it is used.
+Nothing here is final: everything is checked again where it is used.
 """
 
 from pathlib import Path, PurePath
@@ -39,7 +39,7 @@ PLACES = (
     "model.vision_pretrained",
     "model.vision_weights",
 )
-"""Keys that say where something lies: `restore` compares the digests of what lies there."""
+"""Keys that say where something is: `restore` compares the digests of what is there."""
 
 YOUNGER = ("evaluation.confidence", "evaluation.confirm", "evaluation.release")
 """Keys that an older run does not know, and that change no weight: it goes on, and its next best.pt keeps to them."""
@@ -122,7 +122,7 @@ def _without_places(value: Any) -> Any:
 
 
 def check_split_paths(config: Config) -> None:
-    """Refuse manifests that are not there; what another dataset class makes of its path is its own business.
+    """Refuse missing manifests; how another dataset class reads its path is its own business.
 
     Raises:
         DataError: naming the file.
@@ -138,7 +138,7 @@ def _features_there(config: Config, name: str) -> bool:
 
 
 def check_data(data: str | Path, reader: str | None, trained_with: str | None = None) -> None:
-    """Refuse a `--data` that is not there.
+    """Refuse a `--data` that does not exist.
 
     Args:
         data: what it says.

@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint, whether it fits, and putting everything back as it was."""
+"""Resuming a run: which checkpoint, whether it fits, and restoring everything from it."""
 
 import logging
 import math
@@ -92,10 +92,10 @@ def restore(
     digests: dict[str, str],
     steps: int,
 ) -> Position:
-    """Put everything back as it was when the checkpoint was written; `steps` has an epoch.
+    """Restore everything as it was when the checkpoint was written; an epoch has `steps` steps.
 
     Raises:
-        CheckpointError: the frozen networks, the data or the model are others.
+        CheckpointError: the frozen networks, the data or the model are not those of the run.
     """
     meta, state = checkpoint.meta, checkpoint.training
     assert state is not None

@@ -1,4 +1,4 @@
-"""output_dir: who owns it, what lies where, and the lines that grow in it.
+"""output_dir: who owns it, what is where, and the files that grow in it.
 
 config_resolved.yaml
 checkpoints/ best.pt last.pt last.prev.pt
@@ -90,10 +90,10 @@ class RunDir:
         return self.config.exists()
 
     def check_asked(self, *, overwrite: bool, resume: bool) -> None:
-        """Refuse a folder that holds a run, unless something was said about it.
+        """Refuse a folder that holds a run, unless told what to do with it.
 
         Raises:
-            TrainingError: with what can be said.
+            TrainingError: with the options.
         """
         if self.holds_a_run and not (overwrite or resume):
             raise TrainingError(
@@ -102,7 +102,7 @@ class RunDir:
             )
 
     def check_ours(self) -> None:
-        """Refuse a folder whose parts no run has made: `begin` would remove them.
+        """Refuse a folder with parts that no run has made, since `begin` would remove them.
 
         Raises:
             TrainingError: naming them.
@@ -159,7 +159,7 @@ class RunDir:
 
     @contextmanager
     def log_to_file(self) -> Iterator[None]:
-        """Let everything that is said in a `with` block also go to `logs/stdout.log`."""
+        """Copy everything that is logged in a `with` block to `logs/stdout.log`."""
         with told_plainly(self.log):
             handler = _Log(self.log, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(message)s"))
@@ -175,7 +175,7 @@ class RunDir:
 
 
 class _Log(logging.FileHandler):
-    """A copy of what is said: where it cannot be written, the run goes on without a word of that."""
+    """A copy of the log: if it cannot be written, the run silently continues."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -209,7 +209,8 @@ def cut_back(path: Path, epochs: int) -> None:
 
 
 def provenance() -> dict[str, Any]:
-    """Which code this is: git hashes (with "-dirty" where there are changes), and versions of what computes.
+    """Which code this is: git hashes (with "-dirty" where there are changes), and the versions of the packages that
+    compute.
 
     `git` is the repository of the current folder, where a user's dataset class and configs are; `simv0_git` is simv0's
     own where it runs from a checkout; either is None where there is none.

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request: training stops at a batch border, with a checkpoint."""
+"""Ctrl-C and SIGTERM as a request: training stops between two batches, with a checkpoint."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ class Stopped(TrainingError):
 
 
 class StopRequest:
-    """Set by a signal, looked at after each step. To be made before the processes meet: later torchrun may be gone.
+    """Set by a signal, checked after each step. Create it before the processes connect: later torchrun may be gone.
 
     Attributes:
         signal: the name of the last one.
@@ -30,7 +30,9 @@ class StopRequest:
 
     @property
     def asked(self) -> str | None:
-        """Who asked. A killed torchrun cannot, and its processes would train on without anyone's knowledge."""
+        """Who asked for the stop. A killed torchrun cannot ask, and its processes would train on without anyone's
+        knowledge.
+        """
         if self.signal is None and processes() > 1 and os.getppid() != self._parent:
             return "the end of torchrun"
         return self.signal

@@ -24,21 +24,20 @@ from simv0.vision.files import cannot_be_loaded, check_positions, warn_of_guesse
 from simv0.vision.tags import check_names, facts_of, recorded_facts
 
 IMAGES = 8
-"""That one thread takes through the tower by itself: few enough for its caches."""
+"""Images that one thread takes through the tower by itself: few enough for its caches."""
 PAYS = 1e9
-"""Operations of so many images from which that is faster than one thread alone."""
+"""Operations for that many images from which this is faster than one thread alone."""
 WIDE = 2e9
-"""Operations of one image from which two threads at each operation are worth their waiting for each other."""
+"""Operations for one image from which splitting each operation over two threads pays for their waiting."""
 
 
 @dataclass(frozen=True)
 class Resize:
     """Frames of any size to the encoder's, as open_clip's own PIL transform does it, on batched tensors.
 
-    `squash` bends the aspect ratio and keeps the whole view; `longest` keeps ratio and view and pads with `fill`;
-    `shortest` keeps the ratio and cuts the middle out. uint8 stays uint8 (rounded once per axis, as PIL does; the
-    greatest difference measured is 2 of 255, the mean 0.003), float stays float 0..1. Frames of
-    the right size pass unchanged.
+    `squash` distorts the aspect ratio and keeps the whole view; `longest` keeps ratio and view and pads with `fill`;
+    `shortest` keeps the ratio and crops the centre. uint8 stays uint8 (rounded once per axis, as PIL does; the greatest
+    difference measured is 2 of 255, the mean 0.003), float stays float 0..1. Frames of the right size pass unchanged.
     """
 
     size: tuple[int, int]
@@ -74,7 +73,7 @@ class Resize:
         return resized.clamp_(0, 1)  # bicubic overshoots
 
     def _center(self, frames: Tensor) -> Tensor:
-        """Crop the middle out, or pad around it, to `size`."""
+        """Centre-crop or pad to `size`."""
         for axis, target in ((-2, self.size[0]), (-1, self.size[1])):
             have = frames.shape[axis]
             if have < target:
@@ -93,7 +92,7 @@ class Encoder(nn.Module):
     Attributes:
         dv: feature width.
         resize: the geometric part of the preprocessing; runs on CPU tensors, so that loader workers can do it.
-        precision: "fp32" or "bf16", what `auto` came to.
+        precision: "fp32" or "bf16", what `auto` resolved to.
         identity: every fact that changes a feature: names, digest of the weights, precision, preprocessing.
         wide: whether a CPU's operations on one image are large enough for more than one thread.
     """
@@ -222,7 +221,7 @@ def load_encoder(
 
 
 def unseen_in_weights(visual: nn.Module) -> dict[str, Any]:
-    """What changes a tower's features and neither names nor shapes of its weights: heads, epsilons, pooling."""
+    """What changes a tower's features but neither the names nor the shapes of its weights: heads, epsilons, pooling."""
     layers = list(visual.modules())
     return {
         "heads": sorted({layer.num_heads for layer in layers if isinstance(getattr(layer, "num_heads", None), int)}),
@@ -249,7 +248,7 @@ def is_local(model: ModelConfig) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device | str = "cpu") -> str:
-    """What `auto` comes to: bf16 where the device has bf16 matrix units, else fp32."""
+    """What `auto` resolves to: bf16 where the device has bf16 matrix units, else fp32."""
     if precision != "auto":
         return precision
     return "bf16" if has_bf16_units(device) else "fp32"

@@ -68,7 +68,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_weights_file(file: Path, key: str) -> None:
-    """Refuse what is no file of weights.
+    """Refuse anything that is not a file of weights.
 
     Raises:
         ModelError: naming `key`, the config's.
@@ -110,7 +110,7 @@ def warn_of_guesses(model: ModelConfig) -> None:
 
 
 def check_positions(model: ModelConfig, tower: nn.Module) -> None:
-    """Tell weights of another image size, whose positions open_clip silently stretches to the tower's.
+    """Report weights of another image size, whose positions open_clip silently stretches to the tower's.
 
     Raises:
         ModelError: a file; of a folder, whose config may mean it, a warning.
@@ -165,7 +165,7 @@ def _cause(error: Exception) -> str:
 
 
 def _misfit(text: str) -> str:
-    """What torch says of weights that do not fit, counted."""
+    """The complaints of torch about weights that do not fit, counted."""
     parts = []
     for kind in ("Missing", "Unexpected"):
         listed = re.search(rf"{kind} key\(s\) in state_dict: (.*)", text)

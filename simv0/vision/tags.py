@@ -1,7 +1,7 @@
-"""What open_clip knows of a pretrained tag beside its weights: mean, std, interpolation and activation.
+"""What open_clip knows about a pretrained tag besides its weights: mean, std, interpolation and activation.
 
-A file of weights alone tells none of them, and features made with others are wrong without a word: they come from the
-tag, or from all tags of the architecture where these agree.
+A file of weights contains none of these, and features made with the wrong ones are silently wrong: so they come from
+the tag, or from all tags of the architecture if these agree.
 """
 
 import difflib
