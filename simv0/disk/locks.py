@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from simv0.errors import CacheError, ConfigError
+from simv0.errors import ConfigError, SimError
 
 _held: set[int] = set()
 
@@ -22,31 +22,6 @@ def check_platform() -> None:
         raise ConfigError("simv0 needs Linux or macOS (there is no fcntl here); on Windows, use WSL2") from None
 
 
-def flock(descriptor: int, *, shared: bool = False, wait: bool = True) -> None:
-    """Lock an open file.
-
-    Raises:
-        BlockingIOError: another process holds it, and `wait` is false.
-        OSError: the file system does not support locks.
-        ConfigError: neither does the operating system (Windows).
-    """
-    check_platform()
-    import fcntl
-
-    fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-
-
-def hold(descriptor: int) -> None:
-    """Remember a locked descriptor: a forked child closes it, since a loader's worker may outlive a killed parent."""
-    _held.add(descriptor)
-
-
-def let_go(descriptor: int) -> None:
-    """Close the descriptor, which releases the lock."""
-    _held.discard(descriptor)
-    os.close(descriptor)
-
-
 def _forget() -> None:
     for descriptor in _held:
         os.close(descriptor)
@@ -55,6 +30,10 @@ def _forget() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_forget)
+
+
+class NoLocksError(SimError):
+    """The file system does not support locks."""
 
 
 class FileLock:
@@ -68,27 +47,33 @@ class FileLock:
         """Take the lock; False if it is held elsewhere and `wait` is false.
 
         Raises:
-            CacheError: the file system does not support locks, or the folder is not writable.
+            NoLocksError: the file system does not support locks.
+            SimError: the folder is missing or not writable.
+            ConfigError: the operating system has no locks (Windows).
         """
+        check_platform()
+        import fcntl
+
+        how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
         while True:
             try:
                 descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
             except OSError as error:
-                raise CacheError(f"{self.path}: cannot be created: {error.strerror}") from None
+                raise SimError(f"{self.path}: cannot be created: {error.strerror}") from None
             try:
-                flock(descriptor, shared=shared, wait=wait)
+                fcntl.flock(descriptor, how)
                 if self._still_named(descriptor):
                     self._descriptor = descriptor
-                    hold(descriptor)
+                    _held.add(descriptor)  # a loader's worker may outlive a killed parent: forked, it closes it
                     return True
             except BlockingIOError:
                 os.close(descriptor)
                 return False
             except OSError as error:
                 os.close(descriptor)
-                raise CacheError(
+                raise NoLocksError(
                     f"{self.path}: cannot be locked: {error.strerror}; choose a cache.dir on a file system with flock"
-                ) from None
+                ) from error
             os.close(descriptor)  # the last holder removed the file meanwhile: lock the new one
 
     def release(self, *, remove: bool = False) -> None:
@@ -97,7 +82,8 @@ class FileLock:
             return
         if remove:
             self.path.unlink(missing_ok=True)
-        let_go(self._descriptor)
+        _held.discard(self._descriptor)
+        os.close(self._descriptor)
         self._descriptor = None
 
     @contextmanager

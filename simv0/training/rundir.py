@@ -24,7 +24,7 @@ from typing import Any
 from simv0.config.load import dump_config
 from simv0.config.schema import Config
 from simv0.disk.files import sync_folder, told_plainly, write_atomically
-from simv0.disk.locks import flock, hold, let_go
+from simv0.disk.locks import FileLock, NoLocksError
 from simv0.errors import TrainingError
 from simv0.labels import HEADS
 
@@ -53,7 +53,7 @@ class RunDir:
         self.tensorboard = self.root / "logs" / "tensorboard"
         self.evaluation = self.root / "evaluation"
         self.export = self.root / "export"
-        self._lock: int | None = None
+        self._lock = FileLock(self.root / ".lock")
 
     def claim(self) -> None:
         """Own the folder until this process ends.
@@ -63,26 +63,19 @@ class RunDir:
         """
         with told_plainly(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            flock(descriptor, wait=False)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise TrainingError(
-                f"{self.root}: another simv0 process is running here; wait for it, or choose another output.output_dir"
-            ) from None
-        except OSError as error:
-            log.warning(
-                f"{self.root}: this file system has no locks ({error.strerror}): do not start a second run here"
-            )
-        self._lock = descriptor
-        hold(descriptor)
+            if not self._lock.acquire(wait=False):
+                raise TrainingError(
+                    f"{self.root}: another simv0 process is running here; wait for it, or choose another "
+                    "output.output_dir"
+                )
+        except NoLocksError as error:
+            reason = getattr(error.__cause__, "strerror", error)
+            log.warning(f"{self.root}: this file system has no locks ({reason}): do not start a second run here")
 
     def release(self) -> None:
         """Let another process have the folder."""
-        if self._lock is not None:
-            let_go(self._lock)
-            self._lock = None
+        self._lock.release()
 
     @property
     def holds_a_run(self) -> bool:
@@ -153,7 +146,7 @@ class RunDir:
 
     def write_export(self) -> None:
         """`export/`: a short script that predicts with `../checkpoints/best.pt`, and the label names."""
-        script = Path(__file__).with_name("sim_v0_infer.py")
+        script = Path(__file__).parents[1] / "export" / "sim_v0_infer.py"
         write_atomically(self.export / script.name, script.read_bytes())
         write_atomically(self.export / "labels.json", (json.dumps(HEADS, indent=2) + "\n").encode())
 

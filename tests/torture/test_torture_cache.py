@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ranks import running_child
 
-from simv0.errors import CacheError
+from simv0.errors import SimError
 
 
 def test_the_cache_survives_a_little_torture() -> None:
@@ -65,5 +65,5 @@ def test_a_worker_that_outlives_its_parent_keeps_no_lock(tmp_path: Path) -> None
 def test_a_folder_without_permission_is_told(tmp_path: Path) -> None:
     from simv0.disk.locks import FileLock
 
-    with pytest.raises(CacheError, match=r"nowhere/lock: cannot be created: No such file or directory"):
+    with pytest.raises(SimError, match=r"nowhere/lock: cannot be created: No such file or directory"):
         FileLock(tmp_path / "nowhere" / "lock").acquire()

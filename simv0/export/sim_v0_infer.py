@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from simv0.data.manifest import load_image
+from simv0.data.images import load_image
 from simv0.errors import SimError
 from simv0.predict import Predictor
 from simv0.stream import Stream
