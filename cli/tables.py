@@ -55,12 +55,33 @@ def metrics_table(found: "Evaluated", title: str) -> None:
     for key, meaning in ROWS.items():
         table.add_row(key, _shown(metrics[key]), meaning)
     Console().print(table)
+    _events(found)
     if isinstance(baselines, str):
         Console().print(f"no comparison with simple models: {baselines}", style="dim")
     if found.compared:
         _compare(found.compared)
     for line in [*(found.comparison.sentences if found.comparison else []), *found.cautions]:
         Console(soft_wrap=True).print(line, style="bold", markup=False, highlight=False)
+
+
+def _events(found: "Evaluated") -> None:
+    """The event table, or why there is none; the worst recording."""
+    from simv0.evaluation.by_recording import worst_line
+    from simv0.evaluation.events import MEANINGS, RANKED
+
+    if isinstance(found.events, str):
+        Console(soft_wrap=True).print(found.events, style="dim", markup=False, highlight=False)
+    else:
+        table = Table(title=str(found.events), title_justify="left", header_style="bold")
+        for column in ("events and alarms", "value", "95 % interval"):
+            table.add_column(column, justify="left" if column.startswith("events") else "right")
+        for name, figure in found.events.figures.items():
+            table.add_row(MEANINGS[name], "-" if figure is None else str(figure), figure.interval if figure else "")
+        for name, value in found.events.replayed.ranking.items():
+            table.add_row(RANKED[name], _shown(value), "")
+        Console().print(table)
+    if (line := worst_line(found.recordings)) is not None:
+        Console(soft_wrap=True).print(line, markup=False, highlight=False)
 
 
 def _compare(compared: Mapping[str, Metrics]) -> None:

@@ -7,6 +7,7 @@ recording, each in order of time.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -32,15 +33,20 @@ class Timeline:
     hop: Float[np.ndarray, " R"]
     """Usual seconds from one window to the next (median); of all recordings together where one has a single window."""
 
-    @property
+    @cached_property
+    def same(self) -> Bool[np.ndarray, " N"]:
+        """Whether a window is of the same recording as the one before."""
+        same: np.ndarray = np.diff(self.recording, prepend=-1) == 0
+        return same
+
+    @cached_property
     def follows(self) -> Bool[np.ndarray, " N"]:
         """Whether a window follows on the one before: the same recording, and no gap between them."""
         since = np.diff(self.t, prepend=-math.inf)
-        same = np.diff(self.recording, prepend=-1) == 0
-        follows: np.ndarray = same & (since <= GAP * self.hop[self.recording])
+        follows: np.ndarray = self.same & (since <= GAP * self.hop[self.recording])
         return follows
 
-    @property
+    @cached_property
     def seconds(self) -> Float[np.ndarray, " N"]:
         """How long each window is the newest: until the next one, or for a usual hop where none follows on it."""
         until = np.diff(self.t, append=math.inf)
@@ -101,12 +107,12 @@ def replay(
     return levels
 
 
-def runs(line: Timeline, among: Bool[np.ndarray, " N"]) -> Int[np.ndarray, "E 2"]:
+def runs(line: Timeline, among: Bool[np.ndarray, " N"], over_gaps: bool = False) -> Int[np.ndarray, "E 2"]:
     """The runs of windows that follow on each other and are all `among`: first place, and the place after the last.
 
-    Of the "high" windows they are the events, of the raised ones the alarms.
+    Of the "high" windows they are the events; of the raised ones, `over_gaps` of a recording, the alarms.
     """
-    goes_on = line.follows & among & np.append(False, among[:-1])
+    goes_on = (line.same if over_gaps else line.follows) & among & np.append(False, among[:-1])
     firsts = np.flatnonzero(among & ~goes_on)
     lasts = np.flatnonzero(among & ~np.append(goes_on[1:], False))
     return np.stack([firsts, lasts + 1], 1)

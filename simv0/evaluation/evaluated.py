@@ -13,7 +13,10 @@ from torch import Tensor
 from simv0.alarm.calibration import softmax
 from simv0.alarm.rates import Rate, rate_of, recordings
 from simv0.alarm.threshold import Alarm
+from simv0.config.schema import EvaluationConfig
 from simv0.data.labels import Labels
+from simv0.evaluation.by_recording import by_recording
+from simv0.evaluation.events import EventTable, Replayed, replay_split
 from simv0.evaluation.worth import Comparison
 from simv0.labels import HEADS, HIGH
 from simv0.model.metrics import Metrics, from_confusions
@@ -55,6 +58,8 @@ class Evaluated:
     """What best.pt follows."""
     raw_telemetry: bool = True
     """Whether the telemetry is in SI units; else the dataset has normalised it."""
+    frame_spacing: float | None = None
+    """Seconds between the frames of a training window, where known."""
 
     @property
     def compared(self) -> dict[str, Metrics]:
@@ -80,6 +85,46 @@ class Evaluated:
         return recordings(self.labels.group, self.is_high)
 
     @cached_property
+    def p_high(self) -> Float[np.ndarray, " N"]:
+        """P(high), calibrated where the checkpoint has an alarm."""
+        return softmax(self.logits["risk"], self.alarm.temperatures["risk"] if self.alarm else 1.0)[:, HIGH]
+
+    @property
+    def threshold(self) -> float | None:
+        """The one in force."""
+        return None if self.alarm is None else self.alarm.threshold
+
+    @cached_property
+    def raised(self) -> Bool[np.ndarray, " N"]:
+        """Which windows raise the alarm by themselves; without a threshold, which are called high."""
+        if self.threshold is not None:
+            return self.p_high >= self.threshold
+        called: np.ndarray = self.logits["risk"].argmax(1) == HIGH
+        return called
+
+    @cached_property
+    def replayed(self) -> Replayed | str:
+        """The recordings as a robot would have seen them, or why they cannot be replayed."""
+        usual = self.alarm or EvaluationConfig()
+        return replay_split(self.labels, self.p_high, usual.confirm, usual.release, self.frame_spacing)
+
+    @cached_property
+    def events(self) -> EventTable | str:
+        """What the alarm in force does on them, or why that is not known."""
+        if isinstance(self.replayed, str):
+            return f"no event table: {self.replayed}"
+        if self.threshold is None:
+            reason = "only best.pt has an alarm" if self.alarm is None else self.alarm.reason
+            return f"no event table: there is no threshold: {reason}"
+        return EventTable(self.replayed, self.threshold)
+
+    @cached_property
+    def recordings(self) -> list[dict[str, Any]]:
+        """The rates of each recording, the worst first; none without `group`."""
+        events = None if isinstance(self.events, str) else self.events
+        return by_recording(self.labels.group, self.is_high, self.raised, events)
+
+    @cached_property
     def spread(self) -> dict[str, tuple[float, float]]:
         """95 % intervals, by metric."""
         rates = {key: (rate.low, rate.high) for key, rate in self._rates()}
@@ -99,13 +144,11 @@ class Evaluated:
         called = self.logits["risk"].argmax(1) == HIGH
         if self.is_high.any():
             yield "risk_high_recall", rate_of(called, self.is_high, self.unit)
-        if self.alarm is not None and self.alarm.threshold is not None:
-            p_high = softmax(self.logits["risk"], self.alarm.temperatures["risk"])[:, HIGH]
-            raised = p_high >= self.alarm.threshold
+        if self.threshold is not None:
             if self.is_high.any():
-                yield "alarm_recall", rate_of(raised, self.is_high, self.unit)
+                yield "alarm_recall", rate_of(self.raised, self.is_high, self.unit)
             if not self.is_high.all():
-                yield "alarm_false_alarm_rate", rate_of(raised, ~self.is_high, self.unit)
+                yield "alarm_false_alarm_rate", rate_of(self.raised, ~self.is_high, self.unit)
 
 
 def _classes(evaluated: Evaluated, head: str) -> Iterator[tuple[str, dict[str, float | None]]]:

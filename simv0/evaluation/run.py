@@ -19,6 +19,7 @@ from simv0.data.user_class import load_dataset
 from simv0.disk.files import told_plainly, write_atomically
 from simv0.errors import CheckpointError, ConfigError, DataError
 from simv0.evaluation.baselines import ranked
+from simv0.evaluation.by_recording import worst
 from simv0.evaluation.evaluated import Evaluated
 from simv0.evaluation.folder import evaluation_folder
 from simv0.evaluation.origins import leakage_of, origin_facts
@@ -144,6 +145,7 @@ def _evaluate(
         notes=[*notes, *others.notes],
         best_metric=config.training.best_metric,
         raw_telemetry=config.data.telemetry_norm == "train",
+        frame_spacing=checkpoint.meta.frame_spacing,
     )
     if rank() == 0:
         _write(evaluated, rows, folder, origin)
@@ -160,6 +162,9 @@ def _write(evaluated: Evaluated, rows: list[dict[str, Any]], folder: Path, origi
         "llm_control": evaluated.control,
         "comparison": evaluated.comparison and evaluated.comparison.plain(),
         "alarm_chosen_on_val": alarm,
+        "events": evaluated.events if isinstance(evaluated.events, str) else evaluated.events.plain(),
+        "worst_recording": worst(evaluated.recordings),
+        "recordings": evaluated.recordings,
         "classes": evaluated.classes,
         "cautions": evaluated.cautions,
         "facts": evaluated.facts,
