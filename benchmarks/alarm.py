@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from simv0.alarm.calibration import fit_temperature, softmax
-from simv0.alarm.threshold import promise_of, promised_threshold
+from simv0.alarm.hazards import choose_threshold, hazards_of
 from simv0.config.schema import EvaluationConfig
 from simv0.labels import HIGH
 
@@ -44,6 +44,20 @@ def hopeless(share: float) -> Draw:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """The windows of some recordings."""
+
+    logits: np.ndarray
+    risk: np.ndarray
+    groups: list[str] | None
+    t: np.ndarray | None
+
+    def p_high(self, temperature: float) -> np.ndarray:
+        """Of each window."""
+        return softmax(self.logits, temperature)[:, HIGH]
+
+
+@dataclass(frozen=True)
 class Source:
     """Where recordings come from: 15 % of their windows are "high", and score 2 higher."""
 
@@ -55,17 +69,34 @@ class Source:
     spread: float = 0.0
     """Of the logarithm of the recordings' lengths."""
     grouped: bool = True
+    events: bool = False
+    """Whether the "high" windows come in runs of five on average, and the alarm is confirmed over windows."""
 
     def draw(self, rng: np.random.Generator, recordings: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Logits of risk, labels of risk, and the recording of each window."""
         lengths = np.maximum(1, self.windows * np.exp(self.spread * rng.normal(size=recordings))).astype(int)
         recording = np.repeat(np.arange(recordings), lengths)
         n = len(recording)
-        risk = np.where(rng.random(n) < 0.15, HIGH, rng.integers(0, HIGH, n))
+        risk = np.where(self._is_high(rng, recording), HIGH, rng.integers(0, HIGH, n))
         logits = 0.3 * rng.normal(size=(n, 4))
         logits[:, HIGH] += 2.0 * (risk == HIGH) - 1 + self.effect(rng, recordings)[recording]
         logits[:, HIGH] += self.noise * rng.normal(size=n)
         return logits, risk, recording
+
+    def _is_high(self, rng: np.random.Generator, recording: np.ndarray) -> np.ndarray:
+        n = len(recording)
+        if not self.events:
+            return rng.random(n) < 0.15
+        steps, high, begins = rng.random(n), np.zeros(n, bool), np.diff(recording, prepend=-1) > 0
+        for i in range(1, n):  # no recording begins within an event
+            high[i] = not begins[i] and not begins[i - 1] and steps[i] < (0.8 if high[i - 1] else 0.035)
+        return high
+
+    def sample(self, rng: np.random.Generator, recordings: int) -> Sample:
+        """Some recordings, on the clock of a robot that judges two windows a second."""
+        logits, risk, recording = self.draw(rng, recordings)
+        groups = [f"{number:06d}" for number in recording] if self.grouped else None
+        return Sample(logits, risk, groups, 0.5 * np.arange(len(risk)) if self.events else None)
 
 
 SETTINGS = {
@@ -79,31 +110,43 @@ SETTINGS = {
     "150 x 50, alike, of unequal length": Source(150, 50, alike(0.3), 0.84, spread=0.7),
     "150 x 50, strongly different": Source(150, 50, alike(1.5), 0.5),
     "150 x 50, 3 % of them hopeless": Source(150, 50, hopeless(0.03), 0.84),
+    "20 x 50, alike: events": Source(20, 50, alike(0.3), 0.84, events=True),
+    "150 x 50, alike: events": Source(150, 50, alike(0.3), 0.84, events=True),
+    "150 x 50, 3 % of them hopeless: events": Source(150, 50, hopeless(0.03), 0.84, events=True),
     "8 x 50, alike, but without group": Source(8, 50, alike(0.3), 0.84, grouped=False),
 }
 VOID = "8 x 50, alike, but without group"
 """Where the windows are taken as independent and are not: the promise is void, as train warns."""
 
 
+Levels = tuple[np.ndarray, np.ndarray]
+
+
+def levels_of(sample: Sample, temperature: float, wanted: EvaluationConfig) -> Levels:
+    """The highest thresholds at which each hazard is found, and at which each window that is not high is in alarm."""
+    is_high = sample.risk == HIGH
+    found, levels = hazards_of(is_high, sample.groups, sample.t).levels(sample.p_high(temperature), wanted, None)
+    return found, levels[~is_high]  # a timeline leaves their order as it is
+
+
 def simulate(setting: str, draws: int, confidence: float, population: int = POPULATION) -> dict[str, Any]:
     """One row."""
     source, wanted, rng = SETTINGS[setting], EvaluationConfig(confidence=confidence), np.random.default_rng(0)
-    logits, risk, _ = source.draw(rng, population * (100 if source.windows == 1 else 1))
-    high = risk == HIGH
-    found: list[tuple[float, ...]] = []
+    whole = source.sample(rng, population * (100 if source.windows == 1 else 1))
+    truth: dict[float, Levels] = {}
+    rows: list[tuple[float, ...]] = []
     for _ in range(draws):
-        own_logits, own_risk, recording = source.draw(rng, source.recordings)
-        groups = [str(number) for number in recording] if source.grouped else None
-        temperature = fit_temperature(own_logits, own_risk)
-        p, own_p = (softmax(values, temperature)[:, HIGH] for values in (logits, own_logits))
-        promise = promise_of(own_risk == HIGH, groups, wanted)
-        ours = promised_threshold(own_p, own_risk == HIGH, groups, promise)
-        naive, oracle = (np.quantile(of, 1 - wanted.target_recall) for of in (own_p[own_risk == HIGH], p[high]))
-        recall, naive_recall = ((p[high] >= threshold).mean() for threshold in (ours, naive))
-        alarms = ((p[~high] >= threshold).mean() for threshold in (ours, naive, oracle))
-        kept = recall >= promise.recall, naive_recall >= wanted.target_recall
-        found.append((promise.recall, recall, *kept, *alarms))
-    promised, recall, kept, naive_kept, ours, naive, oracle = (round(float(x), 3) for x in np.mean(found, axis=0))
+        own = source.sample(rng, source.recordings)
+        temperature = 1.0 if source.events else fit_temperature(own.logits, own.risk)  # to replay the truth only once
+        if temperature not in truth:
+            truth = {temperature: levels_of(whole, temperature, wanted)}
+        ours, promise, _, _ = choose_threshold(own.p_high(temperature), own.risk == HIGH, own.groups, own.t, wanted)
+        (found, _), (all_found, calm) = levels_of(own, temperature, wanted), truth[temperature]
+        naive, oracle = (np.quantile(each, 1 - wanted.target_recall, method="lower") for each in (found, all_found))
+        recall, naive_recall = ((all_found >= threshold).mean() for threshold in (ours, naive))
+        alarms = ((calm >= threshold).mean() for threshold in (ours, naive, oracle))
+        rows.append((promise.recall, recall, recall >= promise.recall, naive_recall >= wanted.target_recall, *alarms))
+    promised, recall, kept, naive_kept, ours, naive, oracle = (round(float(x), 3) for x in np.mean(rows, axis=0))
     return {
         "setting": setting,
         "confidence": confidence,

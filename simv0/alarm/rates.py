@@ -4,28 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int
-from pydantic import BaseModel, ConfigDict
+
+from simv0.alarm.stored import Rate
 
 LEAST_RECORDINGS = 3
 """Fewer recordings with (or without) "high" have no spread to resample."""
 RESAMPLES = 1000
-
-
-class Stored(BaseModel):
-    """What all parts share: they travel in a checkpoint, and are checked when it is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Rate(Stored):
-    """A rate with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 def rate_of(raised: Bool[np.ndarray, " N"], among: Bool[np.ndarray, " N"], unit: Int[np.ndarray, " N"] | None) -> Rate:

@@ -73,7 +73,7 @@ def _of_labels(config: Config, name: str, labels: Labels) -> Iterator[str]:
             say = "it cannot be learned" if name == "train" else "its accuracy cannot be measured"
             yield f"{name}: no window has {head} {' or '.join(absent)}: {say}"
     if name == "val":
-        yield from shortcomings(labels.ids["risk"] == HIGH, labels.group, config.evaluation, name)
+        yield from shortcomings(labels.ids["risk"] == HIGH, labels.group, labels.t, config.evaluation, name)
 
 
 def _of_telemetry(name: str, telemetry: Float[np.ndarray, "N 8"]) -> Iterator[str]:

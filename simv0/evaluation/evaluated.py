@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from simv0.alarm.calibration import softmax
-from simv0.alarm.rates import Rate, rate_of, recordings
-from simv0.alarm.threshold import Alarm
+from simv0.alarm.rates import rate_of, recordings
+from simv0.alarm.stored import Alarm, Rate
 from simv0.config.schema import EvaluationConfig
 from simv0.data.labels import Labels
 from simv0.evaluation.by_recording import by_recording

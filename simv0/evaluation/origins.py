@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from simv0.alarm.threshold import Alarm
+from simv0.alarm.stored import Alarm
 from simv0.config.schema import Config
 from simv0.data.labels import Labels, find_leakage, leak, read_labels, same_telemetry
 from simv0.data.user_class import load_dataset

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from simv0.alarm.calibration import BINS
-from simv0.alarm.threshold import OperatingPoint
+from simv0.alarm.stored import OperatingPoint
 from simv0.errors import ConfigError
 from simv0.labels import HEADS, TELEMETRY, UNITS
 

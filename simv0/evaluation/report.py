@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from simv0.alarm.calibration import softmax
-from simv0.alarm.threshold import Alarm, choose_alarm
+from simv0.alarm.stored import Alarm
+from simv0.alarm.threshold import choose_alarm
 from simv0.config.schema import EvaluationConfig
 from simv0.disk.files import write_atomically
 from simv0.errors import ConfigError, SimError
@@ -78,9 +79,8 @@ def render(evaluated: Evaluated) -> str:
         files("simv0.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
     )
     # Without a stored alarm (last.pt) the probabilities are shown as they come.
-    alarm = evaluated.alarm or choose_alarm(
-        evaluated.logits, evaluated.labels.ids, evaluated.labels.group, EvaluationConfig()
-    )
+    labels = evaluated.labels
+    alarm = evaluated.alarm or choose_alarm(evaluated.logits, labels.ids, labels.group, EvaluationConfig(), t=labels.t)
     return page.render(
         title=f"{evaluated.about['checkpoint']} on {evaluated.split}",
         number=_number,

@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor
 
-from simv0.alarm.threshold import Alarm
+from simv0.alarm.stored import Alarm
 from simv0.disk.files import check_checkpoint, keep_previous, write_atomically
 from simv0.errors import CheckpointError, shown
 from simv0.labels import HEADS

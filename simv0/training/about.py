@@ -59,7 +59,8 @@ def introduce(
     if not (val.labels.ids["risk"] == HIGH).any():
         log.warning('val has no window of risk "high": best.pt follows macro_f1, and the alarm cannot be evaluated')
     last = splits.get("calibration", val)
-    for line in shortcomings(last.labels.ids["risk"] == HIGH, last.labels.group, config.evaluation, last.name):
+    is_high, group, t = last.labels.ids["risk"] == HIGH, last.labels.group, last.labels.t
+    for line in shortcomings(is_high, group, t, config.evaluation, last.name):
         log.warning(line)
     for pair in itertools.combinations(splits.values(), 2):
         one, other = (getattr(split.dataset, "dataset", None) for split in pair)

@@ -283,8 +283,9 @@ class Epochs:
 
     def _write_best(self, metrics: Metrics, logits: dict[str, np.ndarray]) -> None:
         split: Literal["val", "calibration"] = "calibration" if "calibration" in self.splits else "val"
-        labels = self.splits[split].labels
-        alarm = choose_alarm(logits, labels.ids, labels.group, self.config.evaluation, split)
+        chosen_on = self.splits[split]
+        labels, spacing = chosen_on.labels, chosen_on.frame_spacing
+        alarm = choose_alarm(logits, labels.ids, labels.group, self.config.evaluation, split, labels.t, spacing)
         about = Meta(**self.about, epoch=self.position.epoch, metrics=metrics, alarm=alarm)
         save_checkpoint(self.run.best, Checkpoint(meta=about, state=self.model.trainable_state()))
 
