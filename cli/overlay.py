@@ -61,7 +61,7 @@ class Wanted:
             raise ConfigError("\n".join(missing))
 
     def _fps(self) -> None:
-        check_number("--fps", self.fps, "frames a second", 1000)
+        check_number("--fps", self.fps, "frames per second", 1000)
         if self.fps is not None and self.frames.is_file():
             raise ConfigError(f"--fps: only applies to a folder of images; {self.frames} has its own times")
 

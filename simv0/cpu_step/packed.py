@@ -174,7 +174,7 @@ def pack_tower(tower: nn.Module, image: Float[Tensor, "1 3 H W"]) -> bool:
             raise ValueError("not every layer can be packed")
         error = (_features(tower, image) - expected).norm() / expected.norm()
         if not error <= TOLERANCE:
-            raise ValueError(f"packed it differs by {error:.1e}")
+            raise ValueError(f"when packed it differs by {error:.1e}")
     except Exception as fault:  # a tower may use its layers in any way
         log.debug("the vision encoder stays unpacked: %s", " ".join(str(fault).split())[:200])
         for name, module in plain.items():

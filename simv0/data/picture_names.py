@@ -24,7 +24,7 @@ def in_time_order(paths: list[Path]) -> tuple[list[Path], list[float] | None]:
     ordered = sorted(zip(times, paths, strict=True))
     for (t, before), (same, after) in pairwise(ordered):
         if t == same:
-            raise DataError(f"{after}: is of the same time as {before.name}; keep one of them")
+            raise DataError(f"{after}: has the same time as {before.name}; keep one of them")
     return [path for _, path in ordered], [t for t, _ in ordered]
 
 

@@ -74,14 +74,14 @@ def open_recording(frames: Path, telemetry: Path | None, fps: float | None = Non
             `{"image": path, "t": seconds, "telemetry": [8 numbers]}`.
         telemetry: CSV with the columns t, ax, ay, az, gx, gy, gz, v, w, or JSONL of `{"t": ..., "telemetry": [...]}`;
             each frame takes the reading nearest in time. A JSONL of frames carries its own.
-        fps: frames a second of a folder; not needed where the telemetry has one row a frame.
+        fps: frames per second of a folder; not needed if the telemetry has one row a frame.
 
     Raises:
         ConfigError: telemetry or fps is missing, or fps is no rate.
         DataError: what cannot be read.
     """
     if fps is not None and not 0 < fps < math.inf:
-        raise ConfigError(f"fps: expected frames a second > 0, found {fps}")
+        raise ConfigError(f"fps: expected frames per second > 0, found {fps}")
     if frames.suffix == ".jsonl":
         rows = [(seconds_in(row, f"{frames}:{i}"), row) for i, row in enumerate(read_jsonl(frames), 1)]
         images = [(t, frames.parent / _image(row, f"{frames}:{i}")) for i, (t, row) in enumerate(rows, 1)]
@@ -130,8 +130,8 @@ class _Watched:
         expected = max(self.length or 0, round((self.seconds or 0) / self.interval))
         if count < MOST_OF * expected:
             log.warning(
-                f"{self.path}: {count} frames could be read, from {first:.3f} s to {last:.3f} s, but the file tells of "
-                f"about {expected}: it is cut or damaged"
+                f"{self.path}: {count} frames could be read, from {first:.3f} s to {last:.3f} s, but its header "
+                f"announces about {expected}: it is truncated or damaged"
             )
         if first > LATE * self.interval:
             log.warning(f"{self.path}: no frame before {first:.3f} s: the first ones are missing")
@@ -174,13 +174,13 @@ def _times_of_rows(
         for i, (name, row) in enumerate(zip(named, times, strict=True)):
             if abs(name + start - row) > (FARTHEST if absolute else min(FARTHEST, 1.5 * usual)):
                 raise DataError(
-                    f"{frames}: picture {i + 1} is of {name:.15g} s by its name, but row {i + 1} of {telemetry} is of "
-                    f"{row:.15g} s; give telemetry of the same clock, or --fps to leave the names out of account"
+                    f"{frames}: picture {i + 1} is from {name:.15g} s by its name, but row {i + 1} of {telemetry} is "
+                    f"from {row:.15g} s; give telemetry from the same clock, or --fps to ignore the names"
                 )
         if abs(start) > FARTHEST and max(named[0], times[0]) < ABSOLUTE:
             log.warning(
                 f"{telemetry}: its times are {abs(start):.3g} s {'after' if start > 0 else 'before'} those in the "
-                f"names of {frames}; they are taken for two clocks, and row by row for the same moments"
+                f"names of {frames}; they are taken for two clocks, and paired row by row"
             )
     return times
 

@@ -82,7 +82,7 @@ def unit_of_clock(t: float, now: float) -> str:
     if now > 0 and (unit := _unit(t / now, 0.99)):
         return unit
     if 1 / 2 <= t / TODAY <= 2:
-        return "; t looks like seconds since 1970, which are of clock=time.time"
+        return "; t looks like seconds since 1970, which need clock=time.time"
     return _unit(t / TODAY, 1 / 2)
 
 

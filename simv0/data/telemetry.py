@@ -59,7 +59,7 @@ def _check_times(path: Path, lines: list[int], times: list[float]) -> None:
                 f"{path}:{lines[i + 1]}: t: {times[i + 1]:.15g} comes before {times[i]:.15g}; sort the rows by t"
             )
     if times[0] == times[-1]:
-        raise DataError(f"{path}: t: all {len(times)} readings are of {times[0]:.15g} s; give each its own time")
+        raise DataError(f"{path}: t: all {len(times)} readings have the time {times[0]:.15g} s; give each its own time")
     _refuse_unit(path, statistics.median(gaps), SLOWEST)
     if same := [i for i, gap in enumerate(gaps) if gap == 0]:
         log.warning(

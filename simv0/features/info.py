@@ -81,7 +81,7 @@ class InfoReader:
             if identity.get(key) != found:
                 self.refuse(f"vis_feats: {key} is {found}, its identity says {identity.get(key)}")
         if (feats.id.get_offset(), feats.id.get_storage_size()) != (offset, nbytes):
-            self.refuse("vis_feats does not lie where the seal says")
+            self.refuse("vis_feats is not where the seal says")
         block_windows, first = self.attribute("block_windows", int), self.attribute("first_window", int)
         digests = self.array("block_sha256", "u1", (-(-windows // max(block_windows, 1)), 32))
         if block_windows < 1 or first < 0:
@@ -160,9 +160,9 @@ class InfoReader:
             self.refuse(f"{name}: is a link to elsewhere")
         dataset = self.h5[name]
         if not isinstance(dataset, h5py.Dataset):
-            self.refuse(f"{name}: is no dataset")
+            self.refuse(f"{name}: is not a dataset")
         if dataset.is_virtual or dataset.external:
-            self.refuse(f"{name}: its data lie in another file")
+            self.refuse(f"{name}: its data are in another file")
         plist = dataset.id.get_create_plist()
         if plist.get_layout() != h5py.h5d.CONTIGUOUS or plist.get_nfilters():
             self.refuse(f"{name}: expected contiguous, unfiltered storage")

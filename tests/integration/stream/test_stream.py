@@ -115,7 +115,7 @@ def test_clocks_that_differ_are_told_and_never_known(predictor: Predictor) -> No
         (1e6 + 5, "t looks like milliseconds"),
         (1e12, "t looks like nanoseconds"),
         (1.7e12, "t looks like milliseconds"),  # since 1970
-        (1.7e9, "t looks like seconds since 1970, which are of clock=time.time"),
+        (1.7e9, "t looks like seconds since 1970, which need clock=time.time"),
     ):
         state = stream.push(image(), GOOD, t)
         assert (state.outcome, state.risk) == ("bad", "unknown")

@@ -54,10 +54,10 @@ def test_a_video_cut_in_half_is_told(tmp_path: Path, caplog: pytest.LogCaptureFi
     count, told = read(path, caplog)
     assert 0 < count < 40
     assert (
-        f"{path}: {count} frames could be read, from 0.000 s to {(count - 1) / FPS:.3f} s, but the file tells of "
+        f"{path}: {count} frames could be read, from 0.000 s to {(count - 1) / FPS:.3f} s, but its header announces "
         in (told[0])
     )
-    assert told[0].endswith("about 60: it is cut or damaged")
+    assert told[0].endswith("about 60: it is truncated or damaged")
 
 
 def test_missing_frames_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -44,7 +44,7 @@ def test_what_was_not_measured_is_nan(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (HEAD + ROW.format(t=0.5) * 3, "t.csv: t: all 3 readings are of 0.5 s; give each its own time"),
+        (HEAD + ROW.format(t=0.5) * 3, "t.csv: t: all 3 readings have the time 0.5 s; give each its own time"),
         (
             HEAD + ROW.format(t="0.0") + "0,200,0,5,0,1,9,81,0,01,0,02,0,03,1,25,0,03\n",
             "t.csv:3: expected 9 fields, as in the header, found 18; write decimal points, not commas",
@@ -155,12 +155,12 @@ def test_names_that_tell_other_times_than_the_rows_are_refused(tmp_path: Path) -
     with pytest.raises(DataError) as error:
         open_recording(cam, table(tmp_path, [now + 37 + t for t in (0, 0.2, 0.4)]))
     assert str(error.value) == (
-        f"{cam}: picture 1 is of 1700000000 s by its name, but row 1 of {tmp_path}/t.csv is of 1700000037 s; give "
-        "telemetry of the same clock, or --fps to leave the names out of account"
+        f"{cam}: picture 1 is from 1700000000 s by its name, but row 1 of {tmp_path}/t.csv is from 1700000037 s; give "
+        "telemetry from the same clock, or --fps to ignore the names"
     )
     moments = list(open_recording(cam, table(tmp_path, [5.0, 5.2, 5.4])))  # since the start: no two clocks to compare
     assert [(moment.t, moment.telemetry[0]) for moment in moments] == [(5.0, 0.0), (5.2, 1.0), (5.4, 2.0)]
-    with pytest.raises(DataError, match="picture 3 is of 1700000000.4 s by its name, but row 3 of .* is of 7.4 s"):
+    with pytest.raises(DataError, match="picture 3 is from 1700000000.4 s by its name, but row 3 of .* is from 7.4 s"):
         open_recording(cam, table(tmp_path, [5.0, 5.2, 7.4]))
 
 
@@ -176,7 +176,7 @@ def test_milliseconds_beside_frames_are_told(tmp_path: Path) -> None:
 
 def test_two_pictures_of_one_time_are_refused() -> None:
     """Their recording would else stand in the order of the digits: 0.5 before 0.25."""
-    with pytest.raises(DataError, match=r"^d/0\.5\.png: is of the same time as 0\.5\.jpg; keep one of them$"):
+    with pytest.raises(DataError, match=r"^d/0\.5\.png: has the same time as 0\.5\.jpg; keep one of them$"):
         in_time_order([Path("d/0.5.png"), Path("d/0.25.png"), Path("d/0.5.jpg")])
 
 
@@ -199,10 +199,10 @@ def test_a_shift_between_two_clocks_is_told(tmp_path: Path, caplog: pytest.LogCa
     readings = table(tmp_path, [37.0, 37.2, 37.4])
     assert [moment.t for moment in open_recording(cam, readings)] == [37.0, 37.2, 37.4]
     assert caplog.messages == [
-        f"{readings}: its times are 37 s after those in the names of {cam}; they are taken for two clocks, and row by "
-        "row for the same moments"
+        f"{readings}: its times are 37 s after those in the names of {cam}; they are taken for two clocks, and "
+        "paired row by row"
     ]
-    with pytest.raises(DataError, match=r"picture 3 is of 0.4 s by its name, but row 3 of .* is of 37.8 s"):
+    with pytest.raises(DataError, match=r"picture 3 is from 0.4 s by its name, but row 3 of .* is from 37.8 s"):
         open_recording(cam, table(tmp_path, [37.0, 37.2, 37.8]))  # a row was lost: two frames off
 
 

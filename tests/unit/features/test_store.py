@@ -185,17 +185,17 @@ def attribute(name: str, value: Any) -> Callable[[h5py.File], None]:
 HOSTILE: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "external storage": (
         replaced("telemetry", shape=(N, 8), dtype="<f4", external=[("/etc/passwd", 0, 32 * N)]),
-        "telemetry: its data lie in another file",
+        "telemetry: its data are in another file",
     ),
     "external link": (linked(h5py.ExternalLink("elsewhere.h5", "/x")), "telemetry: is a link to elsewhere"),
     "soft link": (linked(h5py.SoftLink("/weight")), "telemetry: is a link to elsewhere"),
-    "virtual": (virtual, "telemetry: its data lie in another file"),
+    "virtual": (virtual, "telemetry: its data are in another file"),
     "virtual features": (
         lambda h5: (
             h5.move("vis_feats", "x"),
             h5.create_virtual_dataset("vis_feats", h5py.VirtualLayout((N, F, DV), "<f2")),
         )[0],
-        "vis_feats: its data lie in another file",
+        "vis_feats: its data are in another file",
     ),
     "filter": (
         replaced("weight", data=np.zeros(N, "<f4"), chunks=(N,), compression="gzip"),
@@ -236,7 +236,7 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "missing": (lambda h5: h5.__delitem__("weight"), "weight: missing"),
     "group instead of dataset": (
         lambda h5: (h5.__delitem__("weight"), h5.create_group("weight"))[0],
-        "weight: is no dataset",
+        "weight: is not a dataset",
     ),
     "not UTF-8": (replaced("sample_id", data=np.full(N, b"\xff")), "cannot be read as HDF5: 'utf-8' codec"),
     "no identity": (lambda h5: h5.attrs.__delitem__("identity"), "root attribute identity: missing or of a wrong type"),
@@ -280,5 +280,5 @@ def test_a_forged_seal_cannot_point_the_map_elsewhere(sound: Path) -> None:
     digest = hashlib.sha256(data[USER_BLOCK : offset - 64] + data[offset - 64 + nbytes :]).hexdigest()
     seal = {"format_version": 1, "bytes": len(data), "vis_feats": [offset - 64, nbytes], "sha256": digest}
     sound.write_bytes((MAGIC + json.dumps(seal).encode() + b"\n").ljust(USER_BLOCK, b"\0") + data[USER_BLOCK:])
-    with pytest.raises(CacheError, match="vis_feats does not lie where the seal says"):
+    with pytest.raises(CacheError, match="vis_feats is not where the seal says"):
         read_features(sound)

@@ -94,7 +94,7 @@ def test_all_options_are_checked_before_anything_is_read(tmp_path: Path) -> None
             "error: --ckpt: no.pt: checkpoint not found",
             "error: --frames: no: no such folder, video or sequence.jsonl",
             "error: --telemetry: no.csv: file not found",
-            "error: --fps: expected frames a second, above 0 and at most 1000, found 0",
+            "error: --fps: expected frames per second, above 0 and at most 1000, found 0",
             "error: --spacing: expected seconds, above 0 and at most 3600, found nan",
             f"error: --out: expected a name that ends in .mp4, found {tmp_path}",
         ],
@@ -161,7 +161,7 @@ def test_overlay_writes_as_many_frames_as_came_in(
         "error: --out: nowhere/x.mp4: the folder nowhere does not exist; create it first\n",
     )
     assert video.read_bytes() == before
-    for option, what, most in (("--spacing", "seconds", 3600), ("--fps", "frames a second", 1000)):
+    for option, what, most in (("--spacing", "seconds", 3600), ("--fps", "frames per second", 1000)):
         for number in ("0", "-1", "nan", "inf", "1e9"):
             found = f"{float(number):g}"
             assert said_of("--out", out, option, number) == (
