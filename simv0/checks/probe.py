@@ -21,17 +21,18 @@ PATIENCE = 3.0
 """Seconds for each of the four things measured, loading apart."""
 
 
-def measure(config: Config, train: SplitOutline, val: SplitOutline, dv: int) -> Facts:
+def measure(config: Config, splits: list[SplitOutline], dv: int) -> Facts:
     """Load the networks, time a few batches of each kind, and say what the whole would take.
 
     Compilation is left out, and so are other ranks: N of them share the frames and the steps.
     """
     facts: Facts = {}
+    train, val, *_ = splits
     cached, seconds_per_frame = config.model.use_cached_vis_feats, 0.0
     if train.source == "frames":
         facts, seconds_per_frame = _measure_frames(config, train)
         if cached:
-            frames = sum(split.frames for split in (train, val) if split.source == "frames")
+            frames = sum(split.frames for split in splits if split.source == "frames")
             facts["cache-vis_seconds"] = seconds_per_frame * frames
     step, evaluation = _measure_steps(config, dv)
     raw = 0.0 if cached else seconds_per_frame * config.model.F  # a window

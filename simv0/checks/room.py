@@ -32,12 +32,12 @@ BACKWARD = 1.5
 Llama and GPT-2 shapes of 0.1 billion weights, batch 256, fp32 and bf16 on a CPU: the sum is within 12 % of the peak."""
 
 
-def check_cache(config: Config, splits: list[SplitOutline | None], dv: int, errors: ErrorCollector) -> Facts:
+def check_cache(config: Config, splits: list[SplitOutline], dv: int, errors: ErrorCollector) -> Facts:
     """Room for the feature files that cache-vis has yet to make."""
     facts: Facts = {}
     need = 0
     for split in splits:
-        if split is not None and split.source == "frames":
+        if split.source == "frames":
             size = _feature_bytes(config, split, dv)
             facts[f"{split.name}_frames"] = split.frames
             facts[f"{split.name}_file_bytes"] = size
@@ -65,19 +65,18 @@ def check_training(
     config: Config,
     llm: LLMOutline,
     encoder: EncoderOutline | None,
-    train: SplitOutline,
-    val: SplitOutline,
+    splits: list[SplitOutline],
     dv: int,
     errors: ErrorCollector,
 ) -> Facts:
     """Weights, steps, memory and disk that training takes."""
     trained = sum(outline_trained(config, llm, dv).values())
-    steps = -(-train.windows // config.batch_size)
+    steps = -(-splits[0].windows // config.batch_size)
     share = -(-config.batch_size // processes())
     vectors = config.training.epochs * steps * share * (config.model.K + 2)
     sharded = config.training.shard_llm and processes() > 1
     compiled = not sharded and worth_compiling(config.training.compile, llm.matrix_weights, vectors)
-    features = features_in_ram(config, [train, val], dv)
+    features = features_in_ram(config, splits, dv)
     tower = 0
     if encoder is not None and not config.model.use_cached_vis_feats:
         precision = resolve_precision(config.cache.precision, "cuda" if torch.cuda.is_available() else "cpu")
@@ -116,7 +115,7 @@ def features_in_ram(config: Config, splits: list[SplitOutline], dv: int) -> int:
     return sum(sizes) if cache.in_memory != "never" else 0
 
 
-def check_shared_memory(config: Config, splits: list[SplitOutline | None], picture: tuple[int, int]) -> None:
+def check_shared_memory(config: Config, splits: list[SplitOutline], picture: tuple[int, int]) -> None:
     """Compare what workers hand over, two batches each ahead, with the room for it.
 
     Args:
@@ -128,7 +127,7 @@ def check_shared_memory(config: Config, splits: list[SplitOutline | None], pictu
         ConfigError: too little, with the way out.
     """
     workers = config.data.num_workers
-    if not workers or not SHARED_MEMORY.is_dir() or all(split is None or split.source != "frames" for split in splits):
+    if not workers or not SHARED_MEMORY.is_dir() or all(split.source != "frames" for split in splits):
         return
     cached = config.model.use_cached_vis_feats
     frames = config.cache.batch_size if cached else -(-config.batch_size // processes()) * config.model.F

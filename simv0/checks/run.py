@@ -5,6 +5,7 @@ Each function looks at one thing, returns what it found, and leaves what is wron
 as they read it.
 """
 
+import itertools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,33 +97,34 @@ def check(
 
 def _look_at_all(config: Config, errors: ErrorCollector, probe: bool, full: bool, watch: Watch) -> dict[str, Facts]:
     facts = {"machine": check_machine(config, errors)}
-    train, val = (check_split(config, name, errors, full=full, watch=watch) for name in ("train", "val"))
-    for split in (train, val):
-        if split is not None:
-            warn_of_split(config, split)
-            facts[f"data: {split.name}"] = split.facts()
-    if train is not None and val is not None:
-        facts["data: both"] = check_both(config, train, val, errors)
+    outlines = [check_split(config, name, errors, full=full, watch=watch) for name in config.data.splits]
+    splits = [split for split in outlines if split is not None]
+    for split in splits:
+        warn_of_split(config, split)
+        facts[f"data: {split.name}"] = split.facts()
+    for one, other in itertools.combinations(splits, 2):
+        both = "both" if len(outlines) == 2 else f"{one.name} and {other.name}"
+        facts[f"data: {both}"] = check_both(config, one, other, errors)
     llm, encoder = check_llm(config, errors), None
-    if any(split is None or split.source == "frames" for split in (train, val)):
+    if len(splits) < len(outlines) or any(split.source == "frames" for split in splits):
         encoder = check_encoder(config, errors)
     facts["output"] = check_output(config, errors)
-    dv = next((split.dv for split in (train, val) if split is not None and split.dv), encoder.dv if encoder else None)
+    dv = next((split.dv for split in splits if split.dv), encoder.dv if encoder else None)
     if encoder is not None:
         warn_of_guesses(config.model)
         with errors:
-            check_shared_memory(config, [train, val], encoder.image_size)
+            check_shared_memory(config, splits, encoder.image_size)
         facts["vision encoder"] = {"name": config.model.vision_encoder_name, **encoder.facts()}
         if config.model.use_cached_vis_feats:
-            facts["cache-vis"] = check_cache(config, [train, val], encoder.dv, errors)
+            facts["cache-vis"] = check_cache(config, splits, encoder.dv, errors)
     if llm is not None:
         facts["LLM"] = {"name": config.model.llm_name_or_path, **llm.facts()}
-    if llm is not None and train is not None and val is not None and dv is not None:
-        facts["train"] = check_training(config, llm, encoder, train, val, dv, errors)
+    if llm is not None and len(splits) == len(outlines) and dv is not None:
+        facts["train"] = check_training(config, llm, encoder, splits, dv, errors)
         if probe and not errors.problems:
             from simv0.checks.probe import measure
 
-            facts["probe"] = measure(config, train, val, dv)
+            facts["probe"] = measure(config, splits, dv)
     return facts
 
 
@@ -168,15 +170,17 @@ def check_encoder(config: Config, errors: ErrorCollector) -> EncoderOutline | No
     return outline
 
 
-def check_both(config: Config, train: SplitOutline, val: SplitOutline, errors: ErrorCollector) -> Facts:
-    """Whether the two splits fit together, and share what they must not share."""
-    with errors:
-        if train.dv is not None and val.dv is not None:
-            check_pair(config, (train.identity, val.identity), (train.dv, val.dv))
-    warn_of_spacing(train.frame_spacing, val.frame_spacing)
-    leaks = warn_of_leakage(train.dataset, val.dataset, train.seen.group, val.seen.group)
-    warn_of_both(train, val, bool(leaks))
-    unknown = train.seen.group is None or val.seen.group is None
+def check_both(config: Config, one: SplitOutline, other: SplitOutline, errors: ErrorCollector) -> Facts:
+    """Whether two splits fit together, and share what they must not share."""
+    if one.name == "train":
+        with errors:
+            if one.dv is not None and other.dv is not None:
+                check_pair(config, (one.identity, other.identity), (one.dv, other.dv), other.name)
+        warn_of_spacing(one.frame_spacing, other.frame_spacing, other.name)
+    names = (one.name, other.name)
+    leaks = warn_of_leakage(one.dataset, other.dataset, one.seen.group, other.seen.group, names=names)
+    warn_of_both(one, other, bool(leaks))
+    unknown = one.seen.group is None or other.seen.group is None
     return {"leakage": leaks[0] if leaks else "unknown: no groups" if unknown else "none seen"}
 
 

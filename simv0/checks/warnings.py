@@ -50,7 +50,7 @@ def warn_of_split(config: Config, split: SplitOutline) -> None:
 def _of_split(config: Config, split: SplitOutline) -> Iterator[str]:
     name = split.name
     if split.windows < FEW_WINDOWS:
-        say = "too few to train on" if name == "train" else "too few to compare epochs"
+        say = {"train": "too few to train on", "val": "too few to compare epochs"}.get(name, "too few for an alarm")
         yield f"{name}: only {split.windows} windows: {say}"
     if name == "train" and config.batch_size > split.windows:
         yield f"data.batch_size: {config.batch_size} windows a step, but train has {split.windows}: one step an epoch"
@@ -72,7 +72,7 @@ def _of_labels(config: Config, name: str, labels: Labels) -> Iterator[str]:
         if absent:
             say = "it cannot be learned" if name == "train" else "its accuracy cannot be measured"
             yield f"{name}: no window has {head} {' or '.join(absent)}: {say}"
-    if name == "val":
+    if name == list(config.data.splits)[-1]:
         yield from shortcomings(labels.ids["risk"] == HIGH, labels.group, labels.t, config.evaluation, name)
 
 
@@ -105,27 +105,27 @@ def _is_degrees(rate: Float[np.ndarray, " N"], other: Float[np.ndarray, " N"]) -
     return bool(abs(np.corrcoef(rate, other)[0, 1]) > 0.9 and 45 < rate.std() / other.std() < 70)
 
 
-def warn_of_both(train: SplitOutline, val: SplitOutline, leaks: bool) -> None:
+def warn_of_both(one: SplitOutline, other: SplitOutline, leaks: bool) -> None:
     """Log what the two splits should not share, unless `leaks` of another kind have been told."""
-    groups = [split.name for split in (train, val) if split.seen.group is None]
+    groups = [split.name for split in (one, other) if split.seen.group is None]
     if groups:
         log.warning(
-            f"{' and '.join(groups)}: no group: cannot tell whether train and val share recordings; give each "
-            "window the name of its recording"
+            f"{' and '.join(groups)}: no group: cannot tell whether {one.name} and {other.name} share recordings; give "
+            "each window the name of its recording"
         )
     if not leaks:
-        _warn_of_same_windows(train, val)
+        _warn_of_same_windows(one, other)
 
 
-def _warn_of_same_windows(train: SplitOutline, val: SplitOutline) -> None:
+def _warn_of_same_windows(one: SplitOutline, other: SplitOutline) -> None:
     """Windows of one content, whatever their names: among those that were read, and some with one telemetry."""
-    same = [(index, train.contents[content]) for content, index in val.contents.items() if content in train.contents]
-    if train.labels is not None and val.labels is not None:
-        pairs = same_telemetry(train.labels, val.labels)
+    same = [(index, one.contents[content]) for content, index in other.contents.items() if content in one.contents]
+    if one.labels is not None and other.labels is not None:
+        pairs = same_telemetry(one.labels, other.labels)
         pairs = pairs[:: max(1, len(pairs) // MOST_COMPARED)][:MOST_COMPARED]
-        same += [pair for pair in pairs if train.content_of(pair[1]) == val.content_of(pair[0])]
+        same += [pair for pair in pairs if one.content_of(pair[1]) == other.content_of(pair[0])]
     if same:
-        (index, other), found = same[0], len({index for index, _ in same})
+        (index, twin), found = same[0], len({index for index, _ in same})
         more = f" ({found} such windows among those compared)" if found > 1 else ""
-        here, there = place_of(val.dataset, "val", index), place_of(train.dataset, "train", other)
-        log.warning(leak(f"{here} is the same window as {there}{more}", "val"))
+        here, there = place_of(other.dataset, other.name, index), place_of(one.dataset, one.name, twin)
+        log.warning(leak(f"{here} is the same window as {there}{more}", other.name))

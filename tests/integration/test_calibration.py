@@ -11,6 +11,7 @@ from small_world import MakeConfig, write_manifest
 
 from cache.pipeline import cache_vis
 from simv0.alarm.threshold import choose_alarm
+from simv0.checks.run import check
 from simv0.config.schema import Config
 from simv0.errors import CacheError, CheckpointError, ConfigError
 from simv0.evaluation.run import evaluate_checkpoint
@@ -101,6 +102,22 @@ def test_recordings_shared_with_any_other_split_are_leakage(
         "LEAKAGE: 1 groups appear in both val and calibration (first: 'val'); the calibration figures will flatter "
         "the model. Split by recording."
     ]
+
+
+def test_check_looks_at_the_third_split_too(third: Config) -> None:
+    report = check(third)
+    assert report.problems == []
+    assert report.facts["data: calibration"]["windows"] == 56
+    assert report.facts["data: val and calibration"] == {"leakage": "none seen"}
+    about_alarm = [warning for warning in report.warnings if "alarm" in warning]
+    assert [warning.partition(":")[0] for warning in about_alarm] == ["calibration"]
+    shared = third.data.model_copy(update={"calibration_split_path": third.data.train_split_path})
+    fresh = third.model_copy(update={"data": shared, "cache": third.cache.model_copy(update={"dir": "runs/none"})})
+    leaks = [warning for warning in check(fresh).warnings if "LEAKAGE" in warning]
+    assert leaks[0].startswith("LEAKAGE: 1 groups appear in both train and calibration (first: 'train')")
+    missing = third.data.model_copy(update={"calibration_split_path": "/none.jsonl"})
+    problems = check(fresh.model_copy(update={"data": missing})).problems
+    assert [str(problem) for problem in problems] == ["/none.jsonl: manifest not found"]
 
 
 def test_features_made_otherwise_are_refused_by_name(third: Config, tmp_path: Path) -> None:
