@@ -29,6 +29,7 @@ ROWS = {
     "action_accuracy": "action, share predicted correctly",
     "macro_f1": "mean of the risk and action F1",
     "composite": "harmonic mean of high recall, risk F1 and action F1",
+    "unlike_share": "share of windows that are unlike the training data",
     "loss": "weighted cross-entropy over all heads",
 }
 

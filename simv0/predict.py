@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
+from simv0.alarm.unlike import NOTHING_KEPT
 from simv0.arguments import require
 from simv0.config.load import build_config, known_keys
 from simv0.config.schema import Config
@@ -18,6 +19,7 @@ from simv0.errors import CheckpointError, shown
 from simv0.model.build import build_model
 from simv0.model.checkpoint import Checkpoint, check_frozen, load_checkpoint, load_state
 from simv0.model.network import SimV0Model
+from simv0.model.predictions import note_distances
 from simv0.runtime.device import has_bf16_units, pick_device
 from simv0.runtime.threads import check_threads, limited_to, tell_of_waiting
 from simv0.vision.encoder import Encoder, load_encoder
@@ -46,6 +48,9 @@ class Predictor:
         check_threads(threads, "threads")
         tell_of_waiting()
         self.model, self.meta, self.threads = model.eval(), checkpoint.meta, threads or torch.get_num_threads()
+        self.unlike = checkpoint.unlike
+        if self.unlike is None:
+            log.info(f"this checkpoint {NOTHING_KEPT}")
         with limited_to(self.threads):
             prepare_llm(model.llm, model.K + 2, sixteen_bit=amp)
             if amp and model.encoder is not None:
@@ -144,12 +149,19 @@ class Predictor:
     def predict_batch(self, batch: Batch) -> list[dict[str, Any]]:
         """Judge a collated batch of checked samples."""
         alarm = self.meta.alarm
-        with limited_to(self.threads):
-            return self.model.predict_json(
-                to_device(batch, self.model.task_token.device),
-                alarm.threshold if alarm else None,
-                alarm.temperatures if alarm else None,
+        with limited_to(self.threads), torch.no_grad():
+            batch = self.model.encoded(to_device(batch, self.model.task_token.device))
+            rows = self.model.predict_json(
+                batch, alarm.threshold if alarm else None, alarm.temperatures if alarm else None
             )
+            note_distances(rows, self.unlike, batch)
+        return rows
+
+    def why_unlike(self, prediction: Mapping[str, Any], telemetry: Float[Tensor, "8"]) -> str | None:
+        """Why a predicted window is unlike the training data; None where it is not, or where nothing is known of it."""
+        if self.unlike is None or not prediction["unlike"]:
+            return None
+        return self.unlike.reason(prediction["distance"], telemetry)
 
 
 def load_model(checkpoint: Checkpoint, path: str | Path, config: Config, encoder: Encoder | None = None) -> SimV0Model:

@@ -21,7 +21,7 @@ from simv0.alarm.confirmation import STALE, Confirmation
 from simv0.arguments import is_number, require
 from simv0.config.schema import EvaluationConfig
 from simv0.data.contract import check_sample
-from simv0.data.spacing import choose_spacing, unit_of_clock, unit_of_gap
+from simv0.data.spacing import choose_spacing, pick_window, unit_of_clock
 from simv0.data.values import check_frames
 from simv0.errors import DataError
 from simv0.labels import HIGH, RISKS
@@ -32,8 +32,6 @@ Outcome = Literal["judged", "waiting", "dropped", "bad"]
 OVERSAMPLING = 8
 """Frames that arrive more than this many times per `spacing` are dropped unencoded, which bounds the ring."""
 KEPT_LATENCIES = 1000
-ROUNDING = 1e-6
-"""Seconds since 1970 carry a rounding of 2e-7."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,8 @@ class State:
             `dropped` (a newer one was there already); `bad`.
         problem: why that frame was not judged, in one line; None when it was.
         risk: the newest prediction's risk, or "unknown".
-        unknown: why the risk is unknown; None when it is known.
+        unknown: why the risk is unknown; None when it is known. Of a window that was judged but is unlike those of
+            training it begins with "unlike the training data".
         prediction: the newest good prediction, as `SimV0Model.predict_json` gives it, but for the two alarms; None when
             unknown.
         alarm: the confirmed alarm. It stays True while the risk is unknown (a blind camera is no reason to calm down),
@@ -72,7 +71,8 @@ class _Known:
     outcome: Outcome
     problem: str | None
     gap: str | None
-    good: tuple[float, dict[str, Any]] | None
+    good: tuple[float, dict[str, Any], str | None] | None
+    """Its time, what was predicted, and why it is unlike the training data."""
     raised: bool | None
     now: float
     counts: dict[str, int]
@@ -142,7 +142,7 @@ class Stream:
         )
         self.camera_delay = camera_delay
         self.counts: Counter[str] = Counter()
-        """Frames pushed, encoded, judged, waiting, dropped, bad."""
+        """Frames pushed, encoded, judged (of which unlike the training data), waiting, dropped, bad."""
         self._latencies: deque[float] = deque(maxlen=KEPT_LATENCIES)
         self._ages: deque[float] = deque(maxlen=KEPT_LATENCIES)
         self._ring: deque[tuple[float, Tensor]] = deque(maxlen=2 * OVERSAMPLING * predictor.meta.F)
@@ -153,7 +153,7 @@ class Stream:
         """Reset to a state in which nothing is known."""
         self._ring.clear()
         self._now = -math.inf
-        self._good: tuple[float, dict[str, Any]] | None = None
+        self._good: tuple[float, dict[str, Any], str | None] | None = None
         self._gap: str | None = "no frame yet"
 
     def _publish(self, outcome: Outcome, problem: str | None) -> None:
@@ -215,42 +215,18 @@ class Stream:
         if not torch.isfinite(feats).all():
             return "bad", f"{where}: its features are not finite"
         self._ring.append((t, feats))
-        window, self._gap = self._window()
+        picked = pick_window([at for at, _ in self._ring], self.predictor.meta.F, self.spacing)
+        self._gap = picked if isinstance(picked, str) else None
         try:
             sample = check_sample(
                 {"telemetry": telemetry}, "push", self.counts["pushed"] - 1, F=1, labels=False, frames=False
             )
         except DataError as error:
             return "bad", str(error)  # its picture is good, and later windows need it
-        if window is None:
-            return "waiting", f"{where}: {anew}{self._gap}"
+        if isinstance(picked, str):
+            return "waiting", f"{where}: {anew}{picked}"
+        window = torch.stack([self._ring[at][1] for at in picked])
         return self._judge(window, sample["telemetry"], t, where)
-
-    def _window(self) -> tuple[Tensor | None, str | None]:
-        """The F features that end with the newest frame and lie `spacing` apart, or why there are none."""
-        at, picked = len(self._ring) - 1, []
-        newest = self._ring[at][0]
-        while True:
-            t, feats = self._ring[at]
-            picked.append(feats)
-            if len(picked) == self.predictor.meta.F:
-                return torch.stack(picked[::-1]), None
-            earlier = range(at)
-            if not earlier:
-                return None, f"the window is not full yet: {len(picked)} of {self.predictor.meta.F} frames"
-            at = min(earlier, key=lambda i: (abs(t - self.spacing - self._ring[i][0]), -i))
-            if abs(t - self._ring[at][0] - self.spacing) > self.spacing / 2 + ROUNDING:
-                return None, (
-                    f"frames {t - self._ring[at][0]:.3f} s apart, {newest - t:.3f} s before the newest one; "
-                    f"expected {self.spacing:g} s, within half of it{self._unit_of_gaps()}"
-                )
-
-    def _unit_of_gaps(self) -> str:
-        """What `t` seems to count, where no two of the last three frames are near enough for seconds."""
-        if len(self._ring) < 3:
-            return ""
-        first, second, third = (self._ring[i][0] for i in (-3, -2, -1))
-        return unit_of_gap(min(second - first, third - second), self.spacing)
 
     def _judge(self, window: Tensor, telemetry: Tensor, t: float, where: str) -> tuple[Outcome, str | None]:
         """Predict, and bring the alarm up to date."""
@@ -259,9 +235,11 @@ class Stream:
         p_high = prediction["probs"]["risk"][RISKS[HIGH]]
         if not math.isfinite(p_high):
             return "bad", f"{where}: its prediction is not finite"
-        prediction["alarm"] = self._reaches(self.confirmation.update(p_high, t))
+        unlike = self.predictor.why_unlike(prediction, telemetry)
+        prediction["alarm"] = self._reaches(self.confirmation.update(p_high, t, unlike is not None))
         prediction["window_alarm"] = self._reaches(p_high)
-        self._good = (t, prediction)
+        self._good = (t, prediction, unlike)
+        self.counts["unlike"] += unlike is not None
         return "judged", None
 
     def _reaches(self, score: float) -> bool | None:
@@ -279,6 +257,8 @@ class Stream:
         if unknown is None and (good is None or now - good[0] > self.stale_after):
             since = "yet" if good is None else f"for {now - good[0]:.3f} s"
             unknown = f"no good prediction {since}" + (f"; last: {known.problem}" if known.problem else "")
+        elif unknown is None and good is not None:
+            unknown = good[2]
         prediction = good[1] if unknown is None and good is not None else None
         return State(
             outcome=known.outcome,
@@ -297,7 +277,8 @@ class Stream:
         """
         known = self._known
         result: dict[str, float | int | None] = {
-            key: known.counts.get(key, 0) for key in ("pushed", "encoded", "judged", "waiting", "dropped", "bad")
+            key: known.counts.get(key, 0)
+            for key in ("pushed", "encoded", "judged", "unlike", "waiting", "dropped", "bad")
         }
         for name, seconds in (("latency", known.latencies), ("age", known.ages)):
             cuts = statistics.quantiles(seconds, n=100, method="inclusive") if len(seconds) > 1 else None

@@ -37,18 +37,23 @@ class Confirmation:
         self.n, self.release, self.stale_after = confirm[0], release, stale_after
         self.level = -math.inf
         """The highest threshold at which the alarm is raised now; -inf before any."""
-        self._scores: deque[float] = deque(maxlen=confirm[1])
+        self._scores: deque[tuple[float, bool]] = deque(maxlen=confirm[1])
         self._last = -math.inf
 
-    def update(self, p_high: float, t: float) -> float:
-        """Take the P(high) of the window that ends at `t` seconds; returns `level`."""
+    def update(self, p_high: float, t: float, unlike: bool = False) -> float:
+        """Take the P(high) of the window that ends at `t` seconds; returns `level`.
+
+        A window that is `unlike` the training data may raise the alarm, never help to take it back.
+        """
         if not 0 <= t - self._last <= self.stale_after:
             self._scores.clear()
-        self._scores.append(p_high)
+        self._scores.append((p_high, unlike))
         self._last = t
-        scores, n, m = sorted(self._scores), self.n, self._scores.maxlen or 0
+        n, m = self.n, self._scores.maxlen or 0
+        scores = sorted(score for score, _ in self._scores)
+        calming = sorted(score for score, unlike in self._scores if not unlike)
         raises_at = scores[-n] if len(scores) >= n else -math.inf
-        stays_at = scores[m - n] / self.release if len(scores) > m - n else math.inf
+        stays_at = calming[m - n] / self.release if len(calming) > m - n else math.inf
         self.level = max(raises_at, min(self.level, stays_at))
         return self.level
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from simv0.alarm.unlike import NOTHING_KEPT
 from simv0.data.labels import Labels
 from simv0.errors import CacheError
 from simv0.features.info import MAGIC
@@ -62,6 +63,7 @@ def _inspect_checkpoint(path: Path) -> dict[str, Any]:
         **meta.model_dump(
             include={"dv", "d", "F", "K", "frame_spacing", "confidence_head", "metrics", "llm", "encoder", "alarm"}
         ),
+        "unlike": f"this checkpoint {NOTHING_KEPT}" if checkpoint.unlike is None else checkpoint.unlike.facts(),
         "provenance": meta.provenance,
         "config": meta.config,
         "damaged": [],

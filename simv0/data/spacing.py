@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from simv0.arguments import is_number, require
@@ -12,6 +13,8 @@ log = logging.getLogger("simv0")
 
 MISMATCH = 0.2
 """Share by which a spacing may differ from that of the training windows before it is reported."""
+ROUNDING = 1e-6
+"""Seconds since 1970 carry a rounding of 2e-7."""
 UNITS = {"milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
 TODAY = 2e9
 """Seconds since 1970, within a factor of two, until 2096."""
@@ -72,9 +75,37 @@ def warn_of_spacing(train: float | None, val: float | None, name: str = "val") -
         log.warning(f"{name}'s frames are {val:g} s apart, train's {train:g} s: {name} is not representative of train")
 
 
-def unit_of_gap(gap: float, spacing: float) -> str:
-    """What `t` seems to count where a gap is so many times the spacing expected; frames may come 8 times as often."""
-    return _unit(gap / spacing, 1 / 8)
+def pick_window(times: Sequence[float], F: int, spacing: float) -> list[int] | str:
+    """The places of the F times, oldest first, that end with the newest one and lie `spacing` apart, each within half
+    of it; or in one line why there are none.
+
+    Args:
+        times: seconds of the frames, in order; at least one.
+        F: frames of a window.
+        spacing: seconds.
+    """
+    picked = [len(times) - 1]
+    while len(picked) < F:
+        if picked[-1] == 0:
+            return f"the window is not full yet: {len(picked)} of {F} frames"
+        t = times[picked[-1]]
+        at = min(range(picked[-1]), key=lambda i: (abs(t - spacing - times[i]), -i))
+        if abs(t - times[at] - spacing) > spacing / 2 + ROUNDING:
+            return (
+                f"frames {t - times[at]:.3f} s apart, {times[-1] - t:.3f} s before the newest one; expected "
+                f"{spacing:g} s, within half of it{_unit_of_gaps(times[-3:], spacing)}"
+            )
+        picked.append(at)
+    return picked[::-1]
+
+
+def _unit_of_gaps(newest: Sequence[float], spacing: float) -> str:
+    """What `t` seems to count, where no two of the last three frames are near enough for seconds; frames may come 8
+    times as often as `spacing`.
+    """
+    if len(newest) < 3:
+        return ""
+    return _unit(min(newest[1] - newest[0], newest[2] - newest[1]) / spacing, 1 / 8)
 
 
 def unit_of_clock(t: float, now: float) -> str:

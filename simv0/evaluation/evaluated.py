@@ -17,6 +17,7 @@ from simv0.config.schema import EvaluationConfig
 from simv0.data.labels import Labels
 from simv0.evaluation.by_recording import by_recording
 from simv0.evaluation.events import EventTable, Replayed, replay_split
+from simv0.evaluation.unlike import unlike_caution
 from simv0.evaluation.worth import Comparison
 from simv0.labels import HEADS, HIGH
 from simv0.model.metrics import Metrics, from_confusions
@@ -138,7 +139,14 @@ class Evaluated:
     @cached_property
     def cautions(self) -> list[str]:
         """What to know before believing the figures, one line each, the worst first."""
-        return [*self.leakage, *_too_few(self), *_absent(self), *_perfect(self), *_as_good(self)]
+        return [
+            *self.leakage,
+            *unlike_caution(self.metrics),
+            *_too_few(self),
+            *_absent(self),
+            *_perfect(self),
+            *_as_good(self),
+        ]
 
     def _rates(self) -> Iterator[tuple[str, Rate]]:
         called = self.logits["risk"].argmax(1) == HIGH

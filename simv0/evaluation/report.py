@@ -41,6 +41,7 @@ SHOWN = {
     "action_macro_f1": ("action, macro F1", "all"),
     "action_accuracy": ("action, accuracy", "all"),
     "composite": ("composite", "all"),
+    "unlike_share": ("unlike the training data", "all"),
 }
 """Metric -> what it is, and which windows it is taken over."""
 COMPARED = {

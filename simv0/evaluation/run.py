@@ -26,11 +26,12 @@ from simv0.evaluation.origins import leakage_of, origin_facts
 from simv0.evaluation.others import Others, compare_with_others
 from simv0.evaluation.predict_windows import check_brings
 from simv0.evaluation.report import write_report
+from simv0.evaluation.unlike import unlike_facts, unlike_shares
 from simv0.features.dataset import CachedDataset
 from simv0.labels import HIGH
 from simv0.model.checkpoint import Checkpoint, load_checkpoint
 from simv0.model.metrics import Metrics
-from simv0.model.predictions import predictions
+from simv0.model.predictions import note_distances, predictions
 from simv0.predict import check_features, load_model, load_trained_encoder
 from simv0.runtime.distributed import check_same, gather_in_order, process_group, rank
 from simv0.runtime.threads import sharing
@@ -108,6 +109,7 @@ def _evaluate(
     def keep(batch: Batch, logits: dict[str, Tensor]) -> None:
         threshold, temperatures = (alarm.threshold, alarm.temperatures) if alarm else (None, None)
         predicted.append(predictions(logits, batch["sample_id"], threshold, temperatures))
+        note_distances(predicted[-1], checkpoint.unlike, batch)
         logits_kept.keep(batch, logits)
 
     facts = {
@@ -120,7 +122,7 @@ def _evaluate(
     metrics = evaluate(model, batches, model.task_token.device, on_batch=keep)
     rows, logits = list(chain.from_iterable(gather_in_order(predicted))), logits_kept.arrays()
     is_high = source.labels.ids["risk"] == HIGH
-    metrics |= alarm_rates(rows, is_high)
+    metrics |= alarm_rates(rows, is_high) | unlike_shares(rows)
     p_of_high = np.array([row["probs"]["risk"]["high"] for row in rows])
     metrics |= ranked(p_of_high, is_high)
     leakage, notes = leakage_of(checkpoint.meta, config, source, data) if rank() == 0 else ([], [])
@@ -140,7 +142,7 @@ def _evaluate(
         comparison=others.comparison,
         history=_history(run),
         frames=_frames(config, source, data),
-        facts=origin_facts(ckpt, run, checkpoint.meta, config, source, data),
+        facts=origin_facts(ckpt, run, checkpoint.meta, config, source, data) | unlike_facts(checkpoint.unlike),
         leakage=leakage,
         notes=[*notes, *others.notes],
         best_metric=config.training.best_metric,

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor
 
 from simv0.alarm.stored import Alarm
+from simv0.alarm.unlike import Unlike
 from simv0.disk.files import check_checkpoint, keep_previous, write_atomically
 from simv0.errors import CheckpointError, shown
 from simv0.labels import HEADS
@@ -92,12 +93,16 @@ class Checkpoint(BaseModel):
     meta: Meta
     state: dict[str, Tensor]
     """`SimV0Model.trainable_state`."""
+    unlike: Unlike | None = None
+    """What the train windows looked like; None in last.pt, in files of an older simv0, and of few windows."""
     training: Training | None = None
     """Only in last.pt."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the file by its place."""
         named = dict(self.state)
+        if self.unlike is not None:
+            named |= {f"unlike.{name}": tensor for name, tensor in self.unlike.tensors().items()}
         if self.training is not None:
             named |= {f"tally.{name}": tensor for name, tensor in self.training.tally.items()}
             for number, state in self.training.optimizer.items():
@@ -111,11 +116,12 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, previous: Path | None
     Raises:
         SimError: the disk is full or read-only; the file that was there is untouched.
     """
-    buffer, training = io.BytesIO(), checkpoint.training
+    buffer, training, unlike = io.BytesIO(), checkpoint.training, checkpoint.unlike
     content = {
         "meta": checkpoint.meta.model_dump(),
         "state": checkpoint.state,
         "training": training.model_dump() if training is not None else None,
+        "unlike": unlike.model_dump() if unlike is not None else None,
     }
     torch.save(content, buffer)
     data = seal(buffer.getvalue())
@@ -144,6 +150,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if checkpoint.meta.labels != {head: list(names) for head, names in HEADS.items()}:
         labels = shown(repr(checkpoint.meta.labels))
         raise CheckpointError(f"{path}: its labels are {labels}, but this simv0 knows {HEADS}")
+    if checkpoint.unlike is not None and len(checkpoint.unlike.mean) != checkpoint.meta.dv:
+        raise CheckpointError(f"{path}: its summary is not of features {checkpoint.meta.dv} wide")
     for name, tensor in checkpoint.tensors().items():
         _check_values(shown(name), tensor, path)
     return checkpoint

@@ -131,6 +131,11 @@ class SimV0Model(nn.Module):
         frames = batch["frames"]
         return self.encoder(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])  # type: ignore[no-any-return]
 
+    def encoded(self, batch: Batch) -> Batch:
+        """The batch with its features in place of frames."""
+        rest: Any = {key: value for key, value in batch.items() if key != "frames"}
+        return rest | {"vis_feats": self.encode(batch)}  # type: ignore[no-any-return]
+
     def prefix(
         self,
         vis_feats: Float[Tensor, "B F dv"],
@@ -187,7 +192,8 @@ class SimV0Model(nn.Module):
     ) -> list[dict[str, Any]]:
         """Predictions as plain values, one dict a sample: `sample_id`, the names under `risk`, `reason` and `action`,
         `probs` of every class (of logits divided by the head's temperature), `alarm` (P(high) >= threshold, of this
-        window alone; None without one), `confidence` (None without its head).
+        window alone; None without one), `confidence` (None without its head), `unlike` and `distance`
+        (None: `Predictor` knows them).
         """
         training = self.training
         self.eval()

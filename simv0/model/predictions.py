@@ -1,10 +1,12 @@
-"""Logits as predictions in plain values."""
+"""Logits as predictions in plain values, and how far their windows are from those of training."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from simv0.alarm.unlike import Unlike
+from simv0.data.contract import Batch
 from simv0.labels import HEADS
 
 
@@ -27,5 +29,19 @@ def predictions(
         row["probs"] = {head: dict(zip(names, probs[head][i], strict=True)) for head, names in HEADS.items()}
         row["alarm"] = None if alarm_threshold is None else row["probs"]["risk"]["high"] >= alarm_threshold
         row["confidence"] = None if confidence is None else confidence[i]
+        row["unlike"] = row["distance"] = None
         rows.append(row)
     return rows
+
+
+def note_distances(rows: list[dict[str, Any]], unlike: Unlike | None, batch: Batch) -> None:
+    """Say in the predictions of a batch of features which windows are `unlike` the training data, and their `distance`.
+
+    Both stay None where the checkpoint keeps no summary.
+    """
+    if unlike is None:
+        return
+    distances = unlike.distances(batch["vis_feats"], batch["telemetry"])
+    for i, row in enumerate(rows):
+        row["distance"] = {name: float(values[i]) for name, values in distances._asdict().items()}
+        row["unlike"] = max(row["distance"].values()) > 1

@@ -16,10 +16,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from simv0.data.recording import Recording
+from simv0.data.spacing import ROUNDING
 from simv0.data.video import VideoWriter
 from simv0.errors import ConfigError
 from simv0.labels import ACTIONS, REASONS, RISKS, TELEMETRY
-from simv0.stream import OVERSAMPLING, ROUNDING, State, Stream
+from simv0.stream import OVERSAMPLING, State, Stream
 
 COLORS = {"none": "#35a566", "low": "#d9c02f", "med": "#ee8a1d", "high": "#e23b3b", "unknown": "#8b8f98"}
 PANEL, TEXT, DIM, TRACK = "#15181e", "#f2f4f8", "#a9b0bd", "#2b303a"

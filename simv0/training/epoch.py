@@ -137,13 +137,13 @@ def evaluate(
         model: left in the mode it was in.
         loader: batches as `samples.collate` makes them.
         device: where the model is.
-        on_batch: called with every batch and its logits.
+        on_batch: called with every batch, features in place of frames, and its logits.
     """
     training = model.training
     model.eval()
     tally, waiting = Tally(), Stopwatch()
     for batch in waiting.over(loader):
-        batch = to_device(batch, device)
+        batch = model.encoded(to_device(batch, device))
         logits, batch = _counted(model(batch), batch)
         tally.add(logits, batch, loss_sums(logits, batch))  # no class weights: recipes stay comparable
         if on_batch is not None:

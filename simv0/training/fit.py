@@ -49,6 +49,7 @@ from simv0.training.splits import (
     train_batches,
 )
 from simv0.training.stopping import Stopped, StopRequest, asked_by_signals
+from simv0.training.unlike import summarise
 from simv0.vision.encoder import load_encoder
 
 log = logging.getLogger("simv0")
@@ -173,6 +174,10 @@ class Epochs:
         self.judged_on = {name: eval_batches(self.config, self.splits[name]) for name in list(self.splits)[1:]}
         self.logits = LogitsKept()
         self.about: dict[str, Any] = describe(self.config, self.model, self.splits["train"])
+        held_out = self.splits.get("calibration", self.splits["val"])
+        self.unlike = (
+            summarise(self.model, self.splits["train"], held_out) if rank() == 0 else None
+        )  # it writes best.pt
 
     def run_remaining(self) -> None:
         """The epochs from `position` on."""
@@ -287,7 +292,8 @@ class Epochs:
         labels, spacing = chosen_on.labels, chosen_on.frame_spacing
         alarm = choose_alarm(logits, labels.ids, labels.group, self.config.evaluation, split, labels.t, spacing)
         about = Meta(**self.about, epoch=self.position.epoch, metrics=metrics, alarm=alarm)
-        save_checkpoint(self.run.best, Checkpoint(meta=about, state=self.model.trainable_state()))
+        content = Checkpoint(meta=about, state=self.model.trainable_state(), unlike=self.unlike)
+        save_checkpoint(self.run.best, content)
 
     def _write_lines(self, learnt: Metrics, measured: Metrics) -> None:
         append_line(self.run.train_metrics, {"epoch": self.position.epoch, **learnt})

@@ -11,6 +11,7 @@ from commands import run
 
 from cache.pipeline import cache_vis
 from simv0.config.load import load_config
+from simv0.model.checkpoint import load_checkpoint
 
 OLDER = Path(__file__).parents[1] / "support" / "older"
 
@@ -39,11 +40,13 @@ def test_a_checkpoint_evaluates_and_predicts_as_it_did(older: Path) -> None:
     metrics = json.loads((older / "evaluation" / "metrics.json").read_text())
     logged = [json.loads(line) for line in (older / "run" / "metrics" / "val_metrics.jsonl").read_text().splitlines()]
     assert metrics["loss"] == pytest.approx(logged[metrics["epoch"] - 1]["loss"], rel=1e-5)
+    assert load_checkpoint(best).unlike is None
     predicted = run("predict", "--ckpt", best, "--config", config, "--data", older / "data" / "val.jsonl")
     assert predicted.exit_code == 0, predicted.output
     wanted = [json.loads(line) for line in (older / "predictions.jsonl").read_text().splitlines()]
     rows = [json.loads(line) for line in predicted.stdout.splitlines()]
     assert [row["sample_id"] for row in rows] == [row["sample_id"] for row in wanted]
     for row, old in zip(rows, wanted, strict=True):
+        assert row["unlike"] is row["distance"] is None  # it keeps nothing to tell that by
         for head, probs in old["probs"].items():
             assert row["probs"][head] == pytest.approx(probs, abs=2e-4)  # fp16 weights, where numba is there

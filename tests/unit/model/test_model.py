@@ -175,7 +175,8 @@ def test_predictions_are_the_contracts_json() -> None:
         "confidence_logits": torch.tensor([0.0, 100.0]),
     }
     first, second = predictions(logits, ["a", "b"], alarm_threshold=0.5)
-    assert list(first) == ["sample_id", "risk", "reason", "action", "probs", "alarm", "confidence"]
+    keys = ["sample_id", "risk", "reason", "action", "probs", "alarm", "confidence", "unlike", "distance"]
+    assert list(first) == keys
     assert (first["sample_id"], first["risk"], first["reason"], first["action"]) == ("a", "high", "human", "stop")
     assert (first["alarm"], second["alarm"]) == (True, False)
     assert (first["confidence"], second["confidence"]) == (0.5, 1.0)

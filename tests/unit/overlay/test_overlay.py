@@ -125,7 +125,8 @@ def test_overlay_writes_as_many_frames_as_came_in(
     args = ["overlay", "--ckpt", run.best, "--frames", video, "--telemetry", telemetry, "--out", out, "--live"]
     result = commands.run(*args)
     assert result.exit_code == 0, result.output
-    read, where, *steps, said = result.stdout.splitlines()
+    read, where, kept, *steps, said = result.stdout.splitlines()
+    assert kept.startswith("this checkpoint keeps no summary of its training data")
     assert read == f"{video}: 30 frames 0.050 s apart; windows of 4, 0.050 s apart"
     assert where.startswith("live: http://127.0.0.1:")
     assert [step.split(" frames/s")[0].rsplit(",", 1)[0] for step in steps][::10] == [
