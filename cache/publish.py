@@ -1,6 +1,5 @@
 """From finished shards to the final file, and whether the disk has room for both."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from simv0.disk.files import check_room
 from simv0.errors import CacheError
 from simv0.features.info import FeatureInfo
 from simv0.features.shards import Parts, Plan
@@ -39,12 +39,7 @@ def room_for_both(parts: Parts, plan: Plan) -> bool:
         CacheError: not even for the shards.
     """
     shards = sum(bytes_of(plan, len(plan.windows(shard))) for shard in parts.missing(plan))
-    free = shutil.disk_usage(parts.folder).free
-    if shards > free:
-        raise CacheError(
-            f"{parts.folder}: the features need {shards / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; "
-            "free some space, or choose another cache.dir"
-        )
+    free = check_room(parts.folder, shards, "cache.dir", "the features need")
     return shards + bytes_of(plan, plan.identity["N"]) <= free
 
 

@@ -1,7 +1,6 @@
 """What cache-vis and train would take of disk and memory, and whether there is room."""
 
 import logging
-import os
 import shutil
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from simv0.checks.data import Facts, SplitOutline
 from simv0.checks.networks import EncoderOutline, LLMOutline, outline_trained
 from simv0.config.schema import Config
 from simv0.data.loading import SHARED_MEMORY
-from simv0.errors import CacheError, ConfigError
-from simv0.features.dataset import available_memory
+from simv0.disk.files import check_room
+from simv0.errors import ConfigError
+from simv0.features.dataset import available_memory, is_read_into_ram
 from simv0.features.shards import parts_of, shard_windows_of
 from simv0.features.writer import file_bytes
 from simv0.llm.compile import worth_compiling
@@ -104,15 +104,13 @@ def check_training(
 
 def features_in_ram(config: Config, splits: list[SplitOutline], dv: int) -> int:
     """Bytes of the feature files that `cache.in_memory` would hold in RAM."""
-    cache, room = config.cache, available_memory() / 2 / local_world_size()
-    sizes = [
-        split.windows * config.model.F * dv * np.dtype(cache.dtype).itemsize
+    sizes = (
+        split.windows * config.model.F * dv * np.dtype(config.cache.dtype).itemsize
         for split in splits
         if config.model.use_cached_vis_feats and split.source != "vis_feats"
-    ]
-    if cache.in_memory == "auto":
-        sizes = [size for size in sizes if size < room]
-    return sum(sizes) if cache.in_memory != "never" else 0
+    )
+    free = available_memory()
+    return sum(size for size in sizes if is_read_into_ram(size, config.cache.in_memory, free))
 
 
 def check_shared_memory(config: Config, splits: list[SplitOutline], picture: tuple[int, int]) -> None:
@@ -167,21 +165,3 @@ def check_memory(peak: int, features: int) -> None:
             f"cache.in_memory: the features take {local * features / 1e9:.1f} GB, but {room / 1e9:.1f} GB of memory "
             "are free; write auto or never"
         )
-
-
-def check_room(folder: Path, need: int, key: str, what: str) -> int:
-    """Free bytes where `folder` is or will be.
-
-    Raises:
-        CacheError: it cannot be made or written, or less than `need` is free.
-    """
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise CacheError(f"{key}: {folder} cannot be written: {there} is {'read-only' if there.is_dir() else 'a file'}")
-    free = shutil.disk_usage(there).free
-    if need > free:
-        raise CacheError(
-            f"{key}: {what} {need / 1e6:.0f} MB, {free / 1e6:.0f} MB are free at {there}; free some space, or choose "
-            f"another {key}"
-        )
-    return free

@@ -1,12 +1,13 @@
 """Files that are written atomically."""
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from simv0.errors import CheckpointError, ConfigError, SimError
+from simv0.errors import CacheError, CheckpointError, ConfigError, SimError
 
 MAX_BYTES = 1 << 31
 """Larger checkpoints are refused unread: the widest model that is trained here takes a tenth of it."""
@@ -95,6 +96,30 @@ def check_out(out: Path, inputs: Mapping[str, Path | None]) -> None:
     for option, path in inputs.items():
         if path is not None and path.exists() and out.exists() and out.samefile(path):
             raise ConfigError(f"--out: {out} is what {option} reads and would be lost; give another name")
+
+
+def check_room(folder: Path, need: int, key: str, what: str) -> int:
+    """Free bytes where `folder` is or will be.
+
+    Args:
+        folder: what the config names by `key`.
+        need: bytes that will be written there.
+        key: section.key.
+        what: what needs them, such as "the features need".
+
+    Raises:
+        CacheError: it cannot be made or written, or less than `need` is free.
+    """
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise CacheError(f"{key}: {folder} cannot be written: {there} is {'read-only' if there.is_dir() else 'a file'}")
+    free = shutil.disk_usage(there).free
+    if need > free:
+        raise CacheError(
+            f"{key}: {folder}: {what} {need / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; free some space, or choose "
+            f"another {key}"
+        )
+    return free
 
 
 def check_checkpoint(path: Path) -> None:

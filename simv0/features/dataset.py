@@ -62,7 +62,7 @@ class CachedDataset(Dataset[dict[str, Any]]):
         self._ram: np.ndarray | None = None
         free = available_memory()
         self.exceeds_ram = 0 < free < self.nbytes  # mapped, the processes of a machine share one copy
-        if in_memory == "always" or (in_memory == "auto" and self.nbytes < free / 2 / local_world_size()):
+        if is_read_into_ram(self.nbytes, in_memory, free):
             self._ram = np.empty((len(self), self.F, self.dv), first.dtype)
             at = 0
             for file in self._files:
@@ -123,6 +123,11 @@ class CachedDataset(Dataset[dict[str, Any]]):
     def __getstate__(self) -> dict[str, Any]:
         """A spawned worker maps the file instead of being sent its contents."""
         return {**self.__dict__, "_maps": {}, "_ram": None}
+
+
+def is_read_into_ram(nbytes: int, in_memory: str, free: int) -> bool:
+    """Whether `cache.in_memory` has so many bytes of features read into RAM; of a machine's processes each does so."""
+    return in_memory == "always" or (in_memory == "auto" and nbytes < free / 2 / local_world_size())
 
 
 def maps_at_once() -> int:

@@ -79,7 +79,7 @@ def test_no_room(world: tuple[Config, bytes], tmp_path: Path, monkeypatch: pytes
     def disk(size: int) -> None:
         def usage(parts: Path) -> Any:  # somebody else fills the disk as well
             used = 1.5 * sum(path.stat().st_size for path in parts.glob("*.h5"))
-            return namedtuple("usage", "free")(size - used)
+            return namedtuple("usage", "free")(int(size - used))
 
         monkeypatch.setattr(shutil, "disk_usage", usage)
 

@@ -268,6 +268,6 @@ def test_of_a_machines_processes_one_tells(
 
 def test_too_little_room_is_a_problem(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(simv0.checks.room, "available_memory", lambda: 1000)
-    monkeypatch.setattr(simv0.checks.room.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
     found = problems_of(make_config(cache={"in_memory": "always"}))
     assert [line.split(":")[0] for line in found] == ["cache.dir", "model.llm_name_or_path", "output.output_dir"]
