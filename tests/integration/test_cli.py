@@ -13,6 +13,7 @@ import pytest
 import torch
 from commands import run
 from small_world import MakeConfig, write_manifest
+from strikes import flip_bit
 
 from cache.pipeline import cache_vis
 from cli.shared import user_errors
@@ -234,9 +235,8 @@ def test_inspect_tells_a_checkpoint_and_a_damaged_cache(config_file: Path, tmp_p
     facts = parse_yaml(whole.stdout, "stdout")
     assert (facts["kind"], facts["windows"], facts["damaged"]) == ("feature file", 20, [])
     bad = tmp_path / "bad.h5"
-    data = bytearray((features / "val.h5").read_bytes())
-    data[read_features(features / "val.h5").offset] ^= 1
-    bad.write_bytes(data)
+    shutil.copy(features / "val.h5", bad)
+    flip_bit(bad, read_features(bad).offset)
     result = run("inspect", bad, "--verify")
     assert result.exit_code == 1
     assert parse_yaml(result.stdout, "stdout")["damaged"] == [f"{bad}: block 0 (windows 0..15) is damaged"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from fit_world import fit_until, lines, outcome
 from small_world import MakeConfig
+from strikes import flip_bit
 
 from simv0.config.schema import Config
 from simv0.errors import CheckpointError, SimError
@@ -18,12 +19,6 @@ from simv0.model.checkpoint import Training, load_checkpoint, save_checkpoint, s
 from simv0.predict import config_of
 from simv0.training.fit import fit
 from simv0.training.rundir import RunDir
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
 
 
 def refusal(config: Config) -> str:
@@ -47,7 +42,7 @@ def test_a_damaged_last_is_said_and_never_replaces_the_good_previous_one(
     """Killed again before the first save of the resumed run is whole, there is still a good checkpoint."""
     run = RunDir(config.output.output_dir)
     fit_until(config, 3)
-    flip(run.last)
+    flip_bit(run.last)
 
     def die(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -73,8 +68,8 @@ def test_a_missing_last_is_said_and_the_previous_one_used(
 
 def test_two_damaged_checkpoints_are_one_line(config: Config) -> None:
     run = fit(config)
-    flip(run.last)
-    flip(run.previous)
+    flip_bit(run.last)
+    flip_bit(run.previous)
     assert refusal(config).endswith(
         f"{run.previous}: damaged: its bytes do not match their digest; restore a copy, or start over with --overwrite"
     )

@@ -29,7 +29,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def outcome(run: RunDir) -> tuple[Any, ...]:
-    """Everything that must be equal to an unbroken run's, bit for bit."""
+    """Everything that must be equal to an unbroken run's, bit for bit: all but paths and versions."""
     last = load_checkpoint(run.last)
     best = load_checkpoint(run.best)
 
@@ -40,7 +40,7 @@ def outcome(run: RunDir) -> tuple[Any, ...]:
             return {key: bits(item) for key, item in value.items()}
         return [bits(item) for item in value] if isinstance(value, (list, tuple)) else value
 
-    meta = best.meta.model_dump(exclude={"config"})
+    meta = best.meta.model_dump(exclude={"config", "provenance"})
     return (
         bits(last.state),
         bits(last.training and last.training.model_dump()),

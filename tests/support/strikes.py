@@ -1,4 +1,6 @@
-"""Blows at a known moment, by the doors that Python and torch have themselves: a file's write, a module's call."""
+"""Blows at a known moment, by the doors that Python and torch have themselves (a file's write, a module's call), and
+flipped bits.
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -60,3 +62,10 @@ def while_running(kind: type[nn.Module], strike: Callable[[int, nn.Module], obje
         yield
     finally:
         hook.remove()
+
+
+def flip_bit(path: Path, at: int | None = None) -> None:
+    """Damage one byte of a file; by default the one in its middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if at is None else at] ^= 1
+    path.write_bytes(data)

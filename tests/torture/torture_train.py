@@ -6,7 +6,6 @@ real `fit` on tiny networks, in children of one process, forked so that each sta
 be is an AssertionError.
 """
 
-import json
 import logging
 import os
 import random
@@ -26,6 +25,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "support"), str(HERE)]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from fit_world import outcome  # noqa: E402
 from strikes import after_writing  # noqa: E402
 from torture_files import fuzzed_configs, hostile_checkpoints, hostile_pickles, mutated_checkpoints, mutated_configs  # noqa: E402
 
@@ -72,29 +72,7 @@ def small_config(folder: Path, name: str = "run", workers: int = 0) -> Config:
     return build_config(tree, "torture")
 
 
-def outcome(run: RunDir) -> dict[str, Any]:
-    """What must equal an unbroken run's, bit for bit: all but paths (in the config) and the git hash of the moment."""
-
-    def bits(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value.numpy().tobytes()
-        if isinstance(value, dict):
-            return {key: bits(item) for key, item in value.items() if key not in ("config", "provenance")}
-        return value
-
-    def rows(path: Path) -> list[dict[str, Any]]:
-        clock = ("seconds", "data_wait_share")
-        return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in path.read_text().splitlines()]
-
-    return {
-        "last": bits(load_checkpoint(run.last).model_dump()),
-        "best": bits(load_checkpoint(run.best).model_dump()),
-        "train_metrics": rows(run.train_metrics),
-        "val_metrics": rows(run.val_metrics),
-    }
-
-
-def unbroken(folder: Path) -> dict[str, Any]:
+def unbroken(folder: Path) -> tuple[Any, ...]:
     """The outcome of a run that nothing hurts, in this process: its children find everything imported."""
     return outcome(fit(small_config(folder, "unbroken"), resume=True))
 

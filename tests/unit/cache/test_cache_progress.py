@@ -1,6 +1,5 @@
 """What cache-vis shows while it works, and how it cuts its work."""
 
-import io
 import logging
 import re
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cache_world import cache_until, fresh, train_file
+from commands import Terminal
 from strikes import while_running
 
 from cache.pipeline import cache_vis
@@ -39,10 +39,6 @@ def test_lines_tell_frames_percentage_and_time_left(
 
 
 def test_a_bar_stands_on_a_terminal(world: tuple[Config, bytes], tmp_path: Path, monkeypatch: Any) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("COLUMNS", "120")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from cache_world import cache_until, fresh, make_world, train_file
+from strikes import flip_bit
 
 from cache.pipeline import cache_vis
 from simv0.config.schema import Config
@@ -50,9 +51,7 @@ def test_a_damaged_shard_is_encoded_again(
     config = fresh(world[0], tmp_path)
     cache_until(config, 4)
     shard = parts_of(train_file(config)).shard_path(1)
-    data = bytearray(shard.read_bytes())
-    data[read_features(shard).offset + 100] ^= 1
-    shard.write_bytes(data)
+    flip_bit(shard, read_features(shard).offset + 100)
     with caplog.at_level(logging.WARNING, "simv0"):
         cache_vis(config)
     assert "shard 1 is encoded again" in caplog.text

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from cache_world import cache_until, make_world
+from strikes import flip_bit
 
 from cache.pipeline import cache_vis
 from simv0.checks.files import inspect_path
@@ -34,9 +35,7 @@ def test_a_feature_file(path: Path) -> None:
 
 
 def test_a_bad_block_is_named(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[read_features(path).offset + 23 * 4 * 24 * 2 - 1] ^= 1
-    path.write_bytes(data)
+    flip_bit(path, read_features(path).offset + 23 * 4 * 24 * 2 - 1)
     assert inspect_path(path, verify=True)["damaged"] == [f"{path}: block 4 (windows 20..22) is damaged"]
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cache_world import DV, make_world
+from strikes import flip_bit
 from torch.utils.data import DataLoader
 
 from cache.pipeline import cache_vis
@@ -83,9 +85,8 @@ def test_a_pickle_holds_no_features_and_refuses_a_replaced_file(path: Path, tmp_
 
 def test_damaged_features_are_found_when_they_are_taken_into_ram(path: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "train.h5"
-    data = bytearray(path.read_bytes())
-    data[read_features(path).offset + 12 * 4 * DV * 2] ^= 4  # window 12 is in block 2
-    damaged.write_bytes(data)
+    shutil.copy(path, damaged)
+    flip_bit(damaged, read_features(path).offset + 12 * 4 * DV * 2)  # window 12 is in block 2
     with pytest.raises(CacheError, match=r"block 2 \(windows 10..14\) is damaged; recreate it with"):
         CachedDataset(damaged, "always")
     with pytest.raises(CacheError, match="is damaged"):

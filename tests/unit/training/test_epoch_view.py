@@ -4,13 +4,9 @@ import io
 import sys
 
 import pytest
+from commands import Terminal
 
 from simv0.training.epoch_view import epoch_bar
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def test_a_bar_counts_the_batches_of_an_epoch_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
