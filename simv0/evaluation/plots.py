@@ -47,7 +47,7 @@ def precision_recall(
     found = np.cumsum(is_high[order])
     last_of_tie = np.append(np.diff(p_high[order]) != 0, True)
     recall, precision = (found / is_high.sum())[last_of_tie], (found / np.arange(1, len(found) + 1))[last_of_tie]
-    figure, axes = _figure(WIDE)
+    figure, axes = figure_and_axes(WIDE)
     axes.plot(recall, precision, color=COLORS[0], drawstyle="steps-post")
     axes.axhline(is_high.mean(), color=INK, alpha=0.4, linestyle=":", label="always raised")
     if chosen is not None:
@@ -55,15 +55,15 @@ def precision_recall(
         point = (raised & is_high).sum() / is_high.sum(), (raised & is_high).sum() / max(1, raised.sum())
         axes.plot(*point, "o", color="#e23b3b", label=f"chosen, P(high) ≥ {chosen.threshold:.3f}")
     axes.set(xlabel="recall of high", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
-    _legend(axes)
-    return _svg(figure)
+    legend(axes)
+    return svg(figure)
 
 
 def reliability(
     before: Float[np.ndarray, "N C"], after: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]
 ) -> str:
     """Accuracy against confidence of the likeliest class, in bins, before and after temperature scaling."""
-    figure, axes = _figure(WIDE)
+    figure, axes = figure_and_axes(WIDE)
     axes.plot([0, 1], [0, 1], color=INK, alpha=0.4, linestyle=":")
     for probs, color, name in ((before, COLORS[1], "before scaling"), (after, COLORS[0], "after")):
         confidence, right = probs.max(1), probs.argmax(1) == labels
@@ -74,31 +74,31 @@ def reliability(
         axes.plot(x, y, color=color, alpha=0.8)
         axes.scatter(x, y, s=10 + 120 * n[shown] / n.sum(), color=color, label=name)
     axes.set(xlabel="confidence in the risk", ylabel="share right", xlim=(0, 1.02), ylim=(0, 1.02))
-    _legend(axes, loc="upper left")
-    return _svg(figure)
+    legend(axes, loc="upper left")
+    return svg(figure)
 
 
 def training_curves(train: Sequence[dict[str, Any]], val: Sequence[dict[str, Any]], best: int) -> list[str]:
     """Loss of both splits, and the val metrics that best.pt follows, over the epochs; a dotted line at the best."""
-    loss, loss_axes = _figure(WIDE)
+    loss, loss_axes = figure_and_axes(WIDE)
     for rows, color, name in ((train, COLORS[1], "train"), (val, COLORS[0], "val")):
         loss_axes.plot([row["epoch"] for row in rows], _values(rows, "loss"), color=color, marker=".", label=name)
     loss_axes.set(xlabel="epoch", ylabel="loss")
-    rates, rate_axes = _figure(WIDE)
+    rates, rate_axes = figure_and_axes(WIDE)
     for key, color in zip(("composite", "risk_high_recall", "risk_macro_f1", "action_macro_f1"), COLORS, strict=True):
         rate_axes.plot([row["epoch"] for row in val], _values(val, key), color=color, marker=".", label=key)
     rate_axes.set(xlabel="epoch", ylabel="val", ylim=(0, 1.02))
     for axes in (loss_axes, rate_axes):
         axes.axvline(best, color=INK, alpha=0.4, linestyle=":")
-        _legend(axes)
+        legend(axes)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    return [_svg(loss), _svg(rates)]
+    return [svg(loss), svg(rates)]
 
 
 def label_histogram(head: str, ids: Int[np.ndarray, " N"]) -> str:
     """How many windows each class of one head has."""
     names = HEADS[head]
-    figure, axes = _figure((WIDE[0], 0.75 + 0.24 * len(names)))
+    figure, axes = figure_and_axes((WIDE[0], 0.75 + 0.24 * len(names)))
     counts = np.bincount(ids, minlength=len(names))
     bars = axes.barh(range(len(names)), counts, color=COLORS[0])
     axes.bar_label(bars, [f"{count:,}" for count in counts], padding=3, color=INK, fontsize=8)
@@ -108,17 +108,17 @@ def label_histogram(head: str, ids: Int[np.ndarray, " N"]) -> str:
     axes.set(xlabel="windows")
     axes.set_title(head, color=INK, fontsize=10)
     _few_ticks(axes)
-    return _svg(figure)
+    return svg(figure)
 
 
 def telemetry_histogram(channel: int, values: Float[np.ndarray, " N"], units: bool = True) -> str:
     """The distribution of one channel, with its unit where it has one."""
-    return _svg(telemetry_figure(channel, values, units))
+    return svg(telemetry_figure(channel, values, units))
 
 
 def telemetry_figure(channel: int, values: Float[np.ndarray, " N"], units: bool = True) -> Any:
     """The figure of `telemetry_histogram`."""
-    figure, axes = _figure(NARROW)
+    figure, axes = figure_and_axes(NARROW)
     axes.hist(values, bins=30, color=COLORS[0])
     axes.set(xlabel=f"{TELEMETRY[channel]}, {UNITS[channel]}" if units else f"{TELEMETRY[channel]}, normalised")
     axes.set(ylabel="windows")
@@ -139,11 +139,13 @@ def _values(rows: Sequence[dict[str, Any]], key: str) -> list[float]:
     return [float("nan") if row.get(key) is None else row[key] for row in rows]
 
 
-def _legend(axes: Any, loc: str = "best") -> None:
+def legend(axes: Any, loc: str = "best") -> None:
+    """The names of what is drawn."""
     axes.legend(frameon=False, labelcolor=INK, fontsize=8, loc=loc)
 
 
-def _figure(size: tuple[float, float]) -> tuple[Any, Any]:
+def figure_and_axes(size: tuple[float, float]) -> tuple[Any, Any]:
+    """An empty panel of so many inches."""
     figure, axes = import_pyplot().subplots(figsize=size)
     axes.tick_params(colors=INK, labelsize=8)
     for part in (axes.xaxis.label, axes.yaxis.label):
@@ -153,7 +155,7 @@ def _figure(size: tuple[float, float]) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _svg(figure: Any) -> str:
+def svg(figure: Any) -> str:
     """The figure as an inline SVG of flexible width, its ink the page's text colour."""
     plt = import_pyplot()
     figure.tight_layout(pad=0.4)

@@ -4,34 +4,24 @@ Self-contained: styles, SVG figures and pictures stand in the file; it asks no n
 `report.html.j2` is the page; here is what it shows.
 """
 
-import base64
-import io
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
-from jaxtyping import Float
-from PIL import Image
-from torch import Tensor
 
 from simv0.alarm.calibration import softmax
 from simv0.alarm.stored import Alarm
 from simv0.alarm.threshold import choose_alarm
 from simv0.config.schema import EvaluationConfig
 from simv0.disk.files import write_atomically
-from simv0.errors import ConfigError, SimError
+from simv0.errors import ConfigError
 from simv0.evaluation import plots
 from simv0.evaluation.evaluated import CONTROL, Evaluated, confusion
-from simv0.labels import HEADS, HIGH, TELEMETRY, UNITS
+from simv0.evaluation.event_report import event_section
+from simv0.evaluation.strips import strips
+from simv0.labels import HEADS, HIGH, TELEMETRY
 from simv0.model.metrics import chosen_by
 
-STRIPS = 8
-"""Missed highs, and false alarms, shown at most."""
-THUMB = 150
-"""Width of a frame in a strip, pixels."""
 SHOWN = {
     "risk_high_recall": ("high, called high (argmax)", "high"),
     "alarm_recall": ("high, raised the alarm", "high"),
@@ -90,7 +80,8 @@ def render(evaluated: Evaluated) -> str:
         **_scores(evaluated),
         **_figures(evaluated, alarm, Markup),
         heads=[_head(evaluated, head) for head in HEADS],
-        strips=_strips(evaluated, alarm),
+        **event_section(evaluated, Markup),
+        strips=strips(evaluated),
     )
 
 
@@ -168,64 +159,6 @@ def _figures(evaluated: Evaluated, alarm: Alarm, markup: Callable[[str], str]) -
     calibration = (f"{head} {alarm.ece_before[head]:.3f} → {alarm.ece_after[head]:.3f}" for head in HEADS)
     safe = {name: [markup(svg) for svg in some] for name, some in figures.items()}
     return {**safe, "alarm": str(alarm), "calibration": ", ".join(calibration)}
-
-
-def _strips(evaluated: Evaluated, alarm: Alarm) -> list[dict[str, Any]]:
-    """The worst misses and the worst false alarms, each window with its numbers and its frames."""
-    p_high = softmax(evaluated.logits["risk"], alarm.temperatures["risk"])[:, HIGH]
-    is_high, threshold = evaluated.is_high, alarm.threshold
-    raised = p_high >= threshold if threshold is not None else evaluated.logits["risk"].argmax(1) == HIGH
-    missed = "Missed high windows" if threshold is None else "High windows without an alarm"
-    return [
-        _kind(evaluated, missed, np.flatnonzero(is_high & ~raised), p_high, p_high),
-        _kind(evaluated, "Worst false alarms", np.flatnonzero(~is_high & raised), -p_high, p_high),
-    ]
-
-
-def _kind(
-    evaluated: Evaluated,
-    title: str,
-    wrong: np.ndarray,
-    order: Float[np.ndarray, " N"],
-    p_high: Float[np.ndarray, " N"],
-) -> dict[str, Any]:
-    worst = wrong[np.argsort(order[wrong], kind="stable")][:STRIPS]
-    no_frames = evaluated.frames if isinstance(evaluated.frames, str) else None
-    windows = [_window(evaluated, int(i), float(p_high[i])) for i in worst]
-    return {"title": title, "count": len(wrong), "windows": windows, "no_frames": no_frames}
-
-
-def _window(evaluated: Evaluated, i: int, p_high: float) -> dict[str, Any]:
-    labels = evaluated.labels
-    words = "; ".join(
-        f"{head} {names[labels.ids[head][i]]}, said {names[evaluated.logits[head][i].argmax()]}"
-        for head, names in HEADS.items()
-    )
-    units = UNITS if evaluated.raw_telemetry else [""] * len(UNITS)
-    numbers = zip(TELEMETRY, labels.telemetry[i], units, strict=True)
-    shown: dict[str, Any] = {
-        "caption": f"{labels.sample_id[i]}: P(high) {p_high:.3f}; {words}",
-        "telemetry": [f"{name} {round(float(value), 2) + 0.0:.2f} {unit}".rstrip() for name, value, unit in numbers],
-        "frames": [],
-        "problem": None,
-    }
-    if not isinstance(evaluated.frames, str):
-        try:
-            pictures = evaluated.frames(i)
-        except SimError as error:
-            return {**shown, "problem": str(error)}
-        jpegs = [{"number": number, "jpeg": _jpeg(frame)} for number, frame in enumerate(pictures, 1)]
-        shown["frames"] = jpegs[::-1]
-    return shown
-
-
-def _jpeg(frame: Tensor) -> str:
-    pixels = frame if frame.dtype == torch.uint8 else (frame * 255).round().to(torch.uint8)
-    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    image.thumbnail((THUMB, THUMB))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _number(value: float | None) -> str:
