@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say: temperature scaling, and how far they are off."""
+"""Calibrated probabilities: temperature scaling, and how far off they are."""
 
 import math
 

@@ -20,7 +20,7 @@ from simv0.config.schema import EvaluationConfig
 from simv0.labels import HEADS, HIGH
 
 LEAST_HIGH = 10
-"""Fewer windows on either side of the threshold say nothing."""
+"""With fewer windows on either side, no threshold is chosen."""
 
 
 def choose_alarm(

@@ -1,4 +1,4 @@
-"""Errors taken down instead of raised, so that the next check is made too."""
+"""Errors recorded instead of raised, so that the next check runs too."""
 
 import logging
 import re
@@ -14,8 +14,8 @@ log = logging.getLogger("simv0")
 
 
 class ErrorCollector(AbstractContextManager[None]):
-    """For `with` blocks, one after the other or one within the other: takes a SimError down, every line once. So it
-    does an exception of the user's class, once its traceback is logged.
+    """For `with` blocks, in sequence or nested: records a SimError, every line once; also an exception of the user's
+    class, after logging its traceback.
 
     Attributes:
         problems: what was wrong, in order.
@@ -36,7 +36,7 @@ class ErrorCollector(AbstractContextManager[None]):
 
 
 def refuse(problems: list[SimError]) -> None:
-    """Raise what was found, if anything.
+    """Raise the recorded errors, if any.
 
     Raises:
         SimError: the one problem as it is; several as one error of several lines, with the highest exit code.

@@ -1,4 +1,4 @@
-"""What `simv0 check` finds out about a split: where its features come from, whether a batch keeps the contract."""
+"""What `simv0 check` finds out about a split: where its features come from, and whether a batch keeps the contract."""
 
 import sys
 from collections.abc import Callable
@@ -62,7 +62,7 @@ class SplitOutline:
 
     @property
     def labels(self) -> Labels | None:
-        """Of all windows; None where they cannot be had without reading every window."""
+        """Labels of all windows; None if they are only known for those that were read."""
         return self.seen if len(self.seen) == self.windows else None
 
     def facts(self) -> Facts:
@@ -91,7 +91,7 @@ def check_split(
     Args:
         config: the whole config.
         name: of the split.
-        errors: takes down what is wrong.
+        errors: records what is wrong.
         full: read every window of a dataset.
         watch: goes through the windows that are read.
     """
@@ -188,7 +188,7 @@ def _frames_to_encode(source: Source, checked: CheckedDataset) -> int:
 
 
 class _Rows:
-    """A manifest's labels, whatever has become of its pictures."""
+    """A manifest's labels, whatever the state of its pictures."""
 
     where_is = ManifestDataset.where_is
 

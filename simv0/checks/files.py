@@ -1,4 +1,4 @@
-"""What a feature file, a folder of shards or a checkpoint holds: is it whole, are its bytes good?"""
+"""What a feature file, a folder of shards or a checkpoint holds: is it complete, are its bytes intact?"""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def inspect_path(path: Path, verify: bool = False) -> dict[str, Any]:
         verify: read all features and check their digests; `damaged` names what is bad.
 
     Raises:
-        CacheError: none of them, or damaged so that it cannot be opened.
+        CacheError: none of these, or too damaged to be opened.
         CheckpointError: a damaged checkpoint (its digest is always checked).
     """
     if path.suffix == ".pt":

@@ -1,4 +1,4 @@
-"""What is known of the frozen networks from their configs alone, before a weight is read.
+"""What is known about the frozen networks from their configs alone, before a weight is read.
 
 Both networks are built on torch's meta device, where tensors have shapes but no memory: the code that builds and runs
 the real ones says what they hold.
@@ -80,7 +80,7 @@ def outline_llm(config: Config, ranks: int = 1) -> LLMOutline:
     """Read the LLM's config and build it without weights.
 
     Args:
-        config: `model`, `training.amp` and the batch size; this machine decides what amp comes to.
+        config: `model`, `training.amp` and the batch size; this machine decides what amp resolves to.
         ranks: processes that share a batch.
 
     Raises:

@@ -18,11 +18,11 @@ from simv0.training.recipe import make_optimizer
 from simv0.vision.encoder import load_encoder
 
 PATIENCE = 3.0
-"""Seconds for each of the four things measured, loading apart."""
+"""Seconds for each of the four measurements, not counting loading."""
 
 
 def measure(config: Config, splits: list[SplitOutline], dv: int) -> Facts:
-    """Load the networks, time a few batches of each kind, and say what the whole would take.
+    """Load the networks, time a few batches of each kind, and extrapolate to the whole.
 
     Compilation is left out, and so are other ranks: N of them share the frames and the steps.
     """

@@ -1,4 +1,4 @@
-"""What cache-vis and train would take of disk and memory, and whether there is room."""
+"""How much disk and memory cache-vis and train would take, and whether there is room."""
 
 import logging
 import shutil

@@ -1,6 +1,6 @@
 """`simv0 check`: every problem that can be found before the expensive part, and what would happen on this machine.
 
-Each function looks at one thing, returns what it found, and leaves what is wrong to `errors`; the next one looks on.
+Each function makes one check, returns what it found, and leaves errors to `errors`, so that the next one runs.
 `preflight` is the part that needs neither data nor weights: `cache-vis` and `train` begin with it, and check their data
 as they read it.
 """
@@ -44,8 +44,8 @@ class Report:
 
     Attributes:
         facts: area -> name -> value. A name that ends in `_bytes` or `_seconds` carries that unit.
-        problems: what would stop `cache-vis` or `train`.
-        warnings: what would not, but makes their figures worth little.
+        problems: what would make `cache-vis` or `train` fail.
+        warnings: what would not, but makes their results worth little.
     """
 
     facts: dict[str, Facts]
@@ -60,7 +60,7 @@ class Report:
 
 
 def preflight(config: Config, stage: Literal["cache-vis", "train"]) -> None:
-    """Refuse what config, models' configs and machine alone show to be wrong, all of it at once.
+    """Refuse what the config, the models' configs and the machine alone show to be wrong, all at once.
 
     Raises:
         SimError: the one problem as it is; several as one error of several lines.
@@ -81,7 +81,7 @@ def check(
     full: bool = False,
     watch: Watch = unwatched,
 ) -> Report:
-    """Check all that stands between this config and a trained model, without loading weights.
+    """Check everything between this config and a trained model, without loading weights.
 
     Args:
         config: the whole config.
@@ -185,7 +185,7 @@ def check_both(config: Config, one: SplitOutline, other: SplitOutline, errors: E
 
 
 def check_output(config: Config, errors: ErrorCollector) -> Facts:
-    """Whether the run can be written, and what is there."""
+    """Whether the run can be written, and whether one exists."""
     run = RunDir(config.output.output_dir)
     with errors:
         run.check_ours()

@@ -15,7 +15,7 @@ from simv0.errors import Mistakes
 from simv0.training.splits import evenly_spaced
 
 Watch = Callable[[list[int], str], Iterable[int]]
-"""Goes through window numbers and shows how far it is; the text says of what."""
+"""Goes through window numbers and shows its progress; the text says of what."""
 
 SAMPLED = 64
 """Windows read without `--full`, evenly spaced."""

@@ -1,4 +1,4 @@
-"""What `simv0 check` warns of: training would run, but its figures would say little, or flatter."""
+"""What `simv0 check` warns of: training would run, but its results would say little, or flatter."""
 
 import logging
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ MOST_COMPARED = 64
 
 @contextmanager
 def heard() -> Iterator[list[str]]:
-    """What simv0's logger warns of in a `with` block, taken down instead of printed."""
+    """The warnings of simv0's logger in a `with` block, recorded instead of printed."""
     warnings: list[str] = []
 
     def is_printed(record: logging.LogRecord) -> bool:
@@ -77,7 +77,7 @@ def _of_labels(config: Config, name: str, labels: Labels) -> Iterator[str]:
 
 
 def _of_telemetry(name: str, telemetry: Float[np.ndarray, "N 8"]) -> Iterator[str]:
-    """Channels that say nothing, and those whose unit is another one than the contract's."""
+    """Channels that say nothing, and those that seem to be in another unit than the contract's."""
     values = telemetry.astype(np.float64)
     constant = [channel for channel, values in zip(TELEMETRY, values.T, strict=True) if np.ptp(values) == 0]
     if constant and len(values) > 1:
@@ -106,7 +106,7 @@ def _is_degrees(rate: Float[np.ndarray, " N"], other: Float[np.ndarray, " N"]) -
 
 
 def warn_of_both(one: SplitOutline, other: SplitOutline, leaks: bool) -> None:
-    """Log what the two splits should not share, unless `leaks` of another kind have been told."""
+    """Log what two splits share but should not, unless `leaks` of another kind have been reported."""
     groups = [split.name for split in (one, other) if split.seen.group is None]
     if groups:
         log.warning(

@@ -39,8 +39,10 @@ class DataConfig(Section):
     val_split_path: str
     """The validation split, which selects the best epoch; passed to the dataset class."""
     calibration_split_path: str | None = None
-    """A third split that gives temperatures and the alarm's threshold, of recordings that are in neither of the others:
-    its promise then stands on data that has chosen nothing else. Unset: val serves both, and the alarm says so."""
+    """A third split, of recordings that are in neither of the others, which sets the temperatures and the alarm's
+    threshold: the alarm's promise then rests on data that selected nothing else. Unset: val does both, and the alarm
+    says so.
+    """
     batch_size: int | None = Field(default=None, ge=1, le=1_000_000)
     """Windows per training step; unset: 64 on cached features, 8 on raw frames."""
     num_workers: int = Field(default=0, ge=0, le=256)

@@ -116,7 +116,7 @@ def _read(checked: CheckedDataset, N: int) -> Rows:
 
 
 def read_rows(read: Callable[[int], dict[str, Any]], indices: Iterable[int]) -> tuple[Rows, Mistakes]:
-    """Read some samples, past those that are wrong, until there are mistakes enough."""
+    """Read some samples, skipping those that are wrong, until there are enough mistakes."""
     rows: Rows = {}
     mistakes = Mistakes()
     with draws_kept():
@@ -154,7 +154,7 @@ def check_labels(rows: Rows, split: str, dataset: Any = None) -> Labels:
 
 
 def check_unique(rows: Rows, split: str, dataset: Any = None) -> None:
-    """Refuse a `sample_id` that stands twice.
+    """Refuse a `sample_id` that occurs twice.
 
     Raises:
         DataError: naming both places.
@@ -178,7 +178,7 @@ def warn_of_leakage(
     *,
     names: tuple[str, str] = ("train", "val"),
 ) -> list[str]:
-    """Warn, loudly, when two splits share recordings or frames: then the figures of the second flatter.
+    """Warn, loudly, when two splits share recordings or frames: the figures of the second then flatter.
 
     Returns the warnings, which are also logged.
     """

@@ -64,7 +64,7 @@ def project(ahead: float, left: float, up: float, size: tuple[int, int]) -> tupl
 
 
 def render(state: Pose, half_width: float, look: Look, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """What the camera sees, RGB, with the sensor's noise; the yard's walls stand at y = +-half_width."""
+    """What the camera sees, RGB, with the sensor's noise; the yard's walls are at y = +-half_width."""
     image = Image.fromarray(_surroundings(state, half_width, look, size))
     draw = ImageDraw.Draw(image)
     seen = [(*state.position_of(thing), thing) for thing in state.things]

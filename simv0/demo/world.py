@@ -3,7 +3,7 @@
 In order: a scene (`make_scene`) -> a drive through it (`drive`) -> telemetry (`measure`), labels (`judge`) and pictures
 (`simv0.render`) -> manifests (`write_world`). World axes: x along the yard, y to the left, metres and seconds.
 
-No head can be had from one input alone: time to collision needs distance (picture) and speed (telemetry), and
+No head can be predicted from one input alone: time to collision needs distance (picture) and speed (telemetry), and
 whether a walking person will be in the way needs several frames.
 """
 

@@ -1,4 +1,4 @@
-"""Where an evaluation is written: what one says of other windows, or of another checkpoint, replaces nothing."""
+"""Where an evaluation is written: one of other windows, or of another checkpoint, replaces nothing."""
 
 import itertools
 import json

@@ -135,7 +135,7 @@ def _dataset(config: Config, name: str) -> Any:
 
 
 def _copies(train: Labels, labels: Labels, name: str) -> list[str]:
-    """Windows whose eight numbers stand in train too: copies under another name."""
+    """Windows whose eight numbers are in train too: copies under another name."""
     pairs = same_telemetry(train, labels)
     if len({original for _, original in pairs}) < 2 or len(pairs) < COPIED * len(labels):
         return []

@@ -1,6 +1,6 @@
 """`evaluation/report.html`: what a checkpoint is worth, and what it misses, on one page that opens from disk.
 
-Self-contained: styles, SVG figures and pictures stand in the file; it asks no network for anything and runs no script.
+Self-contained: styles, SVG figures and pictures are in the file; it needs no network and runs no script.
 `report.html.j2` is the page; here is what it shows.
 """
 

@@ -55,7 +55,7 @@ class Tally:
         return Tally.from_state(summed(self.state()))
 
     def metrics(self) -> Metrics:
-        """Every rate and loss of the tally; None where there was no sample to stand on."""
+        """Every rate and loss of the tally; None where there was no sample to compute it from."""
         result: Metrics = {"loss": None}
         for head, (total, weight) in ((head, sums.tolist()) for head, sums in self.losses.items()):
             result[f"{head}_loss"] = total / weight if weight > 0 else None

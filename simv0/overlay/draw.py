@@ -1,7 +1,7 @@
 """What the stream says, drawn on the frames: a picture for people who watch a rover, and an MP4 of a recording.
 
-The frame stays as it is but for the action arrow, time and speed in the lower corners and, when it matters, a red frame
-or the word UNKNOWN; everything else stands in a panel below it.
+The frame is unchanged except for the action arrow, time and speed in the lower corners and, when it matters, a red
+border or the word UNKNOWN; everything else is in a panel below it.
 """
 
 import math
@@ -28,9 +28,9 @@ LEAST_WIDTH = 320
 SECONDS = 10.0
 """Length of the time line."""
 LINES = 5
-"""Lines of text that have room in the panel above the time line."""
+"""Lines of text that fit into the panel above the time line."""
 LONG_TIME = 1e6
-"""Seconds; later times, as those since 1970, are shown from the beginning of the recording on."""
+"""Seconds; larger times, such as those since 1970, are shown relative to the start of the recording."""
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 ARROWS = {  # outlines in a unit square, y down
     "continue": [(0.5, 0), (1, 0.5), (0.7, 0.5), (0.7, 1), (0.3, 1), (0.3, 0.5), (0, 0.5)],
@@ -126,7 +126,7 @@ class Overlay:
         pen.text((width / 2, top + 10.5 * unit), text, "#ffffff", font, anchor="mm")
 
     def _panel(self, pen: ImageDraw.ImageDraw, state: State, width: int, top: int, unit: float) -> None:
-        """Risk as one stacked bar; reason and action as a bar a class; what is wrong, where something is."""
+        """Risk as one stacked bar; reason and action as one bar per class; and what is wrong, if anything."""
         pad = round(6 * unit)
         font, large = _font(10 * unit), _font(13 * unit)
         pen.text((pad, top + 12 * unit), f"risk {state.risk}", COLORS[state.risk], large, anchor="lm")
@@ -186,7 +186,7 @@ class Overlay:
 
 
 def check_recording(sequence: Recording, F: int, spacing: float, name: str) -> None:
-    """Refuse a recording of which no window can be judged, before anything is loaded.
+    """Refuse a recording in which no window can be judged, before anything is loaded.
 
     Raises:
         ConfigError: its frames are too far apart, or it is too short.
@@ -206,7 +206,7 @@ def render_overlay(
     out: Path | None,
     show: Callable[[UInt8[np.ndarray, "h w 3"], State, float], None] | None = None,
 ) -> int:
-    """Run a recording through the stream and write what it says as an MP4 of as many frames.
+    """Run a recording through the stream and write what it says as an MP4 with the same number of frames.
 
     Args:
         stream: made with `live=False`.
@@ -241,7 +241,7 @@ def _font(size: float) -> Font:
 
 
 def _wrap(pen: ImageDraw.ImageDraw, text: str, font: Font, width: float) -> list[str]:
-    """The text in lines of at most `width`."""
+    """The text, wrapped to lines of at most `width`."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -253,7 +253,7 @@ def _wrap(pen: ImageDraw.ImageDraw, text: str, font: Font, width: float) -> list
 
 
 def _fit(pen: ImageDraw.ImageDraw, text: str, font: Font, width: float) -> str:
-    """The text, cut with dots where it is too long."""
+    """The text, cut off with an ellipsis if it is too long."""
     if pen.textlength(text, font) <= width:
         return text
     while text and pen.textlength(text + "...", font) > width:

@@ -22,7 +22,7 @@ from simv0.errors import ConfigError
 from simv0.stream import State
 
 LOOK_EVERY = 0.02
-"""Seconds between a viewer's looks for a newer picture."""
+"""Seconds between a viewer's checks for a newer picture."""
 PATIENCE = 2
 """Seconds that closing waits for a viewer that does not read."""
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>simv0 live</title>
@@ -47,7 +47,7 @@ source.onerror = () => end("The command has stopped.");
 
 
 class Pace:
-    """Holds back pictures that are computed faster than they were recorded; what comes late is not held back."""
+    """Holds back pictures that are computed faster than they were recorded; late ones are shown at once."""
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
@@ -69,7 +69,7 @@ class LivePage:
         port: on 127.0.0.1; 0 takes a free one.
 
     Raises:
-        ConfigError: Starlette or uvicorn is not installed, or the port cannot be had.
+        ConfigError: Starlette or uvicorn is not installed, or the port is in use.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -81,29 +81,29 @@ class LivePage:
             reason = os.strerror(error.errno or 0).lower()
             raise ConfigError(f"live page: port {port} of 127.0.0.1: {reason}; 0 takes a free one") from None
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/"
-        """Where to look."""
+        """The page's address."""
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), daemon=True)
         self._thread.start()
 
     def show(self, picture: UInt8[np.ndarray, "h w 3"], state: State, t: float) -> None:
-        """Let `picture` be the newest; fits `overlay.render_overlay(show=...)`."""
+        """Make `picture` the newest one; fits `draw.render_overlay(show=...)`."""
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, "JPEG", quality=85)
         self._newest = b"data: " + b64encode(buffer.getvalue()) + b"\n\n"
 
     def end(self) -> None:
-        """Let every viewer, who comes later too, have the last picture and word of the end."""
+        """Let every viewer, later ones included, have the last picture and be told of the end."""
         self._ended = True
 
     def close(self) -> None:
-        """`end`, and stop serving, in `PATIENCE` and a moment at most. Pages that are open keep the last picture."""
+        """`end`, and stop serving within about `PATIENCE`. Open pages keep the last picture."""
         self.end()
         self._server.should_exit = True
         self._thread.join()
         self._listener.close()  # a server that had not begun leaves it open
 
     async def _events(self) -> AsyncIterator[bytes]:
-        """What one viewer is sent: pictures, the newest first, then word of the end."""
+        """What one viewer is sent: the newest picture each time, then word of the end."""
         sent = b""
         while True:
             ended, newest = self._ended, self._newest  # in this order: what is newest after the end is the last
@@ -117,7 +117,7 @@ class LivePage:
 
 
 def _server(events: Callable[[], AsyncIterator[bytes]]) -> Any:
-    """What serves the page and, to each of its viewers, what `events` yields; silent, and without signal handlers.
+    """The server of the page and, to each of its viewers, of what `events` yields; silent, and without signal handlers.
 
     Raises:
         ConfigError: Starlette or uvicorn is not installed.

@@ -60,7 +60,7 @@ def fit(config: Config, *, overwrite: bool = False, resume: bool = False) -> Run
 
     Args:
         config: a checked config.
-        overwrite: replace the run that is there.
+        overwrite: replace an existing run.
         resume: continue the existing run, or start one.
 
     Raises:

@@ -11,7 +11,7 @@ from llm_world import HD, HEADS, KV, PER_TOKEN, SHAPE, D, reference, vectors
 from torch._dynamo.utils import counters
 
 from simv0.cpu_step.prepare import prepare_llm
-from simv0.llm.compile import LONG_RUN, compile_llm
+from simv0.llm.compile import LONG_RUN, compile_llm, worth_compiling
 from simv0.llm.cuda_graphs import captured
 from simv0.llm.fast import disagreement, outputs_of
 from simv0.llm.load import load_llm
@@ -54,6 +54,7 @@ def test_auto_compiles_long_runs_only(one_layer: str) -> None:
     assert compile_llm(llm, "auto", batch=64, tokens=6, steps=steps - 1) is None
     assert compile_llm(llm, "off", batch=64, tokens=6, steps=100 * steps) is None
     assert llm.compiled_for is None
+    assert worth_compiling("auto", weights, 64 * 6 * (steps + 1))
 
 
 def test_captured_graphs_serve_the_training_shape_with_gradients_only(one_layer: str) -> None:
