@@ -2,25 +2,21 @@
 
 import itertools
 import logging
-from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from simv0.alarm.threshold import shortcomings
-from simv0.config.schema import Config
 from simv0.data.labels import warn_of_leakage
 from simv0.labels import HEADS, HIGH
-from simv0.model.network import SimV0Model
 from simv0.training.resume import Position, numerics
 from simv0.training.rundir import provenance
-from simv0.training.splits import Split
+from simv0.training.work import Work
 
 log = logging.getLogger("simv0")
 
 
-def describe(config: Config, model: SimV0Model, train: Split) -> dict[str, Any]:
+def describe(work: Work) -> dict[str, Any]:
     """The fields of `Meta` that stay the same throughout a run."""
+    config, model, train = work.config, work.model, work.train
     encoder = model.encoder.identity if model.encoder is not None else None
     if train.identity is not None:
         encoder = {key: value for key, value in train.identity.items() if key.startswith("vision_")}
@@ -39,15 +35,15 @@ def describe(config: Config, model: SimV0Model, train: Split) -> dict[str, Any]:
     }
 
 
-def introduce(
-    config: Config, model: SimV0Model, splits: Mapping[str, Split], device: torch.device, position: Position
-) -> None:
+def introduce(work: Work, position: Position) -> None:
     """Log the setup; refuse a model that would train the wrong weights."""
-    train, val = splits["train"], splits["val"]
+    config, model, splits, train, val = work.config, work.model, work.splits, work.train, work.splits["val"]
     counts = model.trainable_parameters()
     frozen = sum(weight.numel() for weight in model.llm.parameters())
     trained = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    log.info(f"device {device}, LLM {model.llm.identity['llm_name']} ({frozen:,} frozen weights, {model.llm.dtype})")
+    log.info(
+        f"device {work.device}, LLM {model.llm.identity['llm_name']} ({frozen:,} frozen weights, {model.llm.dtype})"
+    )
     encoder = model.encoder.identity if model.encoder is not None else train.identity
     origin = "the dataset's own" if encoder is None else f"of {encoder.get('vision_encoder_name')}"
     kind = "frames, encoded again every epoch," if model.encoder is not None else "features"
@@ -58,7 +54,7 @@ def introduce(
     log.info(f"visual dropout {model.visual_dropout:.2f} (whole windows, and single features in the rest)")
     if not (val.labels.ids["risk"] == HIGH).any():
         log.warning('val has no window of risk "high": best.pt follows macro_f1, and the alarm cannot be evaluated')
-    last = splits.get("calibration", val)
+    last = work.held_out
     is_high, group, t = last.labels.ids["risk"] == HIGH, last.labels.group, last.labels.t
     for line in shortcomings(is_high, group, t, config.evaluation, last.name):
         log.warning(line)

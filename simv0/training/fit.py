@@ -2,8 +2,6 @@
 
 import logging
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,44 +11,23 @@ from simv0.alarm.threshold import choose_alarm
 from simv0.config.schema import Config
 from simv0.data.contract import Batch
 from simv0.data.manifest import read_jsonl
-from simv0.data.spacing import warn_of_spacing
 from simv0.llm.compile import compile_llm
-from simv0.model.build import build_model
 from simv0.model.checkpoint import Checkpoint, Meta, Training, load_checkpoint, save_checkpoint
 from simv0.model.metrics import Metrics, Tally, chosen_by, ranking
-from simv0.model.network import SimV0Model
-from simv0.runtime.device import pick_device
-from simv0.runtime.distributed import (
-    any_rank,
-    broadcast_from_rank0,
-    broadcast_tensors,
-    check_same,
-    process_group,
-    rank,
-    share_of,
-)
+from simv0.runtime.distributed import any_rank, broadcast_from_rank0, broadcast_tensors, process_group, rank
 from simv0.runtime.threads import sharing
 from simv0.training.about import describe, introduce
 from simv0.training.board import check_tensorboard, tensorboard
 from simv0.training.control import control_config, write_copy
 from simv0.training.epoch import LogitsKept, evaluate, train_one_epoch
 from simv0.training.epoch_view import epoch_bar, table_head, table_row
-from simv0.training.recipe import class_weights, lr_factor, make_optimizer, set_stats, visual_dropout
+from simv0.training.recipe import lr_factor, set_stats
 from simv0.training.resume import Position, find_checkpoint, restore
 from simv0.training.rundir import RunDir, append_line
-from simv0.training.splits import (
-    Batches,
-    Split,
-    check_pair,
-    eval_batches,
-    no_worker_left,
-    open_split,
-    split_digest,
-    train_batches,
-)
+from simv0.training.splits import no_worker_left
 from simv0.training.stopping import Stopped, StopRequest, asked_by_signals
 from simv0.training.unlike import summarise
-from simv0.vision.encoder import load_encoder
+from simv0.training.work import Work, open_work
 
 log = logging.getLogger("simv0")
 
@@ -106,97 +83,60 @@ def _claim(run: RunDir, config: Config, overwrite: bool, resume: bool) -> Checkp
 
 
 def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: StopRequest) -> None:
-    device = pick_device(config)
     check_tensorboard(config)
-    trained = None if checkpoint is None else checkpoint.meta.encoder
-    raw = not config.model.use_cached_vis_feats
-    encoder = load_encoder(config.model, config.cache.precision, device, trained) if raw else None
-    splits = {name: open_split(config, name, encoder) for name in config.data.splits}
-    train = splits["train"]
-    for name, split in list(splits.items())[1:]:
-        check_pair(config, (train.identity, split.identity), (train.dv, split.dv), name)
-        warn_of_spacing(train.frame_spacing, split.frame_spacing, name)
-    model = build_model(config, train.dv, encoder, device)
-    model.visual_dropout = visual_dropout(config.training, train)
-    digests = {name: split_digest(split) for name, split in splits.items()}
-    sizes = {"data.batch_size": config.batch_size, "evaluation.batch_size": config.evaluation.batch_size}
-    data = {f"{name} split": digest for name, digest in digests.items()}
-    frozen: dict[str, Any] = {"LLM": model.llm.identity, "type of the LLM (units for bf16)": str(model.llm.dtype)}
-    frozen["vision encoder"] = None if encoder is None else encoder.identity
-    check_same({**frozen, **data, "training": config.training, **sizes})
-    optimizer = make_optimizer(model, config.training)
-    scaler = torch.amp.GradScaler(device.type) if model.llm.dtype is torch.float16 else None
-    position = Position()
-    batches = train_batches(config, train)
-    steps = len(batches.order)
-    start, stop = share_of(config.batch_size)
-    all_steps = config.training.epochs * steps
-    seconds = compile_llm(
-        model.llm, config.training.compile, batch=max(stop - start, 1), tokens=model.K + 2, steps=all_steps
-    )
+    work = open_work(config, None if checkpoint is None else checkpoint.meta.encoder)
+    llm, tokens, steps = work.model.llm, work.model.K + 2, config.training.epochs * work.steps
+    seconds = compile_llm(llm, config.training.compile, batch=work.share, tokens=tokens, steps=steps)
     if seconds is not None:
         log.info(f"compiled the LLM's blocks in {seconds:.0f} s")
     if checkpoint is None:
+        position = Position()
         with sharing():
-            set_stats(model, train, config)
-        broadcast_tensors(model.trainable_state())
+            set_stats(work.model, work.train, config)
+        broadcast_tensors(work.model.trainable_state())
         broadcast_from_rank0(run.begin, config)
         if config.training.llm_control:
             broadcast_from_rank0(write_copy, config)  # what cannot be copied is told before the epochs
     else:
-        position = restore(checkpoint, run, model, optimizer, scaler, digests, steps)
+        position = restore(checkpoint, run, work)
         broadcast_from_rank0(run.resume, config, position.epoch)
         if rank() > 0:
             position.tally = Tally()  # the first process's goes on; in the end all are added up
-    threads = sharing() if model.llm.trains_beside_one_thread(stop - start, model.K + 2) else nullcontext()
-    with threads, run.log_to_file() if rank() == 0 else nullcontext():
-        introduce(config, model, splits, device, position)
-        Epochs(config, run, position, model, optimizer, scaler, splits, digests, batches, request).run_remaining()
+    with (
+        sharing() if llm.trains_beside_one_thread(work.share, tokens) else nullcontext(),
+        run.log_to_file() if rank() == 0 else nullcontext(),
+    ):
+        introduce(work, position)
+        Epochs(work, run, position, request).run_remaining()
 
 
-@dataclass
 class Epochs:
     """A run under way: what its epochs work with, and what they leave."""
 
-    config: Config
-    run: RunDir
-    position: Position
-    model: SimV0Model
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler | None
-    splits: dict[str, Split]
-    digests: dict[str, str]
-    batches: Batches
-    request: StopRequest
-
-    def __post_init__(self) -> None:
-        self.device, self.steps = self.model.task_token.device, len(self.batches.order)
-        self.judged_on = {name: eval_batches(self.config, self.splits[name]) for name in list(self.splits)[1:]}
-        self.logits = LogitsKept()
-        self.about: dict[str, Any] = describe(self.config, self.model, self.splits["train"])
-        held_out = self.splits.get("calibration", self.splits["val"])
-        self.unlike = (
-            summarise(self.model, self.splits["train"], held_out) if rank() == 0 else None
-        )  # it writes best.pt
+    def __init__(self, work: Work, run: RunDir, position: Position, request: StopRequest) -> None:
+        self.work, self.run, self.position, self.request = work, run, position, request
+        self.config, self.model, self.optimizer = work.config, work.model, work.optimizer
+        self.logits, self.about = LogitsKept(), describe(work)
+        writes = rank() == 0  # best.pt
+        self.unlike = summarise(self.model, work.train, work.held_out) if writes else None
 
     def run_remaining(self) -> None:
         """The epochs from `position` on."""
-        position, training = self.position, self.config.training
-        weights = class_weights(training.class_weights, self.splits["train"], self.device)
+        work, position, training = self.work, self.position, self.config.training
         board = tensorboard(self.config, self.run.tensorboard, position.epoch)
         log.info(table_head())
-        with asked_by_signals(self.request), no_worker_left(self.batches, *self.judged_on.values()), board as to_board:
+        with asked_by_signals(self.request), no_worker_left(work.batches, *work.judged_on.values()), board as to_board:
             while position.epoch < training.epochs and not self._gave_up():
-                order = self.batches.order
+                order = work.batches.order
                 order.epoch, order.start = position.epoch, position.step
-                with epoch_bar(f"epoch {position.epoch + 1}", self.steps, position.step, rank() == 0) as self.moved:
+                with epoch_bar(f"epoch {position.epoch + 1}", work.steps, position.step, rank() == 0) as self.moved:
                     learnt = train_one_epoch(
                         self.model,
-                        self.batches,
+                        work.batches,
                         self.optimizer,
-                        self.scaler,
-                        self.device,
-                        class_weights=weights,
+                        work.scaler,
+                        work.device,
+                        class_weights=work.class_weights,
                         confidence_weight=training.confidence_weight,
                         grad_clip=training.grad_clip,
                         tally=position.tally,
@@ -205,8 +145,8 @@ class Epochs:
                     )
                 measured = self._judge("val")
                 better = ranking(measured, training.best_metric) > position.best
-                if better and "calibration" in self.splits:
-                    self._judge("calibration")
+                if better and work.held_out.name != "val":
+                    self._judge(work.held_out.name)
                 position.epoch, position.step, position.tally = position.epoch + 1, 0, Tally()
                 broadcast_from_rank0(self._write_lines, learnt, measured)
                 to_board(position.epoch, learnt, measured)
@@ -220,9 +160,9 @@ class Epochs:
 
     def _before_step(self) -> None:
         training = self.config.training
-        step = self.position.epoch * self.steps + self.position.step
+        step = self.position.epoch * self.work.steps + self.position.step
         torch.manual_seed(training.seed * 1_000_003 + step)  # every random draw is a function of (seed, step)
-        factor = lr_factor(step, training.epochs * self.steps)
+        factor = lr_factor(step, training.epochs * self.work.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
 
@@ -238,9 +178,9 @@ class Epochs:
     def _judge(self, name: str) -> Metrics:
         """Evaluate on a split; `logits` are then those of its windows."""
         self.logits.clear()
-        batches = self.judged_on[name]
+        batches = self.work.judged_on[name]
         with epoch_bar(name, len(batches.order), shown=rank() == 0) as self.moved:
-            return evaluate(self.model, batches, self.device, on_batch=self._after_judged_batch)
+            return evaluate(self.model, batches, self.work.device, on_batch=self._after_judged_batch)
 
     def _after_judged_batch(self, batch: Batch, logits: dict[str, Tensor]) -> None:
         self.logits.keep(batch, logits)
@@ -252,7 +192,8 @@ class Epochs:
             self._save_last({})
             raise Stopped(
                 f"{self.run.root}: stopped by {self.request.asked or 'a signal'} in epoch {self.position.epoch + 1} "
-                f"after step {self.position.step} of {self.steps}; the checkpoint is written: continue with --resume"
+                f"after step {self.position.step} of {self.work.steps}; the checkpoint is written: continue with "
+                "--resume"
             )
 
     def _end_epoch(self, measured: Metrics, better: bool) -> None:
@@ -279,18 +220,18 @@ class Epochs:
             since_best=self.position.since_best,
             tally=tally.state(),
             optimizer=self.optimizer.state_dict()["state"],
-            scaler=self.scaler.state_dict() if self.scaler else None,
-            digests=self.digests,
+            scaler=self.work.scaler.state_dict() if self.work.scaler else None,
+            digests=self.work.digests,
         )
         about = Meta(**self.about, epoch=self.position.epoch, metrics=metrics, alarm=None)
         content = Checkpoint(meta=about, state=self.model.trainable_state(), training=state)
         save_checkpoint(self.run.last, content, previous=self.run.previous)
 
     def _write_best(self, metrics: Metrics, logits: dict[str, np.ndarray]) -> None:
-        split: Literal["val", "calibration"] = "calibration" if "calibration" in self.splits else "val"
-        chosen_on = self.splits[split]
-        labels, spacing = chosen_on.labels, chosen_on.frame_spacing
-        alarm = choose_alarm(logits, labels.ids, labels.group, self.config.evaluation, split, labels.t, spacing)
+        split = self.work.held_out
+        labels, evaluation = split.labels, self.config.evaluation
+        name, spacing = self.work.held_out_name, split.frame_spacing
+        alarm = choose_alarm(logits, labels.ids, labels.group, evaluation, name, labels.t, spacing)
         about = Meta(**self.about, epoch=self.position.epoch, metrics=metrics, alarm=alarm)
         content = Checkpoint(meta=about, state=self.model.trainable_state(), unlike=self.unlike)
         save_checkpoint(self.run.best, content)

@@ -16,6 +16,7 @@ from simv0.model.network import SimV0Model
 from simv0.runtime.distributed import world_size
 from simv0.training.refusals import check_same_config
 from simv0.training.rundir import RunDir, provenance
+from simv0.training.work import Work
 
 log = logging.getLogger("simv0")
 
@@ -83,32 +84,24 @@ def _load_last(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def restore(
-    checkpoint: Checkpoint,
-    run: RunDir,
-    model: SimV0Model,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None,
-    digests: dict[str, str],
-    steps: int,
-) -> Position:
-    """Restore everything as it was when the checkpoint was written; an epoch has `steps` steps.
+def restore(checkpoint: Checkpoint, run: RunDir, work: Work) -> Position:
+    """Restore everything as it was when the checkpoint was written.
 
     Raises:
         CheckpointError: the frozen networks, the data or the model are not those of the run.
     """
-    meta, state = checkpoint.meta, checkpoint.training
+    meta, state, model = checkpoint.meta, checkpoint.training, work.model
     assert state is not None
     check_frozen("LLM", meta.llm, model.llm.identity_like(meta.llm), run.last)
     if model.encoder is not None:
         check_frozen("vision encoder", checkpoint.meta.encoder, model.encoder.identity, run.last)
-    for name, digest in digests.items():
+    for name, digest in work.digests.items():
         if state.digests.get(name) != digest:
             raise CheckpointError(f"{run.last}: the data of split {name} has changed since the run was started")
-    if state.step > steps:
-        raise CheckpointError(f"{run.last}: says {state.step} of {steps} steps of the epoch are done")
+    if state.step > work.steps:
+        raise CheckpointError(f"{run.last}: says {state.step} of {work.steps} steps of the epoch are done")
     check_fits(state.tally, Tally().state(), "the metrics", run.last)
-    _restore_optimizer(state, optimizer, scaler, run.last)
+    _restore_optimizer(state, work.optimizer, work.scaler, run.last)
     load_state(model, checkpoint.state, run.last)
     now = {**provenance(), **numerics(model)}
     changed = [

@@ -15,7 +15,7 @@ import simv0.training.fit
 import simv0.training.resume
 import simv0.training.rundir
 from simv0.config.schema import Config
-from simv0.errors import TrainingError
+from simv0.errors import ConfigError, TrainingError
 from simv0.training.fit import fit
 from simv0.training.resume import find_checkpoint
 from simv0.training.rundir import PARTS, RunDir
@@ -150,3 +150,14 @@ def test_train_says_which_data_networks_and_features_it_uses(config: Config, cap
     data = config.data
     assert f"data {data.train_split_path} and {data.val_split_path}: features the dataset's own" in caplog.messages
     assert any(said.startswith("device cpu, LLM ") for said in caplog.messages)
+
+
+def test_what_the_data_cannot_give_is_told_before_a_run_is_replaced(config: Config) -> None:
+    run = RunDir(config.output.output_dir)
+    run.root.mkdir(parents=True)
+    run.begin(config)
+    run.best.write_bytes(b"the earlier run's")
+    asks = config.model_copy(update={"training": config.training.model_copy(update={"class_weights": "dataset"})})
+    with pytest.raises(ConfigError, match="the dataset has no class_weights"):
+        fit(asks, overwrite=True)
+    assert run.best.read_bytes() == b"the earlier run's"

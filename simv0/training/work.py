@@ -1,0 +1,112 @@
+"""What the epochs of a run work with, resolved once, before the first of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from simv0.config.schema import Config
+from simv0.data.spacing import warn_of_spacing
+from simv0.model.build import build_model
+from simv0.model.network import SimV0Model
+from simv0.runtime.device import pick_device
+from simv0.runtime.distributed import check_same, share_of
+from simv0.training.recipe import class_weights, make_optimizer, visual_dropout
+from simv0.training.splits import Batches, Split, check_pair, eval_batches, open_split, split_digest, train_batches
+from simv0.vision.encoder import load_encoder
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the epochs of a run work with.
+
+    Attributes:
+        splits: by name, train first.
+        digests: `split_digest` of each.
+        scaler: loss scaling for fp16, else None.
+        class_weights: head -> weight of each class; None where all weigh 1.
+        batches: of train.
+        judged_on: batches of the other splits.
+        share: windows of a full batch that are this process's.
+    """
+
+    config: Config
+    device: torch.device
+    splits: dict[str, Split]
+    digests: dict[str, str]
+    model: SimV0Model
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
+    class_weights: dict[str, Tensor] | None
+    batches: Batches
+    judged_on: dict[str, Batches]
+    share: int
+
+    @property
+    def train(self) -> Split:
+        """The split that is trained on."""
+        return self.splits["train"]
+
+    @property
+    def held_out_name(self) -> Literal["val", "calibration"]:
+        """Of the split that temperatures and alarm come from."""
+        return "calibration" if "calibration" in self.splits else "val"
+
+    @property
+    def held_out(self) -> Split:
+        """That split."""
+        return self.splits[self.held_out_name]
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return -(-len(self.train.labels) // self.config.batch_size)
+
+
+def open_work(config: Config, trained: Mapping[str, Any] | None) -> Work:
+    """Open the splits, load the frozen networks and put freshly seeded trainable modules around them.
+
+    Args:
+        config: the whole config.
+        trained: identity of the encoder that a run to be resumed was begun with.
+
+    Raises:
+        SimError: errors the user can fix.
+    """
+    device, raw = pick_device(config), not config.model.use_cached_vis_feats
+    encoder = load_encoder(config.model, config.cache.precision, device, trained) if raw else None
+    splits = {name: open_split(config, name, encoder) for name in config.data.splits}
+    train, *others = splits.values()
+    for split in others:
+        check_pair(config, (train.identity, split.identity), (train.dv, split.dv), split.name)
+        warn_of_spacing(train.frame_spacing, split.frame_spacing, split.name)
+    model = build_model(config, train.dv, encoder, device)
+    model.visual_dropout = visual_dropout(config.training, train)
+    digests = {name: split_digest(split) for name, split in splits.items()}
+    check_same(
+        {
+            "LLM": model.llm.identity,
+            "type of the LLM (units for bf16)": str(model.llm.dtype),
+            "vision encoder": None if encoder is None else encoder.identity,
+            **{f"{name} split": digest for name, digest in digests.items()},
+            "training": config.training,
+            "data.batch_size": config.batch_size,
+            "evaluation.batch_size": config.evaluation.batch_size,
+        }
+    )
+    start, stop = share_of(config.batch_size)
+    return Work(
+        config,
+        device,
+        splits,
+        digests,
+        model,
+        optimizer=make_optimizer(model, config.training),
+        scaler=torch.amp.GradScaler(device.type) if model.llm.dtype is torch.float16 else None,
+        class_weights=class_weights(config.training.class_weights, train, device),
+        batches=train_batches(config, train),
+        judged_on={split.name: eval_batches(config, split) for split in others},
+        share=max(stop - start, 1),
+    )
