@@ -66,7 +66,7 @@ class Run:
             os.kill(self.pid, signal.SIGKILL)
         while (found := os.waitpid(self.pid, os.WNOHANG))[0] == 0:
             assert time.monotonic() - self.started < DEADLINE, "hangs"
-            time.sleep(0.002)
+            time.sleep(0.002)  # looked at again and again, so that one that hangs ends at the deadline
         self.status = os.waitstatus_to_exitcode(found[1])
         with os.fdopen(self.reader, "rb") as file:
             os.set_blocking(file.fileno(), False)  # an orphaned loader worker may hold the other end

@@ -36,7 +36,7 @@ def wait_for(children: list[int]) -> list[int]:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 codes[child] = os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
+        time.sleep(0.01)  # looked at again and again, so that one that hangs ends at the deadline
     for child in set(children) - codes.keys():
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -95,7 +95,7 @@ def traced(arena: Arena, inject: str | None, log: Path) -> Run:
     command = ["strace", "-qq", "-p", str(run.pid), "-o", str(log), "-e", f"trace={SYSCALLS}"]
     tracer = subprocess.Popen([*command, *(["-e", f"inject={inject}"] if inject else [])], stderr=subprocess.DEVNULL)
     while b"TracerPid:\t0\n" in Path(f"/proc/{run.pid}/status").read_bytes():
-        time.sleep(0.002)
+        time.sleep(0.002)  # strace says nothing when it has attached
     os.kill(run.pid, signal.SIGCONT)
     run.end()
     tracer.wait()
@@ -236,7 +236,7 @@ def power_cuts(arena: Arena, size: Size) -> dict[str, Any]:
                 subprocess.run(["sync", "-f", str(disk)], check=True)  # this file system; others may take minutes
                 arena.at(disk / "cache")
                 run = Run(arena.config)
-                time.sleep(draw.random() * 4)
+                time.sleep(draw.random() * 4)  # the power fails at a random moment
                 os.kill(run.pid, signal.SIGSTOP)
                 shutil.copyfile(image, left)
                 run.end(kill=True)

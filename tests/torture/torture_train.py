@@ -113,7 +113,7 @@ def random_kills(folder: Path, kills: int, rng: random.Random) -> dict[str, Any]
         had_one = False
         while True:
             child = forked(config)
-            time.sleep(rng.uniform(0, length))
+            time.sleep(rng.uniform(0, length))  # the blow falls at a random moment
             os.kill(child, signal.SIGKILL)
             code = ended(child)
             assert code in (0, -signal.SIGKILL), f"the resumed run failed with {code}"

@@ -143,7 +143,7 @@ def test_a_rank_that_comes_late_does_not_overwrite_what_the_others_made(
     def work() -> None:
         rank = os.environ["RANK"]
         while rank == "1" and not waits_or_is_done():
-            time.sleep(0.01)
+            time.sleep(0.01)  # `on_ranks` ends what waits too long
         reports = cache_vis(config, overwrite=True)
         (tmp_path / rank).write_text(" ".join(str(report.counts.windows) for report in reports))
 

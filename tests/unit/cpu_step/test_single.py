@@ -156,7 +156,7 @@ def test_hands_on_what_it_cannot_do(change: dict[str, int], reason: str, caplog:
 
 
 def test_a_step_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(simv0.cpu_step.single, "pack", lambda weight: pack(weight * 1.01))
+    monkeypatch.setattr(simv0.cpu_step.single, "pack", lambda weight: pack(weight * 1.01))  # a mistake of ours
     with caplog.at_level(logging.INFO, "simv0"):
         assert single_stack(halves(HANDLED["llama"]), 6) is None
     assert "it differs from the fast path by" in caplog.text
@@ -199,7 +199,7 @@ def test_a_stack_that_lost_weights_is_never_used(monkeypatch: pytest.MonkeyPatch
             raise MemoryError
         return pack(weight)
 
-    monkeypatch.setattr(simv0.cpu_step.single, "pack", failing)
+    monkeypatch.setattr(simv0.cpu_step.single, "pack", failing)  # as where memory ends in the middle of the move
     with pytest.raises(MemoryError):
         single_stack(stack, 6)
     with pytest.raises(TypeError):

@@ -163,6 +163,7 @@ def test_cache_vis_decodes_each_frame_of_a_video_once(
     split = {f"{name}_split_path": str(tmp_path / f"{name}.jsonl") for name in ("train", "val")}
     readers: list[VideoReader] = []
     start = VideoReader.__init__
+    # Only watched: each reader counts what it decodes.
     monkeypatch.setattr(VideoReader, "__init__", lambda self, path: (readers.append(self), start(self, path))[1])
     reports = cache_vis(make_config(data={**split, "num_workers": workers}))
     assert [report.counts.encoded for report in reports] == [36, 36]  # 120 frames seen

@@ -195,7 +195,7 @@ def test_workers_share_one_pass_over_a_video(
             file.write(f"{os.getpid()} {reader.decoded - before}\n")
         return frame
 
-    monkeypatch.setattr(VideoReader, "frame_at", counted)
+    monkeypatch.setattr(VideoReader, "frame_at", counted)  # only watched, in each worker
     feats = []
     for workers in (0, 1, 2):
         log.write_text("")
