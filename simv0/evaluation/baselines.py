@@ -20,7 +20,7 @@ from simv0.config.schema import TrainingConfig
 from simv0.data.contract import Batch
 from simv0.data.labels import Labels
 from simv0.evaluation.linear import Linear, Targets
-from simv0.evaluation.networks import train_small_transformer, train_without_llm
+from simv0.evaluation.networks import STEPS, train_small_transformer, train_without_llm
 from simv0.evaluation.trees import Trees, trees_available
 from simv0.labels import HEADS, HIGH
 from simv0.model.losses import loss_sums
@@ -40,7 +40,7 @@ Predict = Callable[[Batch], dict[str, Tensor]]
 """Windows, their features as segment means, -> `<head>_logits`."""
 
 
-def fit_baselines(train: Split, recipe: TrainingConfig, K: int, d: int) -> dict[str, Predict]:
+def fit_baselines(train: Split, recipe: TrainingConfig, K: int, d: int, steps: int = STEPS) -> dict[str, Predict]:
     """Fit each baseline; boosted trees only where scikit-learn is installed.
 
     Args:
@@ -48,6 +48,7 @@ def fit_baselines(train: Split, recipe: TrainingConfig, K: int, d: int) -> dict[
         recipe: class weights, and how the two networks are trained.
         K: segments of a window.
         d: width of the prefix of the model without an LLM.
+        steps: that each of the two networks is trained for, at most.
 
     Returns:
         Name -> what predicts.
@@ -67,8 +68,8 @@ def fit_baselines(train: Split, recipe: TrainingConfig, K: int, d: int) -> dict[
     if trees_available():
         trees = Trees(_mean(known), known["telemetry"], targets)
         fitted["boosted trees"] = lambda batch: trees(_mean(batch), batch["telemetry"])
-    fitted["no LLM"] = train_without_llm(known, train, recipe, d)
-    fitted["small transformer"] = train_small_transformer(known, train, recipe)
+    fitted["no LLM"] = train_without_llm(known, train, recipe, d, steps)
+    fitted["small transformer"] = train_small_transformer(known, train, recipe, steps)
     return fitted
 
 

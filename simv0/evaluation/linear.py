@@ -14,7 +14,7 @@ from simv0.training.splits import evenly_spaced
 
 CS = (1e-3, 1e-2, 1e-1, 1.0)
 """Inverse strengths of the L2 penalty that are tried, as scikit-learn counts them."""
-CHOSEN_ON = 4096
+CHOSEN_ON = 2048
 """Windows, evenly spaced."""
 FOLDS = 4
 REDUCED = 256

@@ -1,5 +1,6 @@
 """Networks in the LLM's place, trained by the same recipe: what is left of the model without an LLM."""
 
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,12 @@ WIDTH = 128
 LAYERS = 2
 BATCH = 64
 STEPS = 2000
-"""Fewer epochs are trained where they would take more steps."""
+"""At most, whatever the recipe's epochs."""
+LEAST_STEPS = 200
+WEIGHTS_FOR_ALL = 5_000_000
+"""Weights of an LLM beside which as many steps of the small transformer take an eighth of the training's operations: it
+has 0.4 million, and their gradients are computed too.
+"""
 
 
 class PrefixMean(nn.Module):
@@ -49,28 +55,36 @@ class SmallTransformer(nn.Module):
         return hidden[:, -1]
 
 
-def train_without_llm(known: Batch, train: Split, recipe: TrainingConfig, d: int) -> SimV0Model:
+def affordable_steps(recipe: TrainingConfig, windows: int, llm_weights: int) -> int:
+    """Steps that each network may take, so that both take no more than a quarter of the training's operations: all of
+    the recipe's beside an LLM of some million weights, fewer beside a toy.
+    """
+    share = min(1.0, llm_weights / WEIGHTS_FOR_ALL)
+    return min(STEPS, max(LEAST_STEPS, int(share * recipe.epochs * windows / BATCH)))
+
+
+def train_without_llm(known: Batch, train: Split, recipe: TrainingConfig, d: int, steps: int = STEPS) -> SimV0Model:
     """The model with the mean of its prefix, of width `d`, in the LLM's place."""
-    return _train(PrefixMean(), d, known, train, recipe)
+    return _train(PrefixMean(), d, known, train, recipe, steps)
 
 
-def train_small_transformer(known: Batch, train: Split, recipe: TrainingConfig) -> SimV0Model:
+def train_small_transformer(known: Batch, train: Split, recipe: TrainingConfig, steps: int = STEPS) -> SimV0Model:
     """The model with a small transformer in the LLM's place, which is trained too."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         stack = SmallTransformer(known["vis_feats"].shape[1] + 2)
-    return _train(stack, WIDTH, known, train, recipe)
+    return _train(stack, WIDTH, known, train, recipe, steps)
 
 
-def _train(stack: nn.Module, d: int, known: Batch, train: Split, recipe: TrainingConfig) -> SimV0Model:
-    """Train beside `stack` on `known`, whose features are segment means [N,K,dv], with the recipe of `fit`.
+def _train(stack: nn.Module, d: int, known: Batch, train: Split, recipe: TrainingConfig, steps: int) -> SimV0Model:
+    """Train beside `stack` on `known`, whose features are segment means [N,K,dv], with the recipe of `fit`, in so many
+    steps at most.
 
     One process does so by itself, whatever others there are.
     """
     n, K, dv = known["vis_feats"].shape
     llm = FrozenLLM(stack, d=d, hidden_size=d, embed_rms=1.0, identity={})
     size = min(BATCH, n)
-    epochs = min(recipe.epochs, max(1, STEPS * size // n))
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(recipe.seed)
         model = SimV0Model(llm, dv=dv, F=K, K=K)
@@ -82,12 +96,13 @@ def _train(stack: nn.Module, d: int, known: Batch, train: Split, recipe: Trainin
             optimizer.add_param_group({"params": own, "lr": recipe.lr, "peak_lr": recipe.lr})
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         weights = class_weights(recipe.class_weights, train, torch.device("cpu"))
-        orders = (np.random.default_rng([recipe.seed, epoch]).permutation(n) for epoch in range(epochs))
-        batches = [torch.from_numpy(order[at : at + size]) for order in orders for at in range(0, n, size)]
-        for step, rows in enumerate(batches):
+        orders = (np.random.default_rng([recipe.seed, epoch]).permutation(n) for epoch in range(recipe.epochs))
+        batches = (torch.from_numpy(order[at : at + size]) for order in orders for at in range(0, n, size))
+        total = min(steps, recipe.epochs * -(-n // size))
+        for step, rows in enumerate(islice(batches, total)):
             torch.manual_seed(recipe.seed * 1_000_003 + step)
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * lr_factor(step, len(batches))
+                group["lr"] = group["peak_lr"] * lr_factor(step, total)
             batch = rows_of(known, rows)
             loss = objective(loss_sums(model(batch), batch, weights))["loss"]
             optimizer.zero_grad(set_to_none=True)

@@ -13,6 +13,7 @@ from simv0.alarm.rates import recordings
 from simv0.config.schema import Config
 from simv0.errors import SimError, shown
 from simv0.evaluation.baselines import Logits, fit_baselines, p_high, predict_all, score
+from simv0.evaluation.networks import BATCH, affordable_steps
 from simv0.evaluation.trees import trees_available
 from simv0.evaluation.worth import Comparison, compare
 from simv0.labels import HIGH
@@ -54,6 +55,7 @@ def compare_with_others(
     source: Split,
     data: str | None,
     encoder: Encoder | None,
+    llm_weights: int,
     p_of_high: Float[np.ndarray, " N"],
 ) -> Others:
     """Let the control and simple models predict the same windows.
@@ -65,6 +67,7 @@ def compare_with_others(
         source: the windows.
         data: `--data`, if they come from there.
         encoder: where the windows are frames.
+        llm_weights: number of the LLM's weights: what simple models may cost is a share of the training.
         p_of_high: what the checkpoint says of each window.
 
     All processes take part; the first alone fits simple models, and knows of them.
@@ -72,11 +75,8 @@ def compare_with_others(
     control = control_logits(ckpt, meta, config, source, encoder)
     if rank() > 0:
         return Others("fitted by the first process")
-    simple, labels = simple_models(config, meta, source, data), source.labels
     notes = [control] if isinstance(control, str) else []
-    if not isinstance(simple, str) and not trees_available():
-        notes.append(NO_TREES)
-        log.info(NO_TREES)
+    simple, labels = simple_models(config, meta, source, data, llm_weights, notes), source.labels
     is_high = labels.ids["risk"] == HIGH
     comparison = compare(
         p_of_high,
@@ -93,8 +93,13 @@ def compare_with_others(
     )
 
 
-def simple_models(config: Config, meta: Meta, source: Split, data: str | None) -> dict[str, Logits] | str:
-    """Name -> logits of simple models, fitted on the train split's features; or why there are none."""
+def simple_models(
+    config: Config, meta: Meta, source: Split, data: str | None, llm_weights: int, notes: list[str]
+) -> dict[str, Logits] | str:
+    """Name -> logits of simple models, fitted on the train split's features, or why there are none.
+
+    What is missing from them is added to `notes`.
+    """
     if source.identity is None:
         return "the baselines need feature files; run `simv0 cache-vis`"
     try:
@@ -103,10 +108,18 @@ def simple_models(config: Config, meta: Meta, source: Split, data: str | None) -
         return f"the train split is not available: {error}"
     if train.identity is None or train.dv != source.dv or (source.name == "train" and data is None):
         return "they would be fitted on the same windows, or on different features"
-    started = time.perf_counter()
+    started, steps = time.perf_counter(), affordable_steps(config.training, len(train.labels), llm_weights)
     with limited_to(1):  # many small products: two threads took four times as long as one
-        fitted = fit_baselines(train, config.training, meta.K, meta.d)
+        fitted = fit_baselines(train, config.training, meta.K, meta.d, steps)
     log.info(f"fitted {len(fitted)} simple models in {time.perf_counter() - started:.0f} s")
+    missing = [] if trees_available() else [NO_TREES]
+    whole = config.training.epochs * -(-len(train.labels) // BATCH)
+    if steps < whole:
+        cut = f'"no LLM" and "small transformer" were trained for {steps:,} of {whole:,} steps'
+        missing.append(f"{cut}, so that all simple models take a quarter of the training at most")
+    for line in missing:
+        log.info(line)
+    notes += missing
     return predict_all(fitted, source, meta.K)
 
 

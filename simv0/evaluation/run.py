@@ -129,7 +129,8 @@ def _evaluate(
     about = {"checkpoint": ckpt.name, "epoch": checkpoint.meta.epoch, "data": data or split, "windows": len(rows)}
     others = Others("left out by --no-baselines")
     if baselines:
-        others = compare_with_others(ckpt, checkpoint.meta, config, source, data, encoder, p_of_high)
+        weights = sum(weight.numel() for weight in model.llm.parameters())
+        others = compare_with_others(ckpt, checkpoint.meta, config, source, data, encoder, weights, p_of_high)
     evaluated = Evaluated(
         about=about,
         metrics=metrics,

@@ -18,6 +18,7 @@ from simv0.config.schema import TrainingConfig
 from simv0.data.labels import Labels
 from simv0.evaluation.baselines import fit_baselines, joined, part, predict_all, score, windows
 from simv0.evaluation.linear import CS, Linear, choose_c, components, folds, logistic_regression
+from simv0.evaluation.networks import LEAST_STEPS, STEPS, affordable_steps, train_without_llm
 from simv0.evaluation.trees import Trees
 from simv0.labels import HEADS
 from simv0.training.splits import Split, open_split
@@ -237,3 +238,16 @@ def test_without_scikit_learn_the_others_are_fitted(monkeypatch: Any) -> None:
         n for n in NAMES if n != "boosted trees"
     ]
     assert sys.modules["sklearn"]
+
+
+def test_networks_take_no_more_steps_than_a_quarter_of_the_training_allows() -> None:
+    recipe = TrainingConfig(epochs=10)
+    assert affordable_steps(recipe, 6400, 135_000_000) == 1000  # the recipe's own
+    assert affordable_steps(recipe, 6400, 2_500_000) == 500
+    assert affordable_steps(recipe, 6400, 260_000) == LEAST_STEPS
+    assert affordable_steps(recipe, 640_000, 135_000_000) == STEPS
+    train = split(100, 0)
+    known = joined(windows(train, K))
+    one, two = (train_without_llm(known, train, TrainingConfig(epochs=epochs), 8, 2) for epochs in (1, 9))
+    assert torch.equal(one.task_token, two.task_token)  # 2 steps are an epoch
+    assert not torch.equal(one.task_token, train_without_llm(known, train, TrainingConfig(epochs=2), 8).task_token)

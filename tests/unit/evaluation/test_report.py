@@ -233,6 +233,7 @@ def test_evaluate_writes_it_with_frames_and_baselines_and_lives_without(
     make_config: MakeConfig, features: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = fit(make_config(cache={"dir": str(features)}))
+    monkeypatch.setattr("simv0.evaluation.networks.LEAST_STEPS", 1)
     found, folder = evaluate_checkpoint(run.best)
     text = words((folder / "report.html").read_text())
     assert found.facts["run"] == str(run.root)
@@ -247,6 +248,7 @@ def test_evaluate_writes_it_with_frames_and_baselines_and_lives_without(
     assert written["cautions"] == found.cautions
     assert written["classes"]["risk"]["high"]["support"] == 4
     assert "linear, features + telemetry" in text
+    assert '"no LLM" and "small transformer" were trained for 1 of 2 steps' in text
     assert found.comparison is not None
     assert found.comparison.sentences[0] in " ".join(text.split())
     assert all(str(worth) in text for worth in found.comparison.over.values())
