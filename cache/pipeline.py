@@ -165,7 +165,7 @@ def cache_split(config: Config, split: SplitJob, encoder: Encoder) -> CacheRepor
     work = ShardWork(split.parts, plan, source, split.info(plan), encoder, config.data.num_workers)
     outcome: Outcome | None = None
     if split.final.exists() and not (split.parts.folder.exists() or split.gate.path.exists()):
-        _check_complete(split, work)  # nobody works on it: no lock, so that the folder may be read-only
+        _check_complete(split, work)  # no process is working on it: no lock, so that the folder may be read-only
         return CacheReport(split.name, split.final, "skipped", len(split.labels), work.counts)
     while outcome is None:
         with split.gate.held(shared=True):

@@ -23,7 +23,7 @@ class Timeline:
     """The N windows of a split, recording by recording, each in order of time."""
 
     order: Int[np.ndarray, " N"]
-    """The window of the split that stands at each place: `array[order]` brings an array of the split into order."""
+    """The window of the split at each place: `array[order]` brings an array of the split into order."""
     names: list[str]
     """Of the R recordings."""
     recording: Int[np.ndarray, " N"]

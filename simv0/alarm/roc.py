@@ -1,7 +1,7 @@
 """How well P(high) tells "high" windows from the others, whatever the threshold.
 
 Every function takes a weight for each window, so that a bootstrap resamples without copying: a window drawn twice
-weighs 2. Windows of equal P(high) stand or fall together, in any order.
+weighs 2. Windows of equal P(high) are counted together, so their order does not matter.
 """
 
 import numpy as np

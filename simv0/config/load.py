@@ -184,7 +184,7 @@ def known_keys(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     known, kept, unknown = all_keys(), {}, []
     for section, values in tree.items():
         if not isinstance(values, Mapping):
-            kept[section] = values  # a mistake, which is told when the config is built
+            kept[section] = values  # a mistake, which is reported when the config is built
             continue
         gone = [key for key in values if f"{section}.{key}" not in known]
         unknown += [f"{section}.{key}" for key in gone]

@@ -57,7 +57,7 @@ class Batch(TypedDict, total=False):
     weight: Float[Tensor, " B"]
     sample_id: list[str]
     share: tuple[int, int, int]
-    """Where several processes work: these are the rows start..stop-1 of so many. Without any, one row stands in."""
+    """With several processes: these are rows start..stop-1 of that many. An empty share holds one row as a stand-in."""
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""Everything of a split but its pixels: read, checked as a whole, compared with the other split."""
+"""Everything of a split except its pixels: read, checked as a whole, and compared with the other splits."""
 
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -83,8 +83,8 @@ def _joined(columns: list[Any]) -> Any:
 
 
 def read_labels(dataset: Any, split: str, F: int) -> Labels:
-    """Read the labels and the telemetry of a whole split: by `labels_of` where the dataset has it, else by reading
-    every sample once.
+    """Read the labels and the telemetry of a whole split: with `labels_of` if the dataset has it, else by reading every
+    sample once.
 
     Raises:
         DataError: what `check_sample` and `check_labels` refuse.
@@ -226,8 +226,8 @@ def leak(what: str, name: str) -> str:
 
 
 def same_telemetry(train: Labels, other: Labels) -> list[tuple[int, int]]:
-    """(window of the other split, window of train) for each of its windows whose eight numbers stand in train too, to
-    the last bit: where that is no chance, they are one window under two names.
+    """(window of the other split, window of train) for each of its windows whose eight numbers are in train too, to the
+    last bit: unless that is chance, they are one window under two names.
     """
     seen = {row.tobytes(): i for i, row in enumerate(np.asarray(train.telemetry, np.float32))}
     rows = [row.tobytes() for row in np.asarray(other.telemetry, np.float32)]

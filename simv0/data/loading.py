@@ -37,7 +37,7 @@ def make_loader(
         order: the indices of each batch.
         collate: makes a batch of samples, in the worker.
         workers: processes; 0 reads in this one.
-        persistent: whether they live on from epoch to epoch.
+        persistent: whether they are kept from epoch to epoch.
     """
     return DataLoader(
         dataset,

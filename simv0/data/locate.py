@@ -25,8 +25,8 @@ class Folder:
     def locate(self, name: str, where: str) -> Path:
         """The file, absolute and without links.
 
-        A name with backslashes for slashes and one whose accents are composed in the other way (NFC, NFD) are
-        found where the name as it stands is not.
+        If the name as written is not found, backslashes are tried as slashes, and accents in the other Unicode form
+        (NFC, NFD).
 
         Raises:
             DataError: beginning with `where`: file not found, or it lies outside the folder.

@@ -56,7 +56,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
             with mistakes:
                 for key, name in self._files_of(row, line):
                     if name not in self._paths:
-                        self._paths[name] = ""  # told once, if it is missing
+                        self._paths[name] = ""  # reported once, if it is missing
                         self._paths[name] = str(folder.locate(name, f"{self.manifest}:{line}: {key}"))
             if mistakes.enough:
                 break

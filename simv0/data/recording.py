@@ -110,7 +110,7 @@ def open_recording(frames: Path, telemetry: Path | None, fps: float | None = Non
 
 @dataclass(frozen=True)
 class _Watched:
-    """A video's frames; what decoders pass over in silence is told when the frames show it."""
+    """A video's frames; damage that decoders silently pass over is reported where the frames show it."""
 
     frames: VideoReader
     path: Path

@@ -19,7 +19,8 @@ log = logging.getLogger("simv0")
 SLOWEST = 2.0
 """Median seconds between readings from which the times must be in another unit."""
 BESIDE = 20
-"""Times as long as the frames: telemetry with whole numbers between its readings is then in another unit too."""
+"""Multiple of the frames' duration from which telemetry whose readings are whole numbers apart must be in another unit.
+"""
 ABSOLUTE = 1e8
 """Seconds from which a time counts from 1970, so that two clocks can be compared."""
 
@@ -144,10 +145,10 @@ def seconds_in(row: dict[str, Any], where: str) -> float:
 
 
 def numbers_in(values: Any, where: str) -> list[float]:
-    """8 floats; what was not recorded (null, NaN, an empty cell) is NaN, and the stream will say so.
+    """8 floats; values that were not recorded (null, NaN, an empty cell) are NaN, which the stream reports.
 
     Raises:
-        DataError: not 8 of them, or what is neither a finite number nor empty.
+        DataError: not 8 of them, or one that is neither a finite number nor empty.
     """
     if not isinstance(values, list) or len(values) != len(TELEMETRY):
         raise DataError(f"{where}: telemetry: expected 8 numbers ({', '.join(TELEMETRY)}), found {values!r:.60}")

@@ -76,7 +76,7 @@ def check_label(value: Any, where: str, names: tuple[str, ...]) -> int:
     """One label as an int.
 
     Raises:
-        DataError: no whole number, out of range.
+        DataError: not a whole number, or out of range.
     """
     value = _plain(value)
     if type(value) is not int:
@@ -91,7 +91,7 @@ def check_weight(value: Any, where: str) -> float:
     """A weight as a float.
 
     Raises:
-        DataError: no number, negative, not finite in float32.
+        DataError: not a number, negative, or not finite in float32.
     """
     value = _plain(value)
     if type(value) not in (int, float):
@@ -105,7 +105,7 @@ def check_seconds(value: Any, where: str) -> float:
     """A moment as a float.
 
     Raises:
-        DataError: no number, or not finite.
+        DataError: not a number, or not finite.
     """
     value = _plain(value)
     if type(value) not in (int, float) or not -sys.float_info.max <= value <= sys.float_info.max:
@@ -117,7 +117,7 @@ def check_text(value: Any, where: str) -> str:
     """A text as a plain str.
 
     Raises:
-        DataError: no text, empty, or one that no file can hold.
+        DataError: not a text, empty, or one that no file can hold.
     """
     if not isinstance(value, str) or not value:
         raise DataError(f"{where}: expected a string, found {type(value).__name__} {value!r}")

@@ -111,7 +111,7 @@ class VideoReader:
             yield from self._container.demux(self._stream)
 
     def _decode(self, key: int | None) -> Iterator[tuple[float, Any]]:
-        """Frames from the key frame of this time stamp on, or from where the file stands."""
+        """Frames from the key frame of this time stamp on, or from the file's current position."""
         packets = self._packets()
         if key is not None:
             packets = dropwhile(lambda packet: not (packet.is_keyframe and packet.pts == key), packets)
@@ -202,7 +202,7 @@ class VideoReader:
     def _last_key(self, t: float) -> int | None:
         """Time stamp of the last key frame up to `t` from here on; nothing is decoded.
 
-        Indexes tell the order of storage, if they are there at all, so the packets themselves are asked.
+        Indexes give the order of storage, if there are any, so the packets themselves are read.
         """
         target, key = self._stamp(t), None
         for packet in self._packets():
@@ -256,7 +256,8 @@ def turned(picture: UInt8[Tensor, "3 H W"], matrix: Int32[np.ndarray, "9"]) -> U
 
 
 class VideoWriter:
-    """An MP4 (H.264 where ffmpeg has it, else MPEG-4), with the frames' own times; appears under its name when whole.
+    """An MP4 (H.264 if ffmpeg has it, else MPEG-4), with the frames' own times; it appears under its name when
+    complete.
 
     Use as a context manager; without a single frame no file appears.
     """

@@ -201,7 +201,7 @@ def _perfect(evaluated: Evaluated) -> Iterator[str]:
 
 
 def _as_good(evaluated: Evaluated) -> list[str]:
-    """Simple models that lie within the checkpoint's interval or above: as a whole, else in the F1 of single heads."""
+    """Simple models that are within the checkpoint's interval or above: overall, else in the F1 of single heads."""
     whole = "macro_f1" if evaluated.metrics.get("composite") is None else "composite"
     lines = {key: _matched(evaluated, key) for key in (whole, *(f"{head}_macro_f1" for head in HEADS))}
     told = [line for line in lines.values() if line is not None]

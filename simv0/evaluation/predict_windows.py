@@ -22,8 +22,8 @@ BATCH = 8
 def predict_windows(
     ckpt: str | Path, data: str | Path, config: Config | None = None, *, overrides: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """Predictions for windows, in their order; everything wrong with them is said before the networks are loaded, as
-    far as it can be seen without decoding pictures.
+    """Predictions for windows, in their order; everything wrong with them is reported before the networks are loaded,
+    as far as that needs no decoding of pictures.
 
     Args:
         ckpt: a checkpoint.

@@ -87,7 +87,7 @@ class CachedDataset(Dataset[dict[str, Any]]):
         return {**plain, "vis_feats": feats, "telemetry": torch.from_numpy(row["telemetry"].copy())}
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """A whole batch by one gather; vis_feats in the stored type."""
+        """A whole batch in one gather; vis_feats in the stored type."""
         rows = np.asarray(indices)
         return Batch(
             vis_feats=torch.from_numpy(self._gather(rows)),

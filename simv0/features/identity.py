@@ -121,7 +121,7 @@ def refuse_differing(lines: list[str], path: object) -> None:
 
 
 def check_features(config: Config, split: str, stored: Mapping[str, Any], path: object) -> None:
-    """Refuse stored features that are not those the config wants.
+    """Refuse stored features that do not match the config.
 
     Raises:
         CacheError: as `compare_identity`.
@@ -130,10 +130,10 @@ def check_features(config: Config, split: str, stored: Mapping[str, Any], path: 
 
 
 def differing_features(config: Config, split: str, stored: Mapping[str, Any]) -> list[str]:
-    """How stored features differ from those that the config wants, a line each.
+    """How stored features differ from those of the config, a line each.
 
-    Where only names differ from those in the file, what they name is asked for its digest, if it is on this machine: a
-    renamed encoder and moved data are the same.
+    Where only names differ from those in the file, the digests of what they name are compared, if it is on this
+        machine: a renamed encoder and moved data are the same.
 
     Args:
         config: `data`, `cache` and `model`.
@@ -147,7 +147,7 @@ def differing_features(config: Config, split: str, stored: Mapping[str, Any]) ->
 
 
 def _digests_here(config: Config, split: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The digests that tell whether other names mean the same, as far as they can be had without a network."""
+    """The digests that tell whether other names mean the same, as far as they can be computed without a network."""
     found: dict[str, Any] = {}
     if any(stored.get(key) != wanted[key] for key in TOLD_BY["vision_weights"]) and is_local(config.model):
         # A bare file does not tell how images are prepared for it: the features do.

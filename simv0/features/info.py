@@ -31,7 +31,7 @@ TABLES = {
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """Everything of a feature file but its features.
+    """Everything in a feature file except its features.
 
     Attributes:
         identity: what the features were made of; `F`, `dv` and `dtype` describe them, `N` counts the whole split.

@@ -27,7 +27,7 @@ SHARD_WINDOWS = range(8, 1025)
 (benchmarks/results/scaling_model_2026-11-23.md)."""
 
 MAX_SHARDS = 1_000_000
-"""More are refused: nobody waits for that many files, and a damaged plan may ask for any number."""
+"""More are refused: that many files are impractical, and a damaged plan may ask for any number."""
 
 
 def shard_windows_of(windows: int, wanted: int | None) -> int:

@@ -188,10 +188,9 @@ def _check_causal(model: Any, name: str, d: int, dtype: torch.dtype) -> int:
 
 @torch.no_grad()
 def _drop_embedding(model: Any, name: str) -> tuple[int, float]:
-    """Take the token embedding out; returns width and RMS of what it gives, over its whole vocabulary.
-
-    The module is asked rather than its weight read: Gemma scales inside it. What a family does to `inputs_embeds` after
-    that (Granite multiplies) it does to tokens and prefix vectors alike.
+    """Take the token embedding out; returns width and RMS of its outputs over the whole vocabulary. The module is
+    called rather than its weight read, because Gemma scales inside it. What a family does to `inputs_embeds` after that
+    (Granite multiplies) it does to tokens and prefix vectors alike.
     """
     embedding = model.get_input_embeddings()
     if not isinstance(embedding, nn.Embedding):

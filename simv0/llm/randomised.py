@@ -18,7 +18,7 @@ BESIDE = (".json", ".txt", ".model", ".jinja")
 def save_randomised(name: str, revision: str | None, folder: Path, seed: int) -> None:
     """Write a copy of an LLM as a transformers folder, its weights drawn as its config says for a new one.
 
-    Killed at any moment, it leaves no `folder`, or a whole one.
+    Killed at any moment, it leaves no `folder`, or a complete one.
 
     Raises:
         ModelError: an LLM that cannot be loaded, or one that brings its own code.

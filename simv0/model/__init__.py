@@ -13,7 +13,7 @@ __all__ = ["SimV0Model"]
 
 
 def __getattr__(name: str) -> Any:
-    """`from simv0.model import SimV0Model`, without loading the networks for those who want the metrics only."""
+    """`from simv0.model import SimV0Model`, without loading the networks when only the metrics are needed."""
     if name != "SimV0Model":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from simv0.model.network import SimV0Model

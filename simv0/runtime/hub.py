@@ -61,7 +61,7 @@ def _any_here(repository: str, files: Sequence[str], revision: str | None) -> bo
 
     try:
         return any(isinstance(try_to_load_from_cache(repository, file, revision=revision), str) for file in files)
-    except ValueError:  # no name of the hub: whoever loads it says so
+    except ValueError:  # not a name on the hub: the loader reports that
         return True
 
 

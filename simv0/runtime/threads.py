@@ -1,4 +1,4 @@
-"""Threads of a CPU: as many as the work pays for, and none that waits for another one at every operation.
+"""CPU threads: as many as the work pays for, and none that waits for another at every operation.
 
 An operation cut over two threads ends with a barrier, thousands of times a second, and where another program takes one
 of the two cores, each barrier waits for it. So where a batch can be cut instead, each thread takes rows of the batch

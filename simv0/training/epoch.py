@@ -1,4 +1,4 @@
-"""One epoch of training, one evaluation; `fit.py` stands above them."""
+"""One epoch of training, one evaluation; `fit.py` calls them."""
 
 import logging
 import math

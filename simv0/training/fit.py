@@ -96,7 +96,7 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: 
         broadcast_tensors(work.model.trainable_state())
         broadcast_from_rank0(run.begin, config)
         if config.training.llm_control:
-            broadcast_from_rank0(write_copy, config)  # what cannot be copied is told before the epochs
+            broadcast_from_rank0(write_copy, config)  # what cannot be copied is refused before the epochs
     else:
         position = restore(checkpoint, run, work)
         broadcast_from_rank0(run.resume, config, position.epoch)

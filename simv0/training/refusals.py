@@ -42,7 +42,7 @@ PLACES = (
 """Keys that say where something is: `restore` compares the digests of what is there."""
 
 YOUNGER = ("evaluation.confidence", "evaluation.confirm", "evaluation.release")
-"""Keys that an older run does not know, and that change no weight: it goes on, and its next best.pt keeps to them."""
+"""Keys that an older run does not know, and that change no weight: it continues, and its next best.pt uses them."""
 
 
 def check_train(config: Config, resume: bool, overwrite: bool) -> None:
@@ -160,7 +160,7 @@ def check_data(data: str | Path, reader: str | None, trained_with: str | None = 
 
 
 def class_of_run(ckpt: Path) -> str | None:
-    """The dataset class of the run that a checkpoint lies in: a name for messages, which nobody imports."""
+    """The dataset class of the run that a checkpoint is in: a name for messages, never imported."""
     run = run_of(ckpt)
     name = _begun_with(RunDir(run)).get("data", {}).get("dataset_class_path") if run is not None else None
     return name if isinstance(name, str) else None
@@ -201,10 +201,10 @@ def check_demo(out: Path) -> None:
 
 
 def config_of_run(ckpt: Path) -> Path:
-    """The `config_resolved.yaml` of the run that a checkpoint lies in.
+    """The `config_resolved.yaml` of the run that a checkpoint is in.
 
     Raises:
-        ConfigError: it lies in none.
+        ConfigError: it is in none.
     """
     run = run_of(ckpt)
     if run is None:
@@ -213,6 +213,6 @@ def config_of_run(ckpt: Path) -> Path:
 
 
 def run_of(ckpt: Path) -> Path | None:
-    """The run that a checkpoint lies in (`RUN/checkpoints/x.pt` beside `RUN/config_resolved.yaml`)."""
+    """The run that a checkpoint is in (`RUN/checkpoints/x.pt` beside `RUN/config_resolved.yaml`)."""
     run = ckpt.resolve().parent.parent
     return run if (run / "config_resolved.yaml").is_file() else None

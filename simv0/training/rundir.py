@@ -110,7 +110,7 @@ class RunDir:
     def begin(self, config: Config) -> None:
         """Make an empty run: remove what an earlier one left, write the config and the export.
 
-        Killed at any moment, it leaves the earlier run whole, or a run without a checkpoint.
+        Killed at any moment, it leaves the earlier run complete, or a run without a checkpoint.
 
         Raises:
             SimError: the folder cannot be written.
@@ -157,7 +157,7 @@ class RunDir:
             handler = _Log(self.log, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger = logging.getLogger("simv0")
-        if logger.level == logging.NOTSET:  # nobody has chosen: a library's user wants the log whole
+        if logger.level == logging.NOTSET:  # no level was chosen: a library's user wants the whole log
             logger.setLevel(logging.INFO)
         logger.addHandler(handler)
         try:
@@ -187,7 +187,7 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
 
 
 def cut_back(path: Path, epochs: int) -> None:
-    """Keep the lines of epochs 1..`epochs`; later ones, and a torn last one, are dropped; missing ones are said."""
+    """Keep the lines of epochs 1..`epochs`; later ones, and a torn last one, are dropped; missing ones are logged."""
     kept = []
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
         try:

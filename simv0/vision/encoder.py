@@ -213,7 +213,7 @@ def load_encoder(
         logging.root.setLevel(silenced)
     if trained is None:
         check_positions(model, clip.visual)
-    del transform  # its facts stand in preprocess_cfg
+    del transform  # its facts are in preprocess_cfg
     preprocess = {**open_clip.get_model_preprocess_cfg(clip), "resize_mode": model.vision_resize_mode}
     encoder = Encoder(clip.visual, preprocess, name, tag, resolve_precision(precision, device)).to(device)
     check_dv(model, encoder.dv)
