@@ -7,11 +7,13 @@ import pytest
 import torch
 from commands import run as command
 from fit_world import Killed, moved, outcome
+from ranks import on_ranks
 from small_world import MakeConfig
 from strikes import after_writing
 
 from simv0.config.schema import Config
 from simv0.errors import ConfigError
+from simv0.evaluation.evaluated import Evaluated
 from simv0.evaluation.run import evaluate_checkpoint
 from simv0.llm.load import load_llm
 from simv0.llm.randomised import save_randomised
@@ -99,6 +101,20 @@ def test_a_control_of_another_training_is_not_compared(config: Config, tmp_path:
     stale, _ = evaluate_checkpoint(run.best)
     assert stale.control is None
     assert "llm_control is not compared: it is of another training: training.seed: started with 0, now 5" in stale.notes
+
+
+def test_two_processes_train_and_compare_a_control_as_one_does(config: Config, tmp_path: Path) -> None:
+    one, two = (controlled(config, tmp_path / name)[0] for name in ("one", "two"))
+
+    def work(config: Config) -> Evaluated:
+        return evaluate_checkpoint(fit(config).best)[0]
+
+    wanted = work(one)
+    assert on_ranks(2, lambda: work(two) and None) == [0, 0]
+    found = json.loads((tmp_path / "two/evaluation/metrics.json").read_text())
+    assert wanted.control is not None
+    assert found["llm_control"]["loss"] == pytest.approx(wanted.control["loss"], rel=1e-4)
+    assert found["comparison"]["pretraining"]["value"] == pytest.approx(wanted.comparison.pretraining.value, abs=1e-3)  # type: ignore[union-attr]
 
 
 def test_an_llm_with_code_of_its_own_is_refused(make_config: MakeConfig) -> None:
