@@ -145,7 +145,11 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option("--split", help="val, train or calibration.")] = "val",
     baselines: Annotated[
-        bool, typer.Option("--baselines/--no-baselines", help="Also fit simple models on train, for comparison.")
+        bool,
+        typer.Option(
+            "--baselines/--no-baselines",
+            help="Compare with simple models fitted on train, and with training.llm_control.",
+        ),
     ] = True,
     out: Annotated[
         Path | None,
