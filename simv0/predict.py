@@ -19,7 +19,7 @@ from simv0.errors import CheckpointError, shown
 from simv0.model.build import build_model
 from simv0.model.checkpoint import Checkpoint, check_frozen, load_checkpoint, load_state
 from simv0.model.network import SimV0Model
-from simv0.model.predictions import note_distances
+from simv0.model.predictions import Prediction, distances_of, predictions
 from simv0.runtime.device import has_bf16_units, pick_device
 from simv0.runtime.threads import check_threads, limited_to, tell_of_waiting
 from simv0.vision.encoder import Encoder, load_encoder
@@ -148,20 +148,16 @@ class Predictor:
 
     def predict_batch(self, batch: Batch) -> list[dict[str, Any]]:
         """Judge a collated batch of checked samples."""
+        return [prediction.as_json() for prediction in self.judge(batch)]
+
+    def judge(self, batch: Batch) -> list[Prediction]:
+        """`predict_batch` before it is JSON."""
         alarm = self.meta.alarm
         with limited_to(self.threads), torch.no_grad():
             batch = self.model.encoded(to_device(batch, self.model.task_token.device))
-            rows = self.model.predict_json(
-                batch, alarm.threshold if alarm else None, alarm.temperatures if alarm else None
-            )
-            note_distances(rows, self.unlike, batch)
-        return rows
-
-    def why_unlike(self, prediction: Mapping[str, Any], telemetry: Float[Tensor, "8"]) -> str | None:
-        """Why a predicted window is unlike the training data; None where it is not, or where nothing is known of it."""
-        if self.unlike is None or not prediction["unlike"]:
-            return None
-        return self.unlike.reason(prediction["distance"], telemetry)
+            logits, distances = self.model(batch), distances_of(batch, self.unlike)
+        threshold, temperatures = (alarm.threshold, alarm.temperatures) if alarm else (None, None)
+        return predictions(logits, batch["sample_id"], threshold, temperatures, distances)
 
 
 def load_model(checkpoint: Checkpoint, path: str | Path, config: Config, encoder: Encoder | None = None) -> SimV0Model:

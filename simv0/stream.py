@@ -24,7 +24,6 @@ from simv0.data.contract import check_sample
 from simv0.data.spacing import choose_spacing, pick_window, unit_of_clock
 from simv0.data.values import check_frames
 from simv0.errors import DataError
-from simv0.labels import HIGH, RISKS
 from simv0.predict import Predictor
 
 Outcome = Literal["judged", "waiting", "dropped", "bad"]
@@ -231,14 +230,14 @@ class Stream:
     def _judge(self, window: Tensor, telemetry: Tensor, t: float, where: str) -> tuple[Outcome, str | None]:
         """Predict, and bring the alarm up to date."""
         batch = {"vis_feats": window[None], "telemetry": telemetry[None], "sample_id": [f"{t:.3f}"]}
-        prediction = self.predictor.predict_batch(batch)[0]  # type: ignore[arg-type]
-        p_high = prediction["probs"]["risk"][RISKS[HIGH]]
-        if not math.isfinite(p_high):
+        judged = self.predictor.judge(batch)[0]  # type: ignore[arg-type]
+        if not math.isfinite(judged.p_high):
             return "bad", f"{where}: its prediction is not finite"
-        unlike = self.predictor.why_unlike(prediction, telemetry)
-        prediction["alarm"] = self._reaches(self.confirmation.update(p_high, t, unlike is not None))
-        prediction["window_alarm"] = self._reaches(p_high)
-        self._good = (t, prediction, unlike)
+        kept, distance = self.predictor.unlike, judged.distance
+        unlike = None if kept is None or distance is None else kept.reason(distance, telemetry)
+        confirmed = self._reaches(self.confirmation.update(judged.p_high, t, unlike is not None))
+        alarms = {"alarm": confirmed, "window_alarm": self._reaches(judged.p_high)}
+        self._good = (t, judged.as_json() | alarms, unlike)
         self.counts["unlike"] += unlike is not None
         return "judged", None
 

@@ -52,11 +52,11 @@ def predict_windows(
     order = [list(range(at, min(at + BATCH, N))) for at in range(0, N, BATCH)]
     seen: set[str] = set()
     for batch in Stopwatch().over(started(make_loader(checked, order, collate, config.data.num_workers))):
-        for row in predictor.predict_batch(batch):
-            if row["sample_id"] in seen:  # of a class that can be read only window by window
-                raise DataError(f"{name}: sample_id {row['sample_id']!r} appears twice; sample_ids must be unique")
-            seen.add(row["sample_id"])
-            yield row
+        for judged in predictor.judge(batch):
+            if judged.sample_id in seen:  # of a class that can be read only window by window
+                raise DataError(f"{name}: sample_id {judged.sample_id!r} appears twice; sample_ids must be unique")
+            seen.add(judged.sample_id)
+            yield judged.as_json()
 
 
 def open_windows(checkpoint: Checkpoint, ckpt: str | Path, data: str | Path, config: Config) -> Any:

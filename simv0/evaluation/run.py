@@ -31,7 +31,7 @@ from simv0.features.dataset import CachedDataset
 from simv0.labels import HIGH
 from simv0.model.checkpoint import Checkpoint, load_checkpoint
 from simv0.model.metrics import Metrics
-from simv0.model.predictions import note_distances, predictions
+from simv0.model.predictions import Prediction, distances_of, predictions
 from simv0.predict import check_features, load_model, load_trained_encoder
 from simv0.runtime.distributed import check_same, gather_in_order, process_group, rank
 from simv0.runtime.threads import sharing
@@ -104,12 +104,12 @@ def _evaluate(
     source, encoder = _open(checkpoint, ckpt, config, data, split)
     model = load_model(checkpoint, ckpt, config, encoder)
     alarm, logits_kept = checkpoint.meta.alarm, LogitsKept()
-    predicted: list[list[dict[str, Any]]] = []
+    predicted: list[list[Prediction]] = []
 
     def keep(batch: Batch, logits: dict[str, Tensor]) -> None:
         threshold, temperatures = (alarm.threshold, alarm.temperatures) if alarm else (None, None)
-        predicted.append(predictions(logits, batch["sample_id"], threshold, temperatures))
-        note_distances(predicted[-1], checkpoint.unlike, batch)
+        distances = distances_of(batch, checkpoint.unlike)
+        predicted.append(predictions(logits, batch["sample_id"], threshold, temperatures, distances))
         logits_kept.keep(batch, logits)
 
     facts = {
@@ -123,7 +123,7 @@ def _evaluate(
     rows, logits = list(chain.from_iterable(gather_in_order(predicted))), logits_kept.arrays()
     is_high = source.labels.ids["risk"] == HIGH
     metrics |= alarm_rates(rows, is_high) | unlike_shares(rows)
-    p_of_high = np.array([row["probs"]["risk"]["high"] for row in rows])
+    p_of_high = np.array([row.p_high for row in rows])
     metrics |= ranked(p_of_high, is_high)
     leakage, notes = leakage_of(checkpoint.meta, config, source, data) if rank() == 0 else ([], [])
     about = {"checkpoint": ckpt.name, "epoch": checkpoint.meta.epoch, "data": data or split, "windows": len(rows)}
@@ -155,7 +155,7 @@ def _evaluate(
     return evaluated, folder
 
 
-def _write(evaluated: Evaluated, rows: list[dict[str, Any]], folder: Path, origin: dict[str, Any]) -> None:
+def _write(evaluated: Evaluated, rows: list[Prediction], folder: Path, origin: dict[str, Any]) -> None:
     """`metrics.json`, `predictions.jsonl`, `report.html`."""
     alarm = evaluated.alarm.model_dump() if evaluated.alarm else None
     content = {
@@ -176,7 +176,7 @@ def _write(evaluated: Evaluated, rows: list[dict[str, Any]], folder: Path, origi
     with told_plainly(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "metrics.json", (json.dumps(content, indent=2) + "\n").encode())
-    write_atomically(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_atomically(folder / "predictions.jsonl", "".join(json.dumps(row.as_json()) + "\n" for row in rows).encode())
     try:
         write_report(folder / "report.html", evaluated)
     except ConfigError as error:
@@ -216,11 +216,11 @@ def _frames(config: Config, source: Split, data: str | None) -> Callable[[int], 
     return frames
 
 
-def alarm_rates(rows: list[dict[str, Any]], is_high: Bool[np.ndarray, " N"]) -> Metrics:
+def alarm_rates(rows: list[Prediction], is_high: Bool[np.ndarray, " N"]) -> Metrics:
     """`alarm_recall` and `alarm_false_alarm_rate`: what the stored threshold is worth on these windows."""
-    if rows[0]["alarm"] is None:
+    if rows[0].alarm is None:
         return {"alarm_recall": None, "alarm_false_alarm_rate": None}
-    raised = np.array([row["alarm"] for row in rows])
+    raised = np.array([row.alarm for row in rows])
     return {
         "alarm_recall": float(raised[is_high].mean()) if is_high.any() else None,
         "alarm_false_alarm_rate": float(raised[~is_high].mean()) if not is_high.all() else None,

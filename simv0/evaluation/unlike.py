@@ -1,21 +1,20 @@
 """How many windows of an evaluation are unlike the training data, and when that is too many."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from simv0.alarm.unlike import NOTHING_KEPT, RATE, Distances, Unlike
 from simv0.model.metrics import Metrics
+from simv0.model.predictions import Prediction
 
 
-def unlike_shares(rows: list[dict[str, Any]]) -> Metrics:
+def unlike_shares(rows: list[Prediction]) -> Metrics:
     """Share of predictions that are `unlike`, and of each distance beyond its limit; None where nothing is known."""
-    known = rows[0]["unlike"] is not None
-    shares: Metrics = {"unlike_share": float(np.mean([row["unlike"] for row in rows])) if known else None}
+    far = [row.distance for row in rows if row.distance is not None]
+    shares: Metrics = {"unlike_share": float(np.mean([row.unlike for row in rows])) if far else None}
     for name in Distances._fields:
-        far = float(np.mean([row["distance"][name] > 1 for row in rows])) if known else None
-        shares[f"unlike_{name}_share"] = far
+        shares[f"unlike_{name}_share"] = float(np.mean([own[name] > 1 for own in far])) if far else None
     return shares
 
 

@@ -199,7 +199,8 @@ class SimV0Model(nn.Module):
         self.eval()
         logits = self(batch)
         self.train(training)
-        return predictions(logits, batch["sample_id"], alarm_threshold, temperatures)
+        found = predictions(logits, batch["sample_id"], alarm_threshold, temperatures)
+        return [prediction.as_json() for prediction in found]
 
     def trainable_parameters(self) -> dict[str, int]:
         """Trained module -> number of its parameters.

@@ -1,47 +1,84 @@
-"""Logits as predictions in plain values, and how far their windows are from those of training."""
+"""Logits as predictions."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
 from torch import Tensor
 
 from simv0.alarm.unlike import Unlike
 from simv0.data.contract import Batch
-from simv0.labels import HEADS
+from simv0.labels import HEADS, HIGH, RISKS
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one window.
+
+    Attributes:
+        probs: head -> class -> probability.
+        alarm: P(high) >= the threshold, of this window alone; None without one.
+        confidence: None without its head.
+        distance: from the windows of training, over the limits; None where the checkpoint keeps no summary of them.
+    """
+
+    sample_id: str
+    probs: dict[str, dict[str, float]]
+    alarm: bool | None
+    confidence: float | None
+    distance: dict[str, float] | None
+
+    def choice(self, head: str) -> str:
+        """The most probable class."""
+        probs = self.probs[head]
+        return max(probs, key=probs.__getitem__)
+
+    @property
+    def p_high(self) -> float:
+        """Of the risk."""
+        return self.probs["risk"][RISKS[HIGH]]
+
+    @property
+    def unlike(self) -> bool | None:
+        """Whether the window is unlike those of training."""
+        return None if self.distance is None else max(self.distance.values()) > 1
+
+    def as_json(self) -> dict[str, Any]:
+        """What users get, as `SimV0Model.predict_json` describes it."""
+        return {
+            "sample_id": self.sample_id,
+            **{head: self.choice(head) for head in HEADS},
+            "probs": self.probs,
+            "alarm": self.alarm,
+            "confidence": self.confidence,
+            "unlike": self.unlike,
+            "distance": self.distance,
+        }
 
 
 def predictions(
-    logits: dict[str, Tensor],
+    logits: Mapping[str, Tensor],
     sample_ids: list[str],
     alarm_threshold: float | None = None,
     temperatures: Mapping[str, float] | None = None,
-) -> list[dict[str, Any]]:
-    """Logits as the JSON that `SimV0Model.predict_json` describes."""
+    distances: Mapping[str, Float[np.ndarray, " B"]] | None = None,
+) -> list[Prediction]:
+    """Logits as predictions."""
     # float64, as `alarm.choose_alarm` computes: a window must not change sides of the threshold by rounding.
     scaled = {head: logits[f"{head}_logits"].double() / (temperatures or {}).get(head, 1.0) for head in HEADS}
     probs = {head: scaled[head].softmax(-1).tolist() for head in HEADS}
     confidence = logits["confidence_logits"].sigmoid().tolist() if "confidence_logits" in logits else None
-    rows = []
+    found = []
     for i, sample_id in enumerate(sample_ids):
-        row: dict[str, Any] = {"sample_id": sample_id}
-        for head, names in HEADS.items():
-            row[head] = names[max(range(len(names)), key=probs[head][i].__getitem__)]
-        row["probs"] = {head: dict(zip(names, probs[head][i], strict=True)) for head, names in HEADS.items()}
-        row["alarm"] = None if alarm_threshold is None else row["probs"]["risk"]["high"] >= alarm_threshold
-        row["confidence"] = None if confidence is None else confidence[i]
-        row["unlike"] = row["distance"] = None
-        rows.append(row)
-    return rows
+        own = {head: dict(zip(names, probs[head][i], strict=True)) for head, names in HEADS.items()}
+        alarm = None if alarm_threshold is None else own["risk"][RISKS[HIGH]] >= alarm_threshold
+        far = None if distances is None else {name: float(values[i]) for name, values in distances.items()}
+        found.append(Prediction(sample_id, own, alarm, None if confidence is None else confidence[i], far))
+    return found
 
 
-def note_distances(rows: list[dict[str, Any]], unlike: Unlike | None, batch: Batch) -> None:
-    """Say in the predictions of a batch of features which windows are `unlike` the training data, and their `distance`.
-
-    Both stay None where the checkpoint keeps no summary.
-    """
-    if unlike is None:
-        return
-    distances = unlike.distances(batch["vis_feats"], batch["telemetry"])
-    for i, row in enumerate(rows):
-        row["distance"] = {name: float(values[i]) for name, values in distances._asdict().items()}
-        row["unlike"] = max(row["distance"].values()) > 1
+def distances_of(batch: Batch, unlike: Unlike | None) -> dict[str, Float[np.ndarray, " B"]] | None:
+    """How far windows of features are from those of training; None where the checkpoint keeps no summary of them."""
+    return None if unlike is None else unlike.distances(batch["vis_feats"], batch["telemetry"])._asdict()

@@ -96,7 +96,8 @@ def test_predictions_say_it_too(judge: Predictor, folder: Path) -> None:
     assert (own["unlike"], strange["unlike"]) == (False, True)
     assert own["distance"]["frames"] < 1 < strange["distance"]["frames"]
     assert own["distance"]["telemetry"] == strange["distance"]["telemetry"] < 1
-    assert judge.why_unlike(own, GOOD) is None
+    assert judge.unlike is not None
+    assert judge.unlike.reason(own["distance"], GOOD) is None
 
 
 def test_an_evaluation_counts_them(config: Config, folder: Path) -> None:

@@ -174,7 +174,7 @@ def test_predictions_are_the_contracts_json() -> None:
         "action_logits": torch.eye(6)[[2, 0]],
         "confidence_logits": torch.tensor([0.0, 100.0]),
     }
-    first, second = predictions(logits, ["a", "b"], alarm_threshold=0.5)
+    first, second = (found.as_json() for found in predictions(logits, ["a", "b"], alarm_threshold=0.5))
     keys = ["sample_id", "risk", "reason", "action", "probs", "alarm", "confidence", "unlike", "distance"]
     assert list(first) == keys
     assert (first["sample_id"], first["risk"], first["reason"], first["action"]) == ("a", "high", "human", "stop")
@@ -182,7 +182,7 @@ def test_predictions_are_the_contracts_json() -> None:
     assert (first["confidence"], second["confidence"]) == (0.5, 1.0)
     assert first["probs"]["action"]["stop"] == pytest.approx(torch.e / (torch.e + 5))
     assert sum(first["probs"]["risk"].values()) == pytest.approx(1)
-    assert predictions(logits, ["a", "b"])[0]["alarm"] is None
+    assert predictions(logits, ["a", "b"])[0].alarm is None
 
 
 def test_what_does_not_fit_is_refused(models: Path, make_config: MakeConfig) -> None:
