@@ -88,6 +88,8 @@ def check_training(
     with errors:
         check_memory(peak, features)
     saved = 4 * trained * SAVED_STATES
+    if config.training.llm_control:
+        saved = 2 * saved + llm.loading_bytes  # and the copy of the LLM
     with errors:
         check_room(Path(config.output.output_dir), saved, "output.output_dir", "the checkpoints need")
     return {

@@ -271,3 +271,12 @@ def test_too_little_room_is_a_problem(make_config: MakeConfig, monkeypatch: pyte
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
     found = problems_of(make_config(cache={"in_memory": "always"}))
     assert [line.split(":")[0] for line in found] == ["cache.dir", "model.llm_name_or_path", "output.output_dir"]
+
+
+def test_a_control_takes_the_room_of_a_run_and_of_an_llm(make_config: MakeConfig, models: Path) -> None:
+    alone, controlled = (
+        check(make_config(training={"llm_control": control})).facts["train"]["checkpoints_on_disk_bytes"]
+        for control in (False, True)
+    )
+    weights = (models / "llm" / "model.safetensors").stat().st_size
+    assert 0.9 * weights < controlled - 2 * alone < 2.1 * weights
