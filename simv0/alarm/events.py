@@ -85,6 +85,7 @@ def replay(
     confirm: Sequence[int],
     release: float,
     spacing: float | None = None,
+    unlike: Bool[np.ndarray, " N"] | None = None,
 ) -> Float[np.ndarray, " N"]:
     """Run each recording through `Confirmation`, as `Stream` does.
 
@@ -96,14 +97,17 @@ def replay(
         spacing: seconds between the frames of a window, where known: a stream takes scores for stale after 3 of them.
             Where windows come more seldom than that, after 3 of their usual hops.
 
+        unlike: which windows are unlike the training data, where known; they take no alarm back.
+
     Returns:
         The level of each window: after it the alarm is raised at every threshold up to this one, `level >= threshold`.
     """
     levels = np.empty(len(p_high))
+    unlike = np.zeros(len(p_high), bool) if unlike is None else unlike
     for number, hop in enumerate(line.hop):
         alarm = Confirmation(confirm, release, STALE * max(spacing or 0.0, float(hop)))
         for at in np.flatnonzero(line.recording == number):
-            levels[at] = alarm.update(float(p_high[at]), float(line.t[at]))
+            levels[at] = alarm.update(float(p_high[at]), float(line.t[at]), bool(unlike[at]))
     return levels
 
 

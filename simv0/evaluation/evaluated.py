@@ -59,6 +59,8 @@ class Evaluated:
     """What best.pt follows."""
     raw_telemetry: bool = True
     """Whether the telemetry is in SI units; else the dataset has normalised it."""
+    unlike: Bool[np.ndarray, " N"] | None = None
+    """Which windows are unlike the training data; None: nothing is known of it."""
     frame_spacing: float | None = None
     """Seconds between the frames of a training window, where known."""
 
@@ -107,7 +109,7 @@ class Evaluated:
     def replayed(self) -> Replayed | str:
         """The recordings as a robot would have seen them, or why they cannot be replayed."""
         usual = self.alarm or EvaluationConfig()
-        return replay_split(self.labels, self.p_high, usual.confirm, usual.release, self.frame_spacing)
+        return replay_split(self.labels, self.p_high, usual.confirm, usual.release, self.frame_spacing, self.unlike)
 
     @cached_property
     def events(self) -> EventTable | str:

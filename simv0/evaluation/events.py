@@ -119,14 +119,16 @@ def replay_split(
     confirm: Sequence[int],
     release: float,
     spacing: float | None,
+    unlike: Bool[np.ndarray, " N"] | None = None,
 ) -> Replayed | str:
     """Replay a split, or say in one line why that cannot be done and what to add."""
     line = timeline(labels.group, labels.t)
     if isinstance(line, str):
         return line
-    p_high = p_high[line.order]
+    p_high, unlike = p_high[line.order], None if unlike is None else unlike[line.order]
     is_high = labels.ids["risk"][line.order] == HIGH
-    return Replayed(line, is_high, p_high, replay(line, p_high, confirm, release, spacing), confirm, release)
+    levels = replay(line, p_high, confirm, release, spacing, unlike)
+    return Replayed(line, is_high, p_high, levels, confirm, release)
 
 
 @dataclass(frozen=True)

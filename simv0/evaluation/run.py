@@ -123,6 +123,7 @@ def _evaluate(
     rows, logits = list(chain.from_iterable(gather_in_order(predicted))), logits_kept.arrays()
     is_high = source.labels.ids["risk"] == HIGH
     metrics |= alarm_rates(rows, is_high) | unlike_shares(rows)
+    unlike = None if checkpoint.unlike is None else np.array([row.unlike for row in rows])
     p_of_high = np.array([row.p_high for row in rows])
     metrics |= ranked(p_of_high, is_high)
     leakage, notes = leakage_of(checkpoint.meta, config, source, data) if rank() == 0 else ([], [])
@@ -145,6 +146,7 @@ def _evaluate(
         frames=_frames(config, source, data),
         facts=origin_facts(ckpt, run, checkpoint.meta, config, source, data) | unlike_facts(checkpoint.unlike),
         leakage=leakage,
+        unlike=unlike,
         notes=[*notes, *others.notes],
         best_metric=config.training.best_metric,
         raw_telemetry=config.data.telemetry_norm == "train",

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import run as simv0
@@ -11,6 +12,7 @@ from stream_world import GOOD, SPACING, F, best, recording, trained
 from torch import Tensor
 
 from simv0.alarm.confirmation import Confirmation
+from simv0.alarm.events import Timeline, replay, timeline
 from simv0.alarm.unlike import LEAST, NOTHING_KEPT, fit_unlike, window_means
 from simv0.checks.files import inspect_path
 from simv0.config.schema import Config
@@ -76,11 +78,15 @@ def test_another_world_raises_the_alarm_and_never_takes_it_back(judge: Predictor
 
 
 def test_unlike_windows_in_the_confirmation_by_hand() -> None:
-    """2 of 3: raised by unlike windows too, released by known ones alone."""
+    """2 of 3: raised by unlike windows too, released by known ones alone, in a replay as in a stream."""
     alarm = Confirmation((2, 3), 0.8)
     scores = [(0.9, True), (0.9, True), (0.1, True), (0.1, True), (0.1, True), (0.1, False), (0.1, True), (0.1, False)]
     levels = [alarm.update(score, float(t), unlike) for t, (score, unlike) in enumerate(scores)]
     assert [level >= 0.5 for level in levels] == [False, True, True, True, True, True, True, False]
+    line = timeline(["a"] * 8, np.arange(8.0))
+    assert isinstance(line, Timeline)
+    p_high, unlike = (np.array(values) for values in zip(*scores, strict=True))
+    assert replay(line, p_high, (2, 3), 0.8, unlike=unlike).tolist() == levels
 
 
 def test_a_broken_sensor_is_named(judge: Predictor, folder: Path) -> None:
