@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.pipeline import SPLITS, cache_split, start_over
+from cache.pipeline import cache_split, open_job, start_over
 from simv0.config.load import build_config
 from simv0.config.schema import Config
 from simv0.data.labels import Labels
@@ -94,8 +94,8 @@ def film_config(folder: Path, windows: int, stride: int) -> Config:
 
 def compare(config: Config, encoder: Encoder, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
     """Windows/s of cache-vis, and of the bare encoder over every window's frames."""
-    split = open_split(config, SPLITS[0])
-    film: Film = split.dataset
+    split = open_job(config, "train")
+    film: Film = split.source.dataset
 
     def cache_vis() -> int:
         start_over([split])

@@ -153,9 +153,7 @@ def evaluate(
     ] = True,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", help="Output folder; default: the run's evaluation/, or a subfolder of it for other data."
-        ),
+        typer.Option("--out", help="Output folder; default: the run's evaluation/, or a folder in it for other data."),
     ] = None,
 ) -> None:
     """Evaluate a checkpoint."""
@@ -197,10 +195,7 @@ def predict(
     ],
     config: Annotated[
         Path | None,
-        typer.Option(
-            "--config",
-            help="Config with your dataset class, and the frozen networks if they have moved since training.",
-        ),
+        typer.Option("--config", help="Config with your dataset class, and with frozen networks that have moved."),
     ] = None,
     set_: Overrides = None,
     threads: Threads = None,

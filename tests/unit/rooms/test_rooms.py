@@ -68,3 +68,9 @@ def test_every_name_of_the_gpu_tests_is_a_test_file() -> None:
     tests = ROOT / "tests"
     lost = [name for name in names if not [*tests.glob(f"*/test_{name}.py"), *tests.glob(f"*/*/test_{name}.py")]]
     assert (lost, len(names)) == ([], len(set(names)))
+
+
+def test_no_file_is_longer_than_one_sitting() -> None:
+    files = [path for folder in ("simv0", "cache", "cli", "tests") for path in (ROOT / folder).rglob("*.py")]
+    lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {name: n for name, n in lines.items() if n > 300} == {}
