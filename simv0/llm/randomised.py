@@ -27,6 +27,7 @@ def save_randomised(name: str, revision: str | None, folder: Path, seed: int) ->
 
     with quiet_transformers(progress=False):
         config = read_llm_config(name, revision)
+        dtype = config.dtype or torch.float32  # `from_config` changes it
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
@@ -34,7 +35,7 @@ def save_randomised(name: str, revision: str | None, folder: Path, seed: int) ->
             except Exception as error:  # whatever a foreign config can make its builder raise
                 short = " ".join(str(error).split())[:150]
                 raise ModelError(f"{name}: cannot be built anew: {type(error).__name__}: {short}") from error
-        model = model.to(config.dtype or torch.float32)
+        model = model.to(dtype)
         unfinished = folder.with_name(folder.name + ".unfinished")
         with told_plainly(folder):
             shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,6 +1,7 @@
 """What pretraining is worth: the same recipe around a randomised copy of the LLM, trained, resumed and compared."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from commands import run as command
 from fit_world import Killed, moved, outcome
 from ranks import on_ranks
+from safetensors.torch import load_file
 from small_world import MakeConfig
 from strikes import after_writing
 
@@ -27,15 +29,16 @@ def controlled(config: Config, root: Path) -> tuple[Config, RunDir]:
 
 
 def test_the_copy_is_the_same_llm_with_other_weights(models: Path, tmp_path: Path) -> None:
-    (models / "llm" / "tokenizer_config.json").write_text("{}")
+    own = shutil.copytree(models / "llm", tmp_path / "llm")
+    (own / "tokenizer_config.json").write_text("{}")
     torch.manual_seed(7)
     for folder in ("a", "b"):
-        save_randomised(str(models / "llm"), None, tmp_path / folder, seed=3)
+        save_randomised(str(own), None, tmp_path / folder, seed=3)
     drawn = torch.rand(1)
     torch.manual_seed(7)
     assert drawn == torch.rand(1)
-    save_randomised(str(models / "llm"), None, tmp_path / "c", seed=4)
-    llm, a, b, c = (load_llm(str(folder)) for folder in (models / "llm", *(tmp_path / name for name in "abc")))
+    save_randomised(str(own), None, tmp_path / "c", seed=4)
+    llm, a, b, c = (load_llm(str(tmp_path / name)) for name in ("llm", *"abc"))
     shapes = {name: weight.shape for name, weight in llm.named_parameters()}
     assert {name: weight.shape for name, weight in a.named_parameters()} == shapes
     x = torch.randn(2, 3, llm.d)
@@ -45,6 +48,15 @@ def test_the_copy_is_the_same_llm_with_other_weights(models: Path, tmp_path: Pat
     assert float(weights.std()) == pytest.approx(0.02, rel=0.05)  # initializer_range
     assert (tmp_path / "a" / "tokenizer_config.json").read_text() == "{}"
     assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_the_copy_is_as_small_on_the_disk_as_the_llm(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "llm", tmp_path / "llm")
+    config = json.loads((tmp_path / "llm" / "config.json").read_text())
+    (tmp_path / "llm" / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    save_randomised(str(tmp_path / "llm"), None, tmp_path / "copy", seed=0)
+    weights = load_file(tmp_path / "copy" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
 
 
 def test_a_control_is_trained_and_resumed_like_any_run(config: Config, unbroken: object, tmp_path: Path) -> None:
