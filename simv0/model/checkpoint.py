@@ -28,6 +28,8 @@ from simv0.runtime.digests import settled
 
 FORMAT_VERSION = 1
 _PREFIX = b"sha256:"
+POSITIVE = ("_std", "unlike.std", "unlike.variance", "unlike.half_range")
+"""Tensors, by the ends of their names, that something is divided by."""
 
 Size = Annotated[int, Field(ge=1, le=65_536)]
 Frames = Annotated[int, Field(ge=1, le=4096)]
@@ -150,8 +152,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if checkpoint.meta.labels != {head: list(names) for head, names in HEADS.items()}:
         labels = shown(repr(checkpoint.meta.labels))
         raise CheckpointError(f"{path}: its labels are {labels}, but this simv0 knows {HEADS}")
-    if checkpoint.unlike is not None and len(checkpoint.unlike.mean) != checkpoint.meta.dv:
-        raise CheckpointError(f"{path}: its summary is not of features {checkpoint.meta.dv} wide")
+    wide, dv = checkpoint.unlike and checkpoint.unlike.mean.numel(), checkpoint.meta.dv
+    if wide not in (None, dv):
+        raise CheckpointError(f"{path}: its summary is of features {wide} wide, but it takes features of width {dv}")
     for name, tensor in checkpoint.tensors().items():
         _check_values(shown(name), tensor, path)
     return checkpoint
@@ -189,7 +192,7 @@ def _check_values(name: str, tensor: Tensor, path: Path) -> None:
         raise CheckpointError(f"{path}: refused: {name} is not a plain tensor")
     if not torch.isfinite(tensor).all():
         raise CheckpointError(f"{path}: {name} holds NaN or inf")
-    if name.endswith("_std") and not (tensor > 0).all():
+    if name.endswith(POSITIVE) and not (tensor > 0).all():
         raise CheckpointError(f"{path}: {name} must be positive")
 
 

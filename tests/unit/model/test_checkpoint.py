@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from simv0.alarm.unlike import Unlike
 from simv0.disk.files import keep_previous
 from simv0.errors import CheckpointError, SimError
 from simv0.labels import HEADS
@@ -29,6 +30,13 @@ def checkpoint(**changes: Any) -> Checkpoint:
     }  # fmt: skip
     state = {"heads.weight": torch.arange(6.0).view(2, 3), "bias": torch.tensor([1.5])}
     return Checkpoint(meta=Meta(**{**meta, **changes}), state=state)
+
+
+def summary() -> Unlike:
+    return Unlike(
+        mean=torch.zeros(4), std=torch.ones(4), axes=torch.eye(4)[:2].contiguous(), variance=torch.ones(2),
+        variance_off=2.0, middle=torch.zeros(8), half_range=torch.ones(8), windows=50,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -52,6 +60,14 @@ def test_what_is_saved_is_loaded(saved: Path) -> None:
     plain = torch.load(saved, weights_only=True)  # a plain torch file, for everybody else
     assert plain["meta"]["dv"] == 4
     assert zipfile.ZipFile(saved).testzip() is None
+
+
+def test_a_summary_of_the_training_data_is_kept(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a.pt", checkpoint().model_copy(update={"unlike": summary()}))
+    loaded = load_checkpoint(tmp_path / "a.pt").unlike
+    assert loaded is not None
+    assert loaded.facts() == summary().facts()
+    assert all(torch.equal(tensor, summary().tensors()[name]) for name, tensor in loaded.tensors().items())
 
 
 def test_same_content_same_bytes(saved: Path, tmp_path: Path) -> None:
@@ -122,6 +138,10 @@ def with_state(tensor: torch.Tensor, name: str = "w") -> dict[str, Any]:
     return {**with_meta(), "state": {name: tensor}}
 
 
+def with_unlike(**changes: Any) -> dict[str, Any]:
+    return {**with_meta(), "unlike": {**summary().model_dump(), **changes}}
+
+
 def endless() -> list[Any]:
     itself: list[Any] = []
     itself.append(itself)
@@ -143,6 +163,22 @@ def endless() -> list[Any]:
         (
             with_meta(F=10**9),
             "not a checkpoint this simv0 can read: meta.F: Input should be less than or equal to 4096",
+        ),
+        (
+            with_unlike(std=torch.ones(1).expand(10**12)),
+            "not a checkpoint this simv0 can read: unlike: Value error, std: expected [4], found [1000000000000]",
+        ),
+        (
+            with_unlike(variance=torch.ones(1).expand(10**9), axes=torch.ones(1, 1).expand(10**9, 4)),
+            "refused: unlike.axes is not a plain tensor",
+        ),
+        (with_unlike(std=torch.zeros(4)), "unlike.std must be positive"),
+        (with_unlike(half_range=-torch.ones(8)), "unlike.half_range must be positive"),
+        (with_unlike(mean=torch.full((4,), float("inf"))), "unlike.mean holds NaN or inf"),
+        (with_unlike(frames_limit=0.0), "not a checkpoint this simv0 can read: unlike.frames_limit: Input should be"),
+        (
+            {**with_unlike(), **with_meta(dv=5)},
+            "its summary is of features 4 wide, but it takes features of width 5",
         ),
         (with_meta(config={"a": []}), "not a checkpoint this simv0 can read: meta.config.a: Input should be a valid"),
         (
