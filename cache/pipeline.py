@@ -14,7 +14,7 @@ from cache.progress import show_progress
 from cache.publish import mendable_write, publish, room_for_both
 from cache.shards import Counts, ShardWork, check_unchanged
 from simv0.config.schema import Config
-from simv0.data.labels import Labels, read_labels, warn_of_leakage
+from simv0.data.labels import Labels, find_leakage, read_labels
 from simv0.data.source import Source, open_source
 from simv0.data.user_class import calling, yields_features
 from simv0.disk.files import sync_folder
@@ -112,7 +112,8 @@ def cache_vis(config: Config, *, overwrite: bool = False) -> list[CacheReport]:
     splits = [open_job(config, name) for name in config.data.splits]
     for one, other in itertools.combinations(splits, 2):
         datasets, groups = (one.source.dataset, other.source.dataset), (one.labels.group, other.labels.group)
-        warn_of_leakage(*datasets, *groups, names=(one.name, other.name))
+        for warning in find_leakage(*datasets, *groups, names=(one.name, other.name)):
+            log.warning(warning)
     encoder = load_encoder(config.model, config.cache.precision, local_device())
     if overwrite:
         with process_group():  # until all have come: a late one would remove what the others have made

@@ -2,21 +2,14 @@
 
 import logging
 import os
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
 from cache.frames import CARRIED_FRAMES, Carry
-from cache.shards import Counts, ShardWork
+from cache.shards import ShardWork
+from simv0.runtime.progress import frames_shown
 
 log = logging.getLogger("simv0")
-
-LOG_EVERY = 10.0
-"""Seconds between lines of progress where stderr is not a terminal."""
 
 
 class FramesDone:
@@ -45,56 +38,20 @@ def frames_to_encode(work: ShardWork) -> list[int]:
 
 @contextmanager
 def show_progress(work: ShardWork) -> Iterator[None]:
-    """Show a bar on stderr if that is a terminal, else a line at the start and every `LOG_EVERY` seconds.
-
-    Under torchrun rank 0 shows it, for all.
-    """
+    """Log what there is to do, and show how far it is; under torchrun rank 0 does so, for all ranks."""
     if os.environ.get("RANK", "0") != "0" or not work.parts.missing(work.plan):
         yield
         return
-    done = FramesDone(work)
+    done, name, counts = FramesDone(work), work.source.split, work.counts
     kept = done()
-    name, began, shown = work.source.split, time.monotonic(), time.monotonic()
     log.info(
         "%s: %s frames to encode, for %s windows%s",
         *(name, f"{done.total - kept:,}", f"{work.plan.identity['N']:,}"),
         f"; {kept:,} are already done" if kept else "",
     )
-    on_terminal = sys.stderr.isatty()
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} frames"),
-        TextColumn("{task.fields[pace]}"),
-        console=Console(stderr=True),
-        disable=not on_terminal,
-    )
-    task = bar.add_task(name, total=done.total, completed=kept, pace="")
 
-    def update(counts: Counts) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if now - shown < (0.5 if on_terminal else LOG_EVERY):
-            return
-        shown, frames = now, done()
-        rate = (frames - kept) / (now - began)
-        left = f", {duration((done.total - frames) / rate)} left" if rate else ""
-        pace = f"{rate:.1f} frames/s{left}, {counts.waited / max(counts.seconds, 1e-9):.0%} waiting for data"
-        bar.update(task, completed=frames, pace=pace)
-        if not on_terminal:
-            share = int(100 * frames / done.total)
-            log.info("%s: %s of %s frames (%d%%), %s", name, f"{frames:,}", f"{done.total:,}", share, pace)
+    def waiting() -> str:
+        return f", {counts.waited / max(counts.seconds, 1e-9):.0%} waiting for data"
 
-    work.on_progress = update
-    with bar:
+    with frames_shown(name, done.total, done, waiting) as work.on_progress:
         yield
-        bar.update(task, completed=done.total)
-
-
-def duration(seconds: float) -> str:
-    """A human-readable duration: `41 s`, `12 min`, `3 h 05 min`."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -67,7 +67,7 @@ class ShardWork:
         workers: processes that read frames.
 
     Attributes:
-        on_progress: called with the counts after each encoder call.
+        on_progress: called after each encoder call.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class ShardWork:
     ) -> None:
         self.parts, self.plan, self.source, self.info = parts, plan, source, info
         self.encoder, self.workers = encoder, workers
-        self.on_progress: Callable[[Counts], None] = lambda _: None
+        self.on_progress: Callable[[], None] = lambda: None
         self.device = next(encoder.buffers()).device
         self.dtype = getattr(torch, plan.identity["dtype"])
         self.counts = Counts()
@@ -169,11 +169,11 @@ class ShardWork:
             clock = time.perf_counter()
             self.counts.seconds += clock - started
             started = clock
-            self.on_progress(self.counts)
+            self.on_progress()
         self._encode_waiting(waiting, leave=0)
         self._finish_encoded(known)
         self.counts.seconds += time.perf_counter() - started
-        self.on_progress(self.counts)
+        self.on_progress()
 
     def _encode_waiting(self, waiting: deque[tuple[int, Tensor]], leave: int) -> None:
         """Encode waiting frames until at most `leave` are left.

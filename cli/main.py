@@ -75,7 +75,7 @@ def cache_vis(
     overwrite: Annotated[bool, typer.Option(help="Replace existing feature files.")] = False,
 ) -> None:
     """Run the vision encoder once over all splits and write their feature files."""
-    with user_errors():
+    with user_errors(stopped="stopped; finished shards are kept: run cache-vis without --overwrite to resume"):
         from simv0.config.load import load_config
 
         loaded = load_config(config, set_)
@@ -92,9 +92,6 @@ def cache_vis(
         try:
             with cpu_threads(threads):
                 reports = run(loaded, overwrite=overwrite)
-        except KeyboardInterrupt:
-            typer.echo("stopped; finished shards are kept: run cache-vis without --overwrite to resume", err=True)
-            raise typer.Exit(130) from None
         finally:
             signal.signal(signal.SIGTERM, previous)
         for report in reports:

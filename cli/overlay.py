@@ -3,23 +3,17 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cli.numbers import check_number
 from simv0.disk.files import check_out
 from simv0.errors import ConfigError
 
 log = logging.getLogger("simv0")
-
-LOG_EVERY = 5.0
-"""Seconds between lines of progress where stderr is not a terminal."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +85,7 @@ def run_overlay(wanted: Wanted, config: Any, overrides: Sequence[str] = ()) -> N
     from simv0.overlay.draw import check_recording, render_overlay
     from simv0.overlay.live import LivePage, Pace
     from simv0.predict import Predictor
+    from simv0.runtime.progress import frames_shown
     from simv0.stream import Stream
 
     import_av()
@@ -107,7 +102,7 @@ def run_overlay(wanted: Wanted, config: Any, overrides: Sequence[str] = ()) -> N
             log.info(f"live: {page.url}")
         stream = Stream(Predictor.load(wanted.ckpt, config, overrides=overrides), spacing, live=False)
         pace = Pace()
-        with shown_progress(sequence.length) as step:
+        with frames_shown("overlay", sequence.length, lambda: stream.counts["pushed"]) as step:
 
             def show(picture: Any, state: Any, t: float) -> None:
                 if page is not None:
@@ -146,33 +141,3 @@ def _tell(out: Path, frames: int, stream: Any) -> None:
     )
     if not stats["judged"]:
         log.warning(f"warning: no window was judged; the last frame: {stream.state().problem}")
-
-
-@contextmanager
-def shown_progress(total: int | None) -> Iterator[Callable[[], None]]:
-    """Show progress: a bar on stderr if that is a terminal, else a line every `LOG_EVERY` seconds.
-
-    Yields:
-        A function to call after each frame.
-    """
-    on_terminal = sys.stderr.isatty()
-    columns = (TextColumn("overlay"), BarColumn(), TextColumn("{task.completed} frames"), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), disable=not on_terminal)
-    task = bar.add_task("overlay", total=total)
-    began = shown = time.monotonic()
-    done = 0
-
-    def step() -> None:
-        nonlocal done, shown
-        done += 1
-        bar.update(task, completed=done)
-        now = time.monotonic()
-        if not on_terminal and now - shown >= LOG_EVERY:
-            shown, rate = now, done / (now - began)
-            known = total is not None and total >= done
-            of = f" of {total} ({100 * done // (total or 1)}%)" if known else ""
-            left = f", {((total or 0) - done) / rate:.0f} s left" if known else ""
-            log.info(f"overlay: {done}{of} frames, {rate:.1f} frames/s{left}")
-
-    with bar if on_terminal else nullcontext():
-        yield step

@@ -15,7 +15,7 @@ from simv0.errors import SimError, of_lost_worker
 
 
 @contextmanager
-def user_errors(answers_on_stdout: bool = False) -> Iterator[None]:
+def user_errors(answers_on_stdout: bool = False, stopped: str = "stopped") -> Iterator[None]:
     """Print errors the user can fix as plain lines on stderr, with its exit code; all else keeps its traceback.
 
     The library's log goes to stdout, its warnings to stderr; all of it to stderr if stdout carries the output.
@@ -33,7 +33,7 @@ def user_errors(answers_on_stdout: bool = False) -> Iterator[None]:
         check_platform()
         yield
     except KeyboardInterrupt:
-        typer.echo("stopped", err=True)
+        typer.echo(stopped, err=True)
         raise typer.Exit(130) from None
     except Exception as error:
         told = error if isinstance(error, SimError) else of_lost_worker(error)

@@ -20,7 +20,7 @@ from simv0.checks.room import check_cache, check_shared_memory, check_training
 from simv0.checks.walk import Watch, unwatched
 from simv0.checks.warnings import heard, warn_of_both, warn_of_split
 from simv0.config.schema import Config
-from simv0.data.labels import warn_of_leakage
+from simv0.data.labels import find_leakage
 from simv0.data.spacing import warn_of_spacing
 from simv0.errors import SimError
 from simv0.llm.load import weight_files
@@ -178,7 +178,9 @@ def check_both(config: Config, one: SplitOutline, other: SplitOutline, errors: E
                 check_pair(config, (one.identity, other.identity), (one.dv, other.dv), other.name)
         warn_of_spacing(one.frame_spacing, other.frame_spacing, other.name)
     names = (one.name, other.name)
-    leaks = warn_of_leakage(one.dataset, other.dataset, one.seen.group, other.seen.group, names=names)
+    leaks = find_leakage(one.dataset, other.dataset, one.seen.group, other.seen.group, names=names)
+    for leak in leaks:
+        log.warning(leak)
     warn_of_both(one, other, bool(leaks))
     unknown = one.seen.group is None or other.seen.group is None
     return {"leakage": leaks[0] if leaks else "unknown: no groups" if unknown else "none seen"}

@@ -170,24 +170,6 @@ def check_unique(rows: Rows, split: str, dataset: Any = None) -> None:
             )
 
 
-def warn_of_leakage(
-    train: Any,
-    val: Any,
-    train_group: list[str] | None,
-    val_group: list[str] | None,
-    *,
-    names: tuple[str, str] = ("train", "val"),
-) -> list[str]:
-    """Warn, loudly, when two splits share recordings or frames: the figures of the second then flatter.
-
-    Returns the warnings, which are also logged.
-    """
-    warnings = find_leakage(train, val, train_group, val_group, names=names)
-    for warning in warnings:
-        log.warning(warning)
-    return warnings
-
-
 def find_leakage(
     train: Any,
     val: Any,
@@ -196,7 +178,9 @@ def find_leakage(
     *,
     names: tuple[str, str] = ("train", "val"),
 ) -> list[str]:
-    """What two splits share, one line each kind: recordings, frames.
+    """A warning for each kind of thing that two splits share: then the figures of the second flatter.
+
+    Recordings and frames are compared.
 
     Args:
         train: its dataset, or None.

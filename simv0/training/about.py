@@ -5,7 +5,7 @@ import logging
 from typing import Any
 
 from simv0.alarm.threshold import shortcomings
-from simv0.data.labels import warn_of_leakage
+from simv0.data.labels import find_leakage
 from simv0.labels import HEADS, HIGH
 from simv0.training.resume import Position, numerics
 from simv0.training.rundir import provenance
@@ -61,6 +61,7 @@ def introduce(work: Work, position: Position) -> None:
     for pair in itertools.combinations(splits.values(), 2):
         one, other = (getattr(split.dataset, "dataset", None) for split in pair)
         groups = (split.labels.group for split in pair)
-        warn_of_leakage(one, other, *groups, names=(pair[0].name, pair[1].name))
+        for warning in find_leakage(one, other, *groups, names=(pair[0].name, pair[1].name)):
+            log.warning(warning)
     if (position.epoch, position.step) != (0, 0):
         log.info(f"resuming in epoch {position.epoch + 1} after step {position.step}")

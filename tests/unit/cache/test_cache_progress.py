@@ -22,7 +22,7 @@ def test_lines_tell_frames_percentage_and_time_left(
     world: tuple[Config, bytes], tmp_path: Path, caplog: Any, monkeypatch: Any
 ) -> None:
     """26 frames in 92 places; stopped after 2 shards, then with a line after each job."""
-    monkeypatch.setattr("cache.progress.LOG_EVERY", 0)
+    monkeypatch.setattr("simv0.runtime.progress.LOG_EVERY", 0)
     config = fresh(world[0], tmp_path)
     with caplog.at_level(logging.INFO, "simv0"):
         cache_until(config, 2)
@@ -44,7 +44,7 @@ def test_a_bar_stands_on_a_terminal(world: tuple[Config, bytes], tmp_path: Path,
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("TERM", "xterm")
     cache_vis(fresh(world[0], tmp_path))
-    assert "100% 26/26 frames" in re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", terminal.getvalue())
+    assert "26 of 26 frames (100%)" in re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", terminal.getvalue())
 
 
 def test_a_small_split_has_small_shards_that_share_batches(

@@ -117,7 +117,7 @@ def test_all_options_are_checked_before_anything_is_read(tmp_path: Path) -> None
 def test_overlay_writes_as_many_frames_as_came_in(
     make_config: MakeConfig, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cli.overlay.LOG_EVERY", 0.0)
+    monkeypatch.setattr("simv0.runtime.progress.LOG_EVERY", 0.0)
     run = fit(make_config(cache={"dir": str(features)}))
     video = write_video(tmp_path / "in.mp4", 30)
     telemetry = write_csv(tmp_path / "t.csv", [i / 10 for i in range(15)])
@@ -130,7 +130,7 @@ def test_overlay_writes_as_many_frames_as_came_in(
     assert read == f"{video}: 30 frames 0.050 s apart; windows of 4, 0.050 s apart"
     assert where.startswith("live: http://127.0.0.1:")
     assert [step.split(" frames/s")[0].rsplit(",", 1)[0] for step in steps][::10] == [
-        f"overlay: {i} of 30 ({share}%) frames" for i, share in ((1, 3), (11, 36), (21, 70))
+        f"overlay: {i} of 30 frames ({share}%)" for i, share in ((1, 3), (11, 36), (21, 70))
     ]
     assert result.stderr == (
         f"{run.best}: does not say how far apart the frames of its training windows were: using the recording's own, "

@@ -1,0 +1,67 @@
+"""How far a long command is: a bar on stderr where that is a terminal, else a line in the log now and then."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+log = logging.getLogger("simv0")
+
+LOG_EVERY = 10.0
+"""Seconds between lines."""
+DRAW_EVERY = 0.5
+
+
+@contextmanager
+def frames_shown(
+    title: str, total: int | None, count: Callable[[], int], note: Callable[[], str] = str
+) -> Iterator[Callable[[], None]]:
+    """Show how many frames are done, their rate and the time left.
+
+    Args:
+        title: what is being done.
+        total: number of all frames, if known.
+        count: the frames done so far; called only when something is shown.
+        note: what to add behind the rate.
+
+    Yields:
+        A function to call whenever there may be news.
+    """
+    on_terminal, kept = sys.stderr.isatty(), count()
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"))
+    bar = Progress(*columns, console=Console(stderr=True), disable=not on_terminal)
+    task = bar.add_task(title, total=total, completed=kept, told="")
+    began = shown = time.monotonic()
+
+    def show() -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown < (DRAW_EVERY if on_terminal else LOG_EVERY):
+            return
+        shown, done = now, count()
+        rate, told = (done - kept) / (now - began), f"{done:,} frames"
+        if total is not None and total >= done:
+            told = f"{done:,} of {total:,} frames ({100 * done // max(total, 1)}%)"
+        told += f", {rate:.1f} frames/s"
+        if total is not None and total >= done and rate:
+            told += f", {duration((total - done) / rate)} left"
+        bar.update(task, completed=done, told=told + note())
+        if not on_terminal:
+            log.info(f"{title}: {told}{note()}")
+
+    with bar:
+        yield show
+        if total is not None:
+            bar.update(task, completed=total, told=f"{total:,} of {total:,} frames (100%)")
+
+
+def duration(seconds: float) -> str:
+    """A human-readable duration: `41 s`, `12 min`, `3 h 05 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
