@@ -61,6 +61,8 @@ def metrics_table(found: "Evaluated", title: str) -> None:
         Console().print(f"no comparison with simple models: {baselines}", style="dim")
     if found.compared:
         _compare(found.compared)
+    if found.alarm is not None:
+        Console(soft_wrap=True).print(str(found.alarm), markup=False, highlight=False)
     for line in [*(found.comparison.sentences if found.comparison else []), *found.cautions]:
         Console(soft_wrap=True).print(line, style="bold", markup=False, highlight=False)
 

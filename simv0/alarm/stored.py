@@ -100,7 +100,7 @@ class Alarm(Stored):
         point = self.chosen
         if point is None:
             return f"alarm: no threshold: {self.reason}"
-        over = f"{self.groups} recordings" if self.groups else "windows: no groups given, so they are too narrow"
+        over = f"{self.groups} recordings" if self.groups else "windows: too narrow, for want of three recordings"
         events = "" if point.event_recall is None else f"{point.event_recall} of {self.n_events} events and "
         return (
             f"alarm: P(high) >= {point.threshold:.3f}: {self._promised()}; on {self.split} recall {events}"

@@ -166,7 +166,7 @@ def _write(evaluated: Evaluated, rows: list[Prediction], folder: Path, origin: d
         "baselines": evaluated.baselines,
         "llm_control": evaluated.control,
         "comparison": evaluated.comparison and evaluated.comparison.plain(),
-        "alarm_chosen_on_val": alarm,
+        "alarm_chosen": alarm,
         "events": evaluated.events if isinstance(evaluated.events, str) else evaluated.events.plain(),
         "worst_recording": worst(evaluated.recordings),
         "recordings": evaluated.recordings,

@@ -2,11 +2,14 @@
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 import pytest
 from commands import run as command
+from distributed_world import train
 from fit_world import fit_until, moved, outcome
+from ranks import on_ranks
 from small_world import MakeConfig, write_manifest
 
 from cache.pipeline import cache_vis
@@ -17,6 +20,7 @@ from simv0.errors import CacheError, CheckpointError, ConfigError
 from simv0.evaluation.run import evaluate_checkpoint
 from simv0.model.checkpoint import load_checkpoint
 from simv0.training.fit import fit
+from simv0.training.rundir import RunDir
 
 
 @pytest.fixture
@@ -102,6 +106,17 @@ def test_recordings_shared_with_any_other_split_are_leakage(
         "LEAKAGE: 1 groups appear in both val and calibration (first: 'val'); the calibration figures will flatter "
         "the model. Split by recording."
     ]
+
+
+def test_several_processes_calibrate_as_one_does(third: Config, tmp_path: Path) -> None:
+    alone, several = (moved(third, tmp_path / name) for name in ("alone", "several"))
+    one = load_checkpoint(fit(alone).best).meta.alarm
+    assert on_ranks(2, partial(train, several)) == [0, 0]
+    two = load_checkpoint(RunDir(several.output.output_dir).best).meta.alarm
+    assert one is not None
+    assert two is not None
+    assert (two.split, two.windows, two.promise) == ("calibration", 56, one.promise)
+    assert two.temperatures == pytest.approx(one.temperatures, rel=1e-3)
 
 
 def test_check_looks_at_the_third_split_too(third: Config) -> None:

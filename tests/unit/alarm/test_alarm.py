@@ -206,7 +206,7 @@ def test_without_group_windows_are_taken_as_independent_and_that_is_said() -> No
     assert (alarm.promise.unit, alarm.promise.units, alarm.groups) == ("windows", 180, None)
     void = "(IF windows are independent: there is no `group`, and where neighbours are alike this is void)"
     assert f"recall 0.950 of windows is promised for new data at 90% confidence {void}; on val" in str(alarm)
-    assert "(95 % intervals over windows: no groups given, so they are too narrow)" in str(alarm)
+    assert "(95 % intervals over windows: too narrow, for want of three recordings)" in str(alarm)
     loud = "calibration: no group: the alarm's promise takes windows as independent, and is void where neighbours are "
     (line,) = shortcomings(ids["risk"] == HIGH, None, None, EvaluationConfig(), "calibration")
     assert line.startswith(loud)
@@ -266,7 +266,7 @@ def test_train_stores_the_alarm_and_evaluate_and_predict_use_it(
     assert metrics["alarm_recall"] == meta.alarm.chosen.recall.value >= 0.8
     assert metrics["alarm_false_alarm_rate"] == meta.alarm.chosen.false_alarm_rate.value
     written = json.loads((folder / "metrics.json").read_text())
-    assert Alarm.model_validate(written["alarm_chosen_on_val"]) == meta.alarm
+    assert Alarm.model_validate(written["alarm_chosen"]) == meta.alarm
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert all(row["alarm"] == (row["probs"]["risk"]["high"] >= meta.alarm.threshold) for row in rows)
 
