@@ -18,11 +18,11 @@ from simv0.data.source import Source, open_source
 from simv0.data.spacing import split_spacing
 from simv0.data.user_class import file_of
 from simv0.features.dataset import CachedDataset
-from simv0.features.identity import check_features
+from simv0.features.made import are_others, cached_features, features_at
 from simv0.features.shards import Parts
 from simv0.labels import HEADS
 from simv0.training.recipe import check_class_weights_mode
-from simv0.training.splits import cached_features, check_own_dv, features_at
+from simv0.training.splits import check_own_dv
 
 Facts = dict[str, Any]
 
@@ -113,8 +113,8 @@ def _is_finished(config: Config, name: str) -> bool:
     plan = parts.read_plan()
     if plan is None or not parts.missing(plan):
         return plan is not None
-    check_features(config, name, plan.identity, path)
-    plan.wanted_by(config.cache.shard_windows, config.cache.batch_size, path)
+    if not are_others(config, name, plan.identity, path):
+        plan.wanted_by(config.cache.shard_windows, config.cache.batch_size, path)
     return False
 
 

@@ -28,6 +28,7 @@ from simv0.evaluation.predict_windows import check_brings
 from simv0.evaluation.report import write_report
 from simv0.evaluation.unlike import unlike_facts, unlike_shares
 from simv0.features.dataset import CachedDataset
+from simv0.features.made import brings_features
 from simv0.labels import HIGH
 from simv0.model.checkpoint import Checkpoint, load_checkpoint
 from simv0.model.metrics import Metrics
@@ -38,7 +39,7 @@ from simv0.runtime.threads import sharing
 from simv0.training.epoch import LogitsKept, evaluate
 from simv0.training.refusals import check_data, config_of_run, is_features, run_of
 from simv0.training.rundir import RunDir
-from simv0.training.splits import Split, brings_features, eval_batches, open_split, split_digest
+from simv0.training.splits import Split, eval_batches, open_split, split_digest
 from simv0.vision.encoder import Encoder
 
 log = logging.getLogger("simv0")

@@ -120,15 +120,6 @@ def refuse_differing(lines: list[str], path: object) -> None:
         )
 
 
-def check_features(config: Config, split: str, stored: Mapping[str, Any], path: object) -> None:
-    """Refuse stored features that do not match the config.
-
-    Raises:
-        CacheError: as `compare_identity`.
-    """
-    refuse_differing(differing_features(config, split, stored), path)
-
-
 def differing_features(config: Config, split: str, stored: Mapping[str, Any]) -> list[str]:
     """How stored features differ from those of the config, a line each.
 

@@ -6,8 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +20,9 @@ from simv0.data.labels import Labels, read_labels
 from simv0.data.loading import make_loader, started
 from simv0.data.source import open_source
 from simv0.data.spacing import split_spacing
-from simv0.data.user_class import load_dataset, windows_in, yields_features
-from simv0.errors import CacheError, DataError, SimError
-from simv0.features.dataset import CachedDataset
-from simv0.features.identity import compare_splits, differing_features, labels_digest, refuse_differing
-from simv0.features.shards import parts_of
+from simv0.errors import CacheError, DataError
+from simv0.features.identity import compare_splits, labels_digest
+from simv0.features.made import cached_features
 from simv0.runtime.distributed import share_of, world_size
 from simv0.vision.encoder import Encoder
 
@@ -65,40 +62,6 @@ def open_split(config: Config, name: str, encoder: Encoder | None = None) -> Spl
         return _open_dataset(config, name, encoder)
     spacing = split_spacing(config.data, cached.frame_spacing, name)
     return Split(name, cached, cached.labels, cached.class_weights, cached.dv, cached.identity, spacing)
-
-
-def features_at(config: Config, name: str) -> Path | None:
-    """The split's feature file, else its folder of shards; None where there is neither."""
-    path = config.feature_file(name)
-    return next((there for there in (path, parts_of(path).folder) if there.exists()), None)
-
-
-def cached_features(config: Config, name: str, in_memory: Literal["auto", "always", "never"]) -> CachedDataset | None:
-    """The features that cache-vis has made of a split; None where there are none, or only others' and the dataset
-    brings its own.
-
-    Raises:
-        CacheError: unfinished, damaged, or of other data or another encoder.
-    """
-    path = features_at(config, name)
-    if path is None:
-        return None
-    cached = CachedDataset(path, in_memory)
-    differing = differing_features(config, name, cached.identity)
-    if differing and brings_features(config, name):
-        return None
-    refuse_differing(differing, path)
-    return cached
-
-
-def brings_features(config: Config, name: str) -> bool:
-    """Whether the dataset is here and yields `vis_feats` itself."""
-    try:
-        dataset = load_dataset(config.data, name)
-        windows_in(dataset, name)
-    except SimError:
-        return False
-    return yields_features(dataset, name)
 
 
 def _open_dataset(config: Config, name: str, encoder: Encoder | None) -> Split:

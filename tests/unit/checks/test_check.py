@@ -23,6 +23,7 @@ from simv0.features.reader import read_features
 from simv0.labels import HEADS
 from simv0.runtime.device import pick_device
 from simv0.training.fit import fit
+from simv0.training.splits import open_split
 
 
 def test_a_good_config_has_no_problem_and_says_what_it_would_do(make_config: MakeConfig) -> None:
@@ -280,3 +281,16 @@ def test_a_control_takes_the_room_of_a_run_and_of_an_llm(make_config: MakeConfig
     )
     weights = (models / "llm" / "model.safetensors").stat().st_size
     assert 0.9 * weights < controlled - 2 * alone < 2.1 * weights
+
+
+def test_what_another_dataset_has_begun_does_not_stop_one_that_brings_its_own_features(
+    make_config: MakeConfig, features: Path, tmp_path: Path
+) -> None:
+    for name in ("train", "val"):
+        parts = tmp_path / f"cache/{name}.h5.parts"
+        parts.mkdir(parents=True)
+        plan = {"identity": read_features(features / f"{name}.h5").info.identity, "shard_windows": 8, "batch_size": 16}
+        (parts / "plan.json").write_text(json.dumps(plan))
+    config = make_config(data=own(), cache={"dir": str(tmp_path / "cache")})
+    assert problems_of(config) == []
+    assert open_split(config, "train").dv == 6
