@@ -142,8 +142,8 @@ def test_older_features_of_a_bare_file_are_accepted(weights: Path, make_config: 
     stored = wanted_identity(config, "train") | made | {"vision_pretrained": str(weights)}
     del stored["vision_file"], stored["vision_quick_gelu"]
     assert differing_features(config, "train", stored) == []
-    (line,) = differing_features(config, "train", stored | {"vision_weights": "0"})
-    assert line.startswith('vision_weights is "0" in the file, "')
+    lines = differing_features(config, "train", stored | {"vision_weights": "0"})
+    assert any(line.startswith('vision_weights is "0" in the file, "') for line in lines)
 
 
 def test_an_older_run_on_frames_of_a_tag_with_quick_gelu_goes_on(
