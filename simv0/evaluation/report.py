@@ -22,6 +22,7 @@ from simv0.evaluation.strips import strips
 from simv0.labels import HEADS, HIGH, TELEMETRY
 from simv0.model.metrics import chosen_by
 
+NO_ALARM = "alarm: this checkpoint carries none, only best.pt does; figures use a threshold chosen on these windows"
 SHOWN = {
     "risk_high_recall": ("high, called high (argmax)", "high"),
     "alarm_recall": ("high, raised the alarm", "high"),
@@ -69,7 +70,7 @@ def render(evaluated: Evaluated) -> str:
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
         files("simv0.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
     )
-    # Without a stored alarm (last.pt) the probabilities are shown as they come.
+    # Without a stored alarm (last.pt) the figures take one of these very windows, and the page says so.
     labels = evaluated.labels
     alarm = evaluated.alarm or choose_alarm(evaluated.logits, labels.ids, labels.group, EvaluationConfig(), t=labels.t)
     return page.render(
@@ -158,7 +159,8 @@ def _figures(evaluated: Evaluated, alarm: Alarm, markup: Callable[[str], str]) -
     }
     calibration = (f"{head} {alarm.ece_before[head]:.3f} → {alarm.ece_after[head]:.3f}" for head in HEADS)
     safe = {name: [markup(svg) for svg in some] for name, some in figures.items()}
-    return {**safe, "alarm": str(alarm), "calibration": ", ".join(calibration)}
+    said = NO_ALARM if evaluated.alarm is None else str(alarm)
+    return {**safe, "alarm": said, "calibration": ", ".join(calibration)}
 
 
 def _number(value: float | None) -> str:

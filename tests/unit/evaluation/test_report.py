@@ -108,6 +108,12 @@ def test_what_is_not_there_is_said() -> None:
     assert "Their frames are not shown: a <b>" in blind
 
 
+def test_a_checkpoint_without_an_alarm_promises_nothing() -> None:
+    text = words(render(evaluated(alarm=None)))
+    assert "alarm: this checkpoint carries none, only best.pt does" in text
+    assert "promised" not in text
+
+
 def told(page: str) -> str:
     """The words of the box that stands before the figures."""
     found = re.search(r'<div class="cautions">(.*?)</div>', page, re.S)
