@@ -1,6 +1,7 @@
 """Tiny real models and data that the tests share."""
 
 import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,12 @@ def config(make_config: MakeConfig) -> Config:
 def unbroken(models: Path, manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     """The outcome of `config`'s run when nothing disturbs it."""
     return outcome(fit(config_over(models, manifests, tmp_path_factory.mktemp("unbroken"), **OWN_FEATURES)))
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without matplotlib: `evaluate` leaves its page out, whose figures take most of the time."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 
 @pytest.fixture(scope="session")

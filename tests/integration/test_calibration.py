@@ -22,6 +22,8 @@ from simv0.model.checkpoint import load_checkpoint
 from simv0.training.fit import fit
 from simv0.training.rundir import RunDir
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 @pytest.fixture
 def third(make_config: MakeConfig, features: Path, tmp_path: Path) -> Config:

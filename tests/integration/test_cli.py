@@ -150,6 +150,7 @@ def test_a_stopped_cache_says_how_to_go_on(config_file: Path, by: str, workers: 
     assert stopped.stderr.endswith("stopped; finished shards are kept: run cache-vis without --overwrite to resume\n")
 
 
+@pytest.mark.usefixtures("no_report")
 def test_evaluate_elsewhere(
     make_config: MakeConfig, config_file: Path, manifests: Path, tmp_path: Path, features: Path
 ) -> None:

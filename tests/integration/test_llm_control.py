@@ -106,6 +106,7 @@ def test_evaluate_says_what_pretraining_is_worth(make_config: MakeConfig, featur
     assert said.replace('"', "&#34;") in page
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_control_of_another_training_is_not_compared(config: Config, tmp_path: Path) -> None:
     run, other = fit(moved(config, tmp_path / "run", seed=5)), fit(controlled(config, tmp_path / "other")[0])
     assert evaluate_checkpoint(other.best)[0].compared.keys() == {"this checkpoint", "its LLM randomised"}
@@ -115,6 +116,7 @@ def test_a_control_of_another_training_is_not_compared(config: Config, tmp_path:
     assert "llm_control is not compared: it is of another training: training.seed: started with 0, now 5" in stale.notes
 
 
+@pytest.mark.usefixtures("no_report")
 def test_two_processes_train_and_compare_a_control_as_one_does(config: Config, tmp_path: Path) -> None:
     one, two = (controlled(config, tmp_path / name)[0] for name in ("one", "two"))
 

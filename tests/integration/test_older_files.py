@@ -13,6 +13,8 @@ from cache.pipeline import cache_vis
 from simv0.config.load import load_config
 from simv0.model.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 OLDER = Path(__file__).parents[1] / "support" / "older"
 
 

@@ -31,6 +31,8 @@ from simv0.training.fit import fit
 from simv0.training.rundir import RunDir
 from simv0.vision.encoder import load_encoder
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 CPU = torch.device("cpu")
 
 

@@ -30,6 +30,8 @@ from simv0.training.fit import fit
 from simv0.training.rundir import RunDir
 from simv0.training.splits import BatchOrder, open_split, train_batches
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 @pytest.mark.parametrize("n", [2, 4])
 def test_several_processes_train_as_one_does(config: Config, tmp_path: Path, alone: RunDir, n: int) -> None:

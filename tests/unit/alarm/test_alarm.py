@@ -242,6 +242,7 @@ def test_an_alarm_of_an_older_simv0_has_a_threshold_and_no_promise() -> None:
     assert f"P(high) >= {alarm.threshold:.3f}: NO PROMISE for new data: an older simv0 chose it; on val" in str(alarm)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_train_stores_the_alarm_and_evaluate_and_predict_use_it(
     make_config: MakeConfig, features: Path, manifests: Path, tmp_path: Path
 ) -> None:

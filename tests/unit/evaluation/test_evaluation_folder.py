@@ -14,6 +14,8 @@ from simv0.evaluation.folder import evaluation_folder
 from simv0.evaluation.run import evaluate_checkpoint
 from simv0.training.fit import fit
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 def test_two_test_sets_of_one_name_train_and_last_lie_beside_vals(
     make_config: MakeConfig, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

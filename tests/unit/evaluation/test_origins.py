@@ -14,6 +14,7 @@ from simv0.model.metrics import chosen_by
 from simv0.training.fit import fit
 
 
+@pytest.mark.usefixtures("no_report")
 def test_windows_of_train_are_recognised_under_other_names(
     make_config: MakeConfig, features: Path, manifests: Path, tmp_path: Path
 ) -> None:

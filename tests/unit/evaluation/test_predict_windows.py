@@ -46,6 +46,7 @@ def own(make_config: MakeConfig, name: str = "fit_world.VisFeats", **data: Any) 
     return make_config(data={"dataset_class_path": name, **data}, training={"epochs": 1})
 
 
+@pytest.mark.usefixtures("no_report")
 def test_what_is_trained_on_a_datasets_own_features_can_be_predicted(
     make_config: MakeConfig, manifests: Path, features: Path, tmp_path: Path
 ) -> None:
