@@ -27,10 +27,10 @@ pytestmark = pytest.mark.usefixtures("no_report")
 
 @pytest.fixture
 def third(make_config: MakeConfig, features: Path, tmp_path: Path) -> Config:
-    """With 56 windows in 7 recordings to calibrate on; the features of all three splits."""
+    """With 56 windows in 7 recordings to calibrate on, an event in each; the features of all three splits."""
     manifest = write_manifest(tmp_path / "calibration.jsonl", 56, seed=3)
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
-    rows = [{**row, "group": f"day{i // 8}"} for i, row in enumerate(rows)]
+    rows = [{**row, "group": f"day{i // 8}", "t": 0.5 * i} for i, row in enumerate(rows)]
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder = tmp_path / "three"
     folder.mkdir()
@@ -55,6 +55,7 @@ def test_the_alarm_comes_from_the_third_split_and_the_epoch_from_val(third: Conf
     assert alarm is not None
     assert alarm.promise is not None
     assert (alarm.split, alarm.windows, alarm.groups, alarm.promise.units) == ("calibration", 56, 7, 7)
+    assert (alarm.promise.of, alarm.n_events) == ("events", 7)  # "high" are the last two windows of each
     log = run.log.read_text()
     assert "windows: train 40, val 20, calibration 56; " in log
     assert "calibration: the alarm will promise a recall of 0.684 at 90% confidence, below target: 7 recordings" in log
@@ -67,7 +68,8 @@ def test_the_alarm_comes_from_the_third_split_and_the_epoch_from_val(third: Conf
     assert found.notes[0] == (
         "Temperatures and alarm threshold were chosen on this split: expect lower figures on new recordings."
     )
-    assert choose_alarm(found.logits, found.labels.ids, found.labels.group, third.evaluation, "calibration") == alarm
+    labels = found.labels
+    assert choose_alarm(found.logits, labels.ids, labels.group, third.evaluation, "calibration", labels.t) == alarm
     assert alarm.chosen is not None
     assert found.metrics["alarm_recall"] == alarm.chosen.recall.value
     of_val = evaluate_checkpoint(run.best, baselines=False)[0]
