@@ -1,6 +1,6 @@
 """Windows unlike the training data: which distance tells them, which limit keeps its rate, what a step of it costs.
 
-    SIMV0_REAL=... python -m benchmarks.unlike [--features FILE.npz]
+    OMP_NUM_THREADS=1 SIMV0_REAL=... python -m benchmarks.unlike [--features FILE.npz]
 
 Rover is one recording, cut into ten blocks of time, autocar is twelve recordings. Again and again some of them are
 trained on, others give the limit, and the rest is new: at most 2 % of its windows should be called unlike, and all
@@ -24,7 +24,7 @@ from simv0.data.manifest import load_image, read_jsonl
 from simv0.vision.encoder import Encoder, load_encoder
 
 REAL = Path(os.environ.get("SIMV0_REAL", "")) / "data"
-F, STEP, BLOCKS, DIVISIONS, NEIGHBOURS, KEPT = 8, 6, 10, 30, 3, 512
+F, STEP, BLOCKS, DIVISIONS, NEIGHBOURS, KEPT = 8, 6, 10, 20, 3, 512
 Windows = tuple[np.ndarray, np.ndarray]
 Distance = Callable[[np.ndarray], np.ndarray]
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -100,8 +100,7 @@ def distances(train: np.ndarray, std: np.ndarray, chosen: Unlike) -> dict[str, D
         return ((means - mean) / std).clip(-LARGEST, LARGEST)
 
     known = standard(train)
-    variance, axes = np.linalg.eigh(np.cov(known.T))
-    axes, variance, off = axes[:, -AXES:], variance[-AXES:], variance[:-AXES].sum()
+    axes, variance, off = chosen.axes.numpy().T, chosen.variance.numpy(), chosen.variance_off
     kept = known[np.linspace(0, len(known) - 1, min(KEPT, len(known))).round().astype(int)]
 
     def along(means: np.ndarray) -> np.ndarray:

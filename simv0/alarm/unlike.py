@@ -165,7 +165,7 @@ def fit_unlike(
 
 def _limit(distance: Float[np.ndarray, " M"]) -> float:
     """Beyond the quantile of 1 - RATE by as much as that lies beyond the median: a new recording differs from training
-    by more than the windows of a few recordings can show.
+    by more than the windows of a few recordings can show (benchmarks/results/unlike_epyc-avx512_2026-11-26.md).
 
     The quantile is the ceil((M + 1)(1 - RATE))-th of M distances, which a further one of the same kind exceeds in at
     most RATE of all cases (conformal prediction, Vovk et al. 2005).
