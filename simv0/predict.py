@@ -52,7 +52,7 @@ class Predictor:
         if self.unlike is None:
             log.info(f"this checkpoint {NOTHING_KEPT}")
         with limited_to(self.threads):
-            prepare_llm(model.llm, model.K + 2, sixteen_bit=amp)
+            prepare_llm(model.llm, model.tokens, sixteen_bit=amp)
             if amp and model.encoder is not None:
                 prepare_encoder(model.encoder)
 
@@ -174,7 +174,9 @@ def load_model(checkpoint: Checkpoint, path: str | Path, config: Config, encoder
     wanted = config.model.model_copy(
         update={"F": meta.F, "K": meta.K, "confidence_head": meta.confidence_head, "d": None, "dv": None}
     )
-    model = build_model(config.model_copy(update={"model": wanted}), meta.dv, encoder, device)
+    model = build_model(
+        config.model_copy(update={"model": wanted}), meta.dv, encoder, device, "bos" in checkpoint.state
+    )
     check_frozen("LLM", meta.llm, model.llm.identity_like(meta.llm), path)
     load_state(model, checkpoint.state, path)
     return model.eval()

@@ -17,7 +17,7 @@ from simv0.config.schema import Config, ModelConfig
 from simv0.errors import ModelError
 from simv0.llm.fast import FastStack, unknown_shape
 from simv0.llm.frozen import FrozenLLM, LastHidden
-from simv0.llm.load import quiet_transformers, read_llm_config, text_of
+from simv0.llm.load import bos_id, quiet_transformers, read_llm_config, text_of
 from simv0.model.network import SimV0Model
 from simv0.runtime.device import compute_dtype
 from simv0.runtime.distributed import local_device
@@ -34,6 +34,7 @@ class LLMOutline:
         path: `fast` or `reference`, by the fast path's rule; its trial needs weights.
         d: embedding width.
         hidden_size: width of what the heads read.
+        tokens: vectors that it reads per window.
         weights: held while training: no token embedding, no LM head.
         matrix_weights: those of the matrices among them.
         weights_bytes: what `weights` take.
@@ -45,6 +46,7 @@ class LLMOutline:
     path: str
     d: int
     hidden_size: int
+    tokens: int
     weights: int
     matrix_weights: int
     weights_bytes: int
@@ -101,13 +103,16 @@ def outline_llm(config: Config, ranks: int = 1) -> LLMOutline:
     fast = unknown_shape(body) is None
     stack: nn.Module = (FastStack(body, dtype) if fast else LastHidden(body, dtype)).requires_grad_(False).eval()
     share = -(-config.batch_size // ranks)
-    prefix = torch.zeros(share, model.K + 2, embedding.embedding_dim, device="meta", requires_grad=True)
+    bos = model.bos is not False and bos_id(body.config, embedding.num_embeddings) is not None
+    tokens = model.K + 2 + bos
+    prefix = torch.zeros(share, tokens, embedding.embedding_dim, device="meta", requires_grad=True)
     kept, out = _kept_for_backward(stack, prefix)
     return LLMOutline(
         family=found.model_type,
         path="fast" if fast else "reference",
         d=embedding.embedding_dim,
         hidden_size=out.shape[-1] if out is not None else found.hidden_size,
+        tokens=tokens,
         weights=sum(weight.numel() for weight in stack.parameters()),
         matrix_weights=sum(weight.numel() for weight in stack.parameters() if weight.ndim > 1),
         weights_bytes=sum(weight.nbytes for weight in stack.parameters()),

@@ -73,7 +73,7 @@ def check_training(
     trained = sum(outline_trained(config, llm, dv).values())
     steps = -(-splits[0].windows // config.batch_size)
     share = -(-config.batch_size // processes())
-    vectors = config.training.epochs * steps * share * (config.model.K + 2)
+    vectors = config.training.epochs * steps * share * llm.tokens
     sharded = config.training.shard_llm and processes() > 1
     compiled = not sharded and worth_compiling(config.training.compile, llm.matrix_weights, vectors)
     features = features_in_ram(config, splits, dv)

@@ -117,6 +117,9 @@ class ModelConfig(Section):
     """Frames per window."""
     K: int = Field(default=4, ge=1, le=4096)
     """Visual tokens: the F frame features are averaged over K segments."""
+    bos: bool | None = None
+    """Put the LLM's own first token (BOS) before the prefix; unset: where the LLM has one. A pretrained LLM makes its
+    first position an attention sink, which without a BOS swallows the first visual token (docs/design/recipe.md)."""
     confidence_head: bool = False
     """Also train a head that predicts how likely risk and action are both to be right."""
 
@@ -142,7 +145,6 @@ LR_SCALE: dict[Module, float] = {
     "projector": 0.3,
     "telemetry_mlp": 10.0,
     "task_token": 10.0,
-    "heads": 10.0,
 }
 
 
@@ -155,7 +157,8 @@ class TrainingConfig(Section):
     """Peak learning rate of AdamW, reached after 30 % of the steps; it rises and falls along a cosine."""
     lr_scale: dict[Module, Annotated[float, Field(gt=0, le=1000)]] = LR_SCALE
     """Factor on `lr` per module: the wide projector overfits, the others are small and slow (docs/design/recipe.md).
-    A map that names some modules leaves the others as they are."""
+    A map that names some modules leaves the others as they are; `heads` unset: 640 / the LLM's hidden width, at most
+    10."""
     visual_dropout: float | None = Field(default=None, ge=0, lt=1)
     """Share of the training samples whose images are replaced by the average image, so that telemetry is learned too;
     in the rest, the same share of single features is hidden. Unset: dv / (dv + windows of the train split), since wide

@@ -28,6 +28,7 @@ class FrozenLLM(nn.Module):
         d: width of the input vectors.
         hidden_size: width of the hidden state (differs from `d` in a few families, such as OPT-350m).
         embed_rms: RMS of the LLM's own token embeddings, as they would stand in `inputs_embeds`.
+        bos: embedding of the token that the LLM's texts begin with; None where it has none.
         path: `fast` or `reference`.
         compiled_for: (batch, tokens) that `compile.compile_llm` compiled the blocks for.
         sharded: whether the weights are split over several processes.
@@ -44,6 +45,7 @@ class FrozenLLM(nn.Module):
         hidden_size: int,
         embed_rms: float,
         identity: dict[str, str | None],
+        bos: Float[Tensor, " d"] | None = None,
         files: tuple[Path, ...] = (),
     ) -> None:
         super().__init__()
@@ -52,7 +54,8 @@ class FrozenLLM(nn.Module):
         self.compiled_for: tuple[int, int] | None = None
         self.sharded = False
         self.captured: dict[tuple[int, int, bool], Callable[[Tensor], Tensor]] = {}
-        self.d, self.hidden_size, self.embed_rms, self.identity, self.files = d, hidden_size, embed_rms, identity, files
+        self.d, self.hidden_size, self.embed_rms, self.bos = d, hidden_size, embed_rms, bos
+        self.identity, self.files = identity, files
         weights = sum(weight.numel() for weight in stack.parameters() if weight.ndim > 1)
         depth = max((len(layers) for layers in stack.modules() if isinstance(layers, nn.ModuleList)), default=1)
         self._layer_weights = weights / depth

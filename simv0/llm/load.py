@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import simv0.runtime.torchvision_fix  # noqa: F401
 from simv0.errors import ModelError
@@ -53,7 +53,7 @@ def load_llm(
     check_llm_at_hand(name, revision)
     with quiet_transformers(progress=not os.path.isdir(name)):  # a download is worth watching
         model, identity, files = _load_model(name, revision, dtype, trust_remote_code)
-    d, embed_rms = _drop_embedding(model, name)
+    d, embed_rms, bos = _drop_embedding(model, name)
     stack: nn.Module = LastHidden(model.to(device), dtype).requires_grad_(False).eval()
     hidden_size = _check_causal(model, name, d, dtype)
     if fast:
@@ -61,7 +61,7 @@ def load_llm(
             log.info("%s runs on transformers' own implementation: %s", name, reason)
         else:
             stack = FastStack(model, dtype)
-    return FrozenLLM(stack, d=d, hidden_size=hidden_size, embed_rms=embed_rms, identity=identity, files=files)
+    return FrozenLLM(stack, d=d, hidden_size=hidden_size, embed_rms=embed_rms, bos=bos, identity=identity, files=files)
 
 
 def _load_model(
@@ -187,10 +187,10 @@ def _check_causal(model: Any, name: str, d: int, dtype: torch.dtype) -> int:
 
 
 @torch.no_grad()
-def _drop_embedding(model: Any, name: str) -> tuple[int, float]:
-    """Take the token embedding out; returns width and RMS of its outputs over the whole vocabulary. The module is
-    called rather than its weight read, because Gemma scales inside it. What a family does to `inputs_embeds` after that
-    (Granite multiplies) it does to tokens and prefix vectors alike.
+def _drop_embedding(model: Any, name: str) -> tuple[int, float, Tensor | None]:
+    """Take the token embedding out; returns width and RMS of its outputs over the whole vocabulary, and its output for
+    the first token of a text. The module is called rather than its weight read, because Gemma scales inside it. What a
+    family does to `inputs_embeds` after that (Granite multiplies) it does to tokens and prefix vectors alike.
     """
     embedding = model.get_input_embeddings()
     if not isinstance(embedding, nn.Embedding):
@@ -199,8 +199,22 @@ def _drop_embedding(model: Any, name: str) -> tuple[int, float]:
     for ids in torch.split(torch.arange(embedding.num_embeddings), 8192):
         vectors = embedding(ids).float()
         total, count, width = total + vectors.square().sum().item(), count + vectors.numel(), vectors.shape[-1]
+    first = bos_id(model.config, embedding.num_embeddings)
+    bos = None if first is None else embedding(torch.tensor(first)).float()
     model.set_input_embeddings(nn.Identity())  # often the largest weight of all, and nothing looks tokens up
-    return width, (total / count) ** 0.5
+    return width, (total / count) ** 0.5, bos
+
+
+def bos_id(config: Any, vocabulary: int) -> int | None:
+    """The token that an LLM's texts begin with: its BOS, or the end-of-text token that separates them in training;
+    None where its config names neither.
+    """
+    for key in ("bos_token_id", "eos_token_id"):
+        token = getattr(config, key, None)
+        token = token[0] if isinstance(token, list) and token else token
+        if isinstance(token, int) and 0 <= token < vocabulary:
+            return token
+    return None
 
 
 def weight_files(name: str, revision: str | None = None) -> list[Path]:

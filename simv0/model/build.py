@@ -11,8 +11,12 @@ from simv0.runtime.distributed import world_size
 from simv0.vision.encoder import Encoder
 
 
-def build_model(config: Config, dv: int, encoder: Encoder | None, device: torch.device) -> SimV0Model:
+def build_model(
+    config: Config, dv: int, encoder: Encoder | None, device: torch.device, bos: bool | None = None
+) -> SimV0Model:
     """Load the frozen LLM and put freshly seeded trainable modules around it.
+
+    `bos`: whether a checkpoint's prefix begins with the LLM's BOS; None: as the config says.
 
     Raises:
         ModelError: an LLM that cannot be loaded, or whose width is not `model.d`.
@@ -35,6 +39,7 @@ def build_model(config: Config, dv: int, encoder: Encoder | None, device: torch.
         dv=dv,
         F=wanted.F,
         K=wanted.K,
+        bos=wanted.bos is not False if bos is None else bos,
         confidence_head=wanted.confidence_head,
         encoder=encoder,
     )

@@ -38,6 +38,7 @@ class SimV0Model(nn.Module):
         dv: width of the vision features.
         F: frames per window.
         K: visual tokens, at most F.
+        bos: put the LLM's own first token before the prefix, if it has one.
         confidence_head: also say how likely risk and action are both right.
         encoder: needed only to take `frames`.
 
@@ -50,6 +51,7 @@ class SimV0Model(nn.Module):
     telemetry_std: Tensor
     feats_mean: Tensor
     feats_std: Tensor
+    bos: Tensor | None
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class SimV0Model(nn.Module):
         dv: int,
         F: int,
         K: int,
+        bos: bool = True,
         confidence_head: bool = False,
         encoder: Encoder | None = None,
     ) -> None:
@@ -75,6 +78,8 @@ class SimV0Model(nn.Module):
         self.register_buffer("telemetry_std", torch.ones(len(TELEMETRY)))
         self.register_buffer("feats_mean", torch.zeros(dv))
         self.register_buffer("feats_std", torch.ones(dv))
+        # In the checkpoint, like all else in the prefix: whatever config.json will say then.
+        self.register_buffer("bos", llm.bos.clone() if bos and llm.bos is not None else None)
 
         # Every token starts with RMS 1 and is then scaled by `llm.embed_rms`, so that a prefix looks to the LLM like
         # tokens of its own, and a learning rate means the same beside any LLM.
@@ -118,6 +123,11 @@ class SimV0Model(nn.Module):
             self.feats_mean.copy_(feats[0])
             self.feats_std.copy_(feats[1])
 
+    @property
+    def tokens(self) -> int:
+        """Vectors that the LLM reads: K visual, one telemetry, one task token, and the BOS before them."""
+        return self.K + 2 + (self.bos is not None)
+
     def encode(self, batch: Batch) -> Float[Tensor, "B F dv"]:
         """The batch's features: as they come, or from its frames.
 
@@ -141,14 +151,16 @@ class SimV0Model(nn.Module):
         vis_feats: Float[Tensor, "B F dv"],
         telemetry: Float[Tensor, "B 8"],
         share: tuple[int, int, int] | None = None,
-    ) -> Float[Tensor, "B {self.K+2} d"]:
-        """The tokens that the LLM reads: K visual, one telemetry, one task token. `share`: see `samples.Batch`."""
+    ) -> Float[Tensor, "B {self.tokens} d"]:
+        """The vectors that the LLM reads (see `tokens`). `share`: see `contract.Batch`."""
         means = torch.einsum("kf,bfv->bkv", self.segments, vis_feats)
         visual = self.projector(self._hide((means - self.feats_mean) / self.feats_std, share))
         measured = self.telemetry_mlp((telemetry - self.telemetry_mean) / self.telemetry_std)
         task = self.task_token.expand(len(visual), 1, -1)
         tokens: Tensor = torch.cat([visual, measured.unsqueeze(1), task], 1) * self.llm.embed_rms
-        return tokens
+        if self.bos is None:
+            return tokens
+        return torch.cat([self.bos.expand(len(tokens), 1, -1), tokens], 1)
 
     def _hide(
         self, feats: Float[Tensor, "B K dv"], share: tuple[int, int, int] | None = None

@@ -84,8 +84,8 @@ def _claim(run: RunDir, config: Config, overwrite: bool, resume: bool) -> Checkp
 
 def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: StopRequest) -> None:
     check_tensorboard(config)
-    work = open_work(config, None if checkpoint is None else checkpoint.meta.encoder)
-    llm, tokens, steps = work.model.llm, work.model.K + 2, config.training.epochs * work.steps
+    work = open_work(config, checkpoint)
+    llm, tokens, steps = work.model.llm, work.model.tokens, config.training.epochs * work.steps
     seconds = compile_llm(llm, config.training.compile, batch=work.share, tokens=tokens, steps=steps)
     if seconds is not None:
         log.info(f"compiled the LLM's blocks in {seconds:.0f} s")

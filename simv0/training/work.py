@@ -1,8 +1,7 @@
 """What the epochs of a run work with, resolved once, before the first of them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch import Tensor
 from simv0.config.schema import Config
 from simv0.data.spacing import warn_of_spacing
 from simv0.model.build import build_model
+from simv0.model.checkpoint import Checkpoint
 from simv0.model.network import SimV0Model
 from simv0.runtime.device import pick_device
 from simv0.runtime.distributed import check_same, share_of
@@ -65,24 +65,25 @@ class Work:
         return -(-len(self.train.labels) // self.config.batch_size)
 
 
-def open_work(config: Config, trained: Mapping[str, Any] | None) -> Work:
+def open_work(config: Config, checkpoint: Checkpoint | None) -> Work:
     """Open the splits, load the frozen networks and put freshly seeded trainable modules around them.
 
     Args:
         config: the whole config.
-        trained: identity of the encoder that a run to be resumed was begun with.
+        checkpoint: of a run to be resumed, whose encoder and prefix are those it was begun with.
 
     Raises:
         SimError: errors the user can fix.
     """
     device, raw = pick_device(config), not config.model.use_cached_vis_feats
+    trained = None if checkpoint is None else checkpoint.meta.encoder
     encoder = load_encoder(config.model, config.cache.precision, device, trained) if raw else None
     splits = {name: open_split(config, name, encoder) for name in config.data.splits}
     train, *others = splits.values()
     for split in others:
         check_pair(config, (train.identity, split.identity), (train.dv, split.dv), split.name)
         warn_of_spacing(train.frame_spacing, split.frame_spacing, split.name)
-    model = build_model(config, train.dv, encoder, device)
+    model = build_model(config, train.dv, encoder, device, None if checkpoint is None else "bos" in checkpoint.state)
     model.visual_dropout = visual_dropout(config.training, train)
     digests = {name: split_digest(split) for name, split in splits.items()}
     check_same(
