@@ -122,11 +122,11 @@ def measure(name: str, encoder: Encoder, llm: FrozenLLM, steps: int) -> None:
     step = median_ms(lambda i: stream.push(frames[i % F], telemetry, (F + i) * SPACING), steps)
     encoded = (stream.counts["encoded"] - before) / (steps + 3)
     plain = median_ms(lambda _: predictor.predict(frames, telemetry), max(3, steps // 4))
-    prefix = torch.randn(1, K + 2, llm.d, device=DEVICE)
+    prefix = torch.randn(1, predictor.model.tokens, llm.d, device=DEVICE)
     limits, with_robot, without, multiplying = [], [], [], []
     for _ in range(ROUNDS):
         limits.append(1e3 * weight_bytes(llm) / copy_bandwidth())
-        multiplying.append(1e3 * weight_bytes(llm) * (K + 2) / multiply_rate())  # 2 bytes, 2 operations a row
+        multiplying.append(1e3 * weight_bytes(llm) * len(prefix[0]) / multiply_rate())  # 2 bytes, 2 operations a row
         with_robot.append(median_ms(lambda _: llm(prefix), steps))
         without.append(median_ms(lambda _: packed(prefix), steps))
     llm_ms, limit = statistics.median(with_robot), statistics.median(limits)
@@ -143,7 +143,7 @@ def packed_only(llm: FrozenLLM) -> FrozenLLM:
     twin = copy.deepcopy(llm)
     if isinstance(twin.stack, FastStack):
         twin.stack.predicting = True
-        pack_linears(twin.stack, K + 2)
+        pack_linears(twin.stack, K + 3)
     return twin
 
 

@@ -76,7 +76,7 @@ class Bench:
         """The LLM as the variant runs it."""
         if variant.startswith("simv0"):
             llm = load_llm(str(self.folder), dtype=own_dtype(), device=DEVICE)
-            size, tokens = len(self.batch["telemetry"]), self.K + 2
+            size, tokens = len(self.batch["telemetry"]), self.K + 3
             if variant == "simv0":
                 self.compile_seconds = compile_llm(llm, "on", batch=size, tokens=tokens, steps=1)
             if variant == "simv0_captured":
@@ -96,6 +96,7 @@ class Bench:
         llm = self.llm(variant)
         llm.embed_rms = 0.02
         torch.manual_seed(0)
+        llm.bos = 0.02 * torch.randn(llm.d)  # whether the architecture's config names one or not
         model = SimV0Model(llm, dv=DV, F=self.F, K=self.K).to(DEVICE)
         named = [(name, weight) for name, weight in model.named_parameters() if not name.startswith("llm.")]
         trained = [weight for _, weight in named]
@@ -123,7 +124,7 @@ def main() -> None:
     parser.add_argument("--arch", default="smollm2-135m", help="qwen2.5-0.5b, smollm2-135m, gpt2, or llama-WIDTH")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="some of: %(default)s")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--K", type=int, default=4, help="visual tokens; the LLM reads K + 2")
+    parser.add_argument("--K", type=int, default=4, help="visual tokens; the LLM reads K + 3")
     parser.add_argument("--layers", type=int, help="cut the LLM to so many layers (for a quick look)")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--patience", type=float, default=10.0, help="seconds to wait for a quiet machine")
@@ -158,7 +159,7 @@ def timed_rows(bench: Bench, names: list[str], args: argparse.Namespace) -> list
     """samples/s, fraction of the limit, and error of the gradients, that of the worst trained module (against the
     fp32 variant, where it runs).
     """
-    limit = Limit(config_of(args.arch, args.layers), args.batch * (args.K + 2))
+    limit = Limit(config_of(args.arch, args.layers), args.batch * (args.K + 3))
     limit.run()  # warm up
     limit.best.clear()
     limit.plain.clear()

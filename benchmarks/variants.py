@@ -69,6 +69,8 @@ VARIANTS = {
     "random matrices": Variant(patch=random_matrices),
     "without vision": Variant(patch=without_vision),
     "without telemetry": Variant(patch=without_telemetry),
+    "without BOS": Variant({"model": {"bos": False}}),
+    "heads at 10 times the rate": training(lr_scale={"heads": 10.0}),
     "K=1": Variant({"model": {"K": 1}}),
     "K=2": Variant({"model": {"K": 2}}),
     "K=8": Variant({"model": {"K": 8}}),
@@ -106,7 +108,7 @@ def predictions(config: Config, variant: Variant, seed: int, train: Split, val: 
 
     weights = class_weights(recipe.class_weights, train, CPU)
     batches, kept = Batches(train, order, 0), LogitsKept()
-    splits = model.llm.trains_beside_one_thread(config.batch_size, model.K + 2)
+    splits = model.llm.trains_beside_one_thread(config.batch_size, model.tokens)
     with sharing() if splits else nullcontext():
         for order.epoch in range(recipe.epochs):
             train_one_epoch(

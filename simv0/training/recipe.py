@@ -45,9 +45,9 @@ def heads_rate(hidden_size: int) -> float:
 def make_optimizer(model: SimV0Model, training: TrainingConfig) -> torch.optim.AdamW:
     """AdamW with one learning rate a module; only weight matrices are decayed, not biases and tokens."""
     groups = []
-    scale: dict[str, float] = {"heads": heads_rate(model.llm.hidden_size), **training.lr_scale}
+    scale = {"heads": heads_rate(model.llm.hidden_size)} | {str(name): rate for name, rate in training.lr_scale.items()}
     for module in TRAINABLE:
-        peak = training.lr * scale.get(module, 1.0)
+        peak = training.lr * scale[module]
         named = [(name, p) for name, p in model.named_parameters() if name.split(".")[0] == module]
         for decayed in (True, False):
             parameters = [p for _, p in named if (p.ndim > 1) == decayed]

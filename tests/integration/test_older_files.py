@@ -12,6 +12,7 @@ from commands import run
 from cache.pipeline import cache_vis
 from simv0.config.load import load_config
 from simv0.model.checkpoint import load_checkpoint
+from simv0.training.work import open_work
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -52,3 +53,10 @@ def test_a_checkpoint_evaluates_and_predicts_as_it_did(older: Path) -> None:
         assert row["unlike"] is row["distance"] is None  # it keeps nothing to tell that by
         for head, probs in old["probs"].items():
             assert row["probs"][head] == pytest.approx(probs, abs=2e-4)  # fp16 weights, where numba is there
+
+
+def test_a_resumed_run_keeps_the_prefix_it_was_begun_with(older: Path) -> None:
+    config = load_config(older / "run" / "config_resolved.yaml")
+    last = load_checkpoint(older / "run" / "checkpoints" / "last.pt")
+    assert open_work(config, last).model.bos is None
+    assert open_work(config, None).model.bos is not None

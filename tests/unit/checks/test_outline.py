@@ -21,7 +21,7 @@ from simv0.model.build import build_model
 from simv0.vision.encoder import load_encoder
 
 
-def kept_of_a_step(llm: FrozenLLM, config: Config) -> int:
+def kept_of_a_step(llm: FrozenLLM, config: Config, tokens: int) -> int:
     """Bytes that autograd keeps of a training batch's forward pass, weights left out."""
     kept: dict[int, torch.Tensor] = {}
     own = {weight.data_ptr() for weight in llm.parameters()}
@@ -31,7 +31,7 @@ def kept_of_a_step(llm: FrozenLLM, config: Config) -> int:
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    prefix = torch.zeros(config.batch_size, config.model.K + 2, llm.d, requires_grad=True)
+    prefix = torch.zeros(config.batch_size, tokens, llm.d, requires_grad=True)
     llm(prefix)  # its tables are made once
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         llm(prefix)
@@ -50,8 +50,9 @@ def test_the_outline_of_the_llm_is_what_is_loaded(
     assert outline.weights == sum(weight.numel() for weight in llm.parameters())
     assert outline.weights_bytes == sum(weight.nbytes for weight in llm.parameters())
     assert (outline.d, outline.hidden_size, outline.path) == (llm.d, llm.hidden_size, llm.path)
-    assert outline.step_bytes == pytest.approx(kept_of_a_step(llm, config), rel=0.02)
+    assert outline.step_bytes == pytest.approx(kept_of_a_step(llm, config, outline.tokens), rel=0.02)
     model = build_model(config, 32, None, torch.device("cpu"))
+    assert outline.tokens == model.tokens == config.model.K + 3
     assert outline_trained(config, outline, 32) == model.trainable_parameters()
 
 
@@ -63,7 +64,7 @@ def test_a_family_off_the_fast_path_has_an_outline_too(make_config: MakeConfig, 
     outline, llm = outline_llm(config), load_llm(str(tmp_path))
     assert (outline.path, outline.d) == ("reference", 32)
     assert outline.weights == sum(weight.numel() for weight in llm.parameters())
-    assert outline.step_bytes == pytest.approx(kept_of_a_step(llm, config), rel=0.02)
+    assert outline.step_bytes == pytest.approx(kept_of_a_step(llm, config, outline.tokens), rel=0.02)
 
 
 def test_the_feature_file_has_the_size_that_was_estimated(make_config: MakeConfig, tmp_path: Path) -> None:

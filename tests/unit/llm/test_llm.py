@@ -14,7 +14,7 @@ from torch import nn
 
 import simv0.runtime.torchvision_fix  # noqa: F401
 from simv0.errors import CheckpointError
-from simv0.llm.load import load_llm
+from simv0.llm.load import bos_id, load_llm
 from simv0.model.checkpoint import check_frozen
 
 
@@ -184,3 +184,13 @@ def test_loads_where_the_caller_has_switched_gradients_off(switch: Any, checkpoi
     llm(x).sum().backward()
     assert x.grad is not None
     assert llm.path == "fast"
+
+
+def test_the_first_token_of_an_llms_texts() -> None:
+    from transformers import GPT2Config, LlamaConfig, Qwen2Config
+
+    assert bos_id(LlamaConfig(), 32000) == 1
+    assert bos_id(GPT2Config(), 50257) == 50256
+    assert bos_id(Qwen2Config(bos_token_id=None, eos_token_id=[7, 8]), 100) == 7  # what separates its texts
+    assert bos_id(LlamaConfig(bos_token_id=None, eos_token_id=None), 100) is None
+    assert bos_id(LlamaConfig(bos_token_id=100, eos_token_id=None), 100) is None  # not of this vocabulary

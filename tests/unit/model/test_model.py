@@ -1,5 +1,6 @@
 """The model: against a second way, what trains and what does not, cached features against raw frames."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from simv0.model.build import build_model
 from simv0.model.network import TRAINABLE, SimV0Model, segment_means
 from simv0.model.predictions import predictions
 from simv0.training.epoch import train_one_epoch
-from simv0.training.recipe import make_optimizer
+from simv0.training.recipe import heads_rate, make_optimizer
 from simv0.vision.encoder import load_encoder
 
 
@@ -67,14 +68,38 @@ def test_forward_agrees_with_transformers_own_path(models: Path) -> None:
     rms = reference.embed_tokens.weight.square().mean().sqrt().item()
     for i in range(6):
         feats = (batch["vis_feats"][i] - 0.5) / 4
+        bos = reference.embed_tokens.weight[1]  # LlamaConfig's bos_token_id
         tokens = [model.projector((feats[0] + feats[1]) / 2), model.projector((feats[2] + feats[3]) / 2)]
         tokens.append(model.telemetry_mlp((batch["telemetry"][i] - torch.arange(8)) / 2))
         tokens.append(model.task_token)
-        hidden = reference(inputs_embeds=torch.stack(tokens)[None] * rms).last_hidden_state[0, -1]
+        prefix = torch.cat([bos[None], torch.stack(tokens) * rms])
+        hidden = reference(inputs_embeds=prefix[None]).last_hidden_state[0, -1]
         hidden = (hidden - hidden.mean()) / (hidden.var(correction=0) + 1e-5).sqrt()
         for head in HEADS:
             wanted = model.heads[head](hidden)
             assert torch.allclose(logits[f"{head}_logits"][i], wanted, atol=1e-4), head
+
+
+def test_without_bos_the_prefix_is_what_older_checkpoints_read(models: Path, make_config: MakeConfig) -> None:
+    batch = random_batch()
+    build = partial(build_model, dv=32, encoder=None, device=torch.device("cpu"))
+    with_it, without = build(make_config()), build(make_config(model={"bos": False}))
+    assert (with_it.tokens, without.tokens) == (without.K + 3, without.K + 2)
+    prefixes = [model.eval().prefix(batch["vis_feats"], batch["telemetry"]) for model in (with_it, without)]
+    assert torch.equal(prefixes[0][:, 1:], prefixes[1])
+    assert "bos" in with_it.trainable_state()
+    assert "bos" not in without.trainable_state()
+
+
+def test_heads_learn_slower_the_wider_what_they_read(models: Path, make_config: MakeConfig) -> None:
+    assert [heads_rate(width) for width in (32, 64, 640, 6400)] == [10, 10, 1, 0.1]
+    model = small(models)
+    model.llm.hidden_size = 640
+    training = make_config(training={"lr": 0.01}).training
+    rates = [group["lr"] for group in make_optimizer(model, training).param_groups]
+    assert rates[-2:] == [0.01, 0.01]  # the heads' weights and biases
+    own = training.model_copy(update={"lr_scale": {**training.lr_scale, "heads": 3.0}})
+    assert make_optimizer(model, own).param_groups[-1]["lr"] == pytest.approx(0.03)
 
 
 def test_prefix_starts_at_the_scale_of_the_llms_own_tokens(models: Path) -> None:
@@ -82,8 +107,8 @@ def test_prefix_starts_at_the_scale_of_the_llms_own_tokens(models: Path) -> None
     batch = random_batch(64)
     with torch.no_grad():
         prefix = model.prefix(batch["vis_feats"], batch["telemetry"] / 3)
-    scale = prefix.square().mean((0, 2)).sqrt() / model.llm.embed_rms
-    assert prefix.shape == (64, 4, model.llm.d)
+    scale = prefix[:, 1:].square().mean((0, 2)).sqrt() / model.llm.embed_rms  # after the BOS, which is the LLM's own
+    assert prefix.shape == (64, 5, model.llm.d)
     assert ((scale > 0.5) & (scale < 1.6)).all(), scale
 
 
@@ -149,7 +174,7 @@ def test_visual_dropout_hides_pictures_and_features_and_keeps_their_mean(models:
 
 
 def test_visual_dropout_leaves_the_average_picture_and_the_other_tokens(models: Path) -> None:
-    model, batch = small(models), random_batch(64)
+    model, batch = small(models, bos=False), random_batch(64)
     whole = model.eval().prefix(batch["vis_feats"], batch["telemetry"])
     model.visual_dropout = 0.5
     hidden = model.train().prefix(batch["vis_feats"], batch["telemetry"])
