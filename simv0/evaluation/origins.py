@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from simv0.alarm.stored import Alarm
 from simv0.config.schema import Config
 from simv0.data.labels import Labels, find_leakage, leak, read_labels, same_telemetry
@@ -112,7 +114,7 @@ def _compare(config: Config, source: Split, data: str | None) -> tuple[list[str]
     groups = None if labels is None else labels.group
     found = find_leakage(train, other, groups, source.labels.group, names=("train", name))
     if not found and labels is not None:
-        found = _copies(labels, source.labels, name)
+        found = copies(labels, source.labels, name)
     if found or (groups is not None and source.labels.group is not None):
         return found, []
     return [], ["Without a `group` for each window, recordings shared with train cannot be ruled out."]
@@ -134,9 +136,12 @@ def _dataset(config: Config, name: str) -> Any:
         return None
 
 
-def _copies(train: Labels, labels: Labels, name: str) -> list[str]:
-    """Windows whose eight numbers are in train too: copies under another name."""
-    pairs = same_telemetry(train, labels)
+def copies(train: Labels, labels: Labels, name: str) -> list[str]:
+    """Windows whose eight numbers are in train too, once: copies under another name. Numbers that train itself repeats,
+    like those of a robot that measures next to nothing, show none.
+    """
+    _, kind, count = np.unique(train.telemetry, axis=0, return_inverse=True, return_counts=True)
+    pairs = [pair for pair in same_telemetry(train, labels) if count[kind.reshape(-1)[pair[1]]] == 1]
     if len({original for _, original in pairs}) < 2 or len(pairs) < COPIED * len(labels):
         return []
     first = labels.sample_id[pairs[0][0]]

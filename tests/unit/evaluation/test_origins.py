@@ -4,11 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_world import MakeConfig
 
 from cache.pipeline import cache_vis
+from simv0.data.labels import Labels
 from simv0.data.manifest import ManifestDataset
+from simv0.evaluation.origins import copies
 from simv0.evaluation.run import evaluate_checkpoint
 from simv0.model.metrics import chosen_by
 from simv0.training.fit import fit
@@ -45,6 +48,20 @@ def test_windows_of_train_are_recognised_under_other_names(
         [],
         ["Without a `group` for each window, recordings shared with train cannot be ruled out."],
     )
+
+
+def test_telemetry_that_train_repeats_is_no_sign_of_copies() -> None:
+    """A car that measures nothing but its turn rate, in steps: its windows are alike, and none a copy."""
+
+    def split(turn_rates: list[float]) -> Labels:
+        n, telemetry = len(turn_rates), np.zeros((len(turn_rates), 8), np.float32)
+        telemetry[:, 7] = turn_rates
+        return Labels(telemetry, {}, np.ones(n, np.float32), [f"w{i}" for i in range(n)], None)
+
+    steps = split([0.0, 0.1, 0.2] * 4)
+    assert copies(steps, split([0.0, 0.1, 0.2]), "val") == []
+    distinct = split([0.01 * i for i in range(12)])
+    assert len(copies(distinct, split([0.01, 0.02, 5.0]), "val")) == 1
 
 
 def test_what_chose_the_best_epoch_is_told() -> None:
