@@ -210,6 +210,7 @@ def record(
             {
                 "sample_id": f"{group}-{last:03d}",
                 "group": group,
+                "t": round(last / RATE, 3),
                 "frames": [f"images/{group}/{i:03d}.jpg" for i in range(start, start + F)],
                 "telemetry": [round(float(value), 5) for value in telemetry[last]],
                 "risk_id": RISKS.index(verdict.risk),
