@@ -28,14 +28,14 @@ from benchmarks.variants import VARIANTS, Variant, predictions
 from cache.pipeline import cache_vis
 from cli.demo import LLM, TOWER, WORLD, demo_config
 from simv0.alarm.rates import recordings
+from simv0.baselines.fit import Logits, fit_baselines, part, predict_all, score
+from simv0.baselines.linear import folds as folds_of
+from simv0.baselines.worth import stretches
 from simv0.config.load import load_config
 from simv0.config.schema import Config
 from simv0.data.labels import Labels
 from simv0.demo.networks import save_tiny_llm, save_tiny_tower
 from simv0.demo.world import write_world
-from simv0.evaluation.baselines import Logits, fit_baselines, part, predict_all, score
-from simv0.evaluation.linear import folds as folds_of
-from simv0.evaluation.worth import stretches
 from simv0.labels import HEADS, HIGH
 from simv0.llm.randomised import save_randomised
 from simv0.runtime.threads import limited_to

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from simv0.baselines.fit import Logits
 from simv0.config.load import build_config
 from simv0.config.schema import Config
-from simv0.evaluation.baselines import Logits
 from simv0.model.build import build_model
 from simv0.model.network import SimV0Model
 from simv0.runtime.threads import sharing

@@ -1,4 +1,4 @@
-"""How good a checkpoint is: metrics, baselines, predictions of many windows, the report's page (`report.html.j2`).
+"""How good a checkpoint is: metrics, events, predictions of many windows, the report's page (`report.html.j2`).
 
-Imports training and `simv0.predict`; nothing imports it but `cli`. `run.evaluate_checkpoint` is the way in.
+Imports training, baselines and `simv0.predict`; nothing imports it but `cli`. `run.evaluate_checkpoint` is the way in.
 """

@@ -13,12 +13,12 @@ from torch import Tensor
 from simv0.alarm.calibration import softmax
 from simv0.alarm.rates import rate_of, recordings
 from simv0.alarm.stored import Alarm, Rate
+from simv0.baselines.worth import Comparison
 from simv0.config.schema import EvaluationConfig
 from simv0.data.labels import Labels
 from simv0.evaluation.by_recording import by_recording
 from simv0.evaluation.events import EventTable, Replayed, replay_split
 from simv0.evaluation.unlike import unlike_caution
-from simv0.evaluation.worth import Comparison
 from simv0.labels import HEADS, HIGH
 from simv0.model.metrics import Metrics, from_confusions
 

@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Float
 
 from simv0.alarm.rates import recordings
+from simv0.baselines.fit import Logits, fit_baselines, p_high, predict_all, score
+from simv0.baselines.networks import BATCH, affordable_steps
+from simv0.baselines.trees import trees_available
+from simv0.baselines.worth import Comparison, compare
 from simv0.config.schema import Config
 from simv0.errors import SimError, shown
-from simv0.evaluation.baselines import Logits, fit_baselines, p_high, predict_all, score
-from simv0.evaluation.networks import BATCH, affordable_steps
-from simv0.evaluation.trees import trees_available
-from simv0.evaluation.worth import Comparison, compare
 from simv0.labels import HIGH
 from simv0.model.checkpoint import Checkpoint, Meta, load_checkpoint
 from simv0.model.metrics import Metrics

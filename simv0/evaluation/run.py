@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
+from simv0.baselines.fit import ranked
 from simv0.config.load import load_run_config
 from simv0.config.schema import Config
 from simv0.data.contract import Batch, CheckedDataset
@@ -18,7 +19,6 @@ from simv0.data.manifest import read_jsonl
 from simv0.data.user_class import load_dataset
 from simv0.disk.files import told_plainly, write_atomically
 from simv0.errors import CheckpointError, ConfigError, DataError
-from simv0.evaluation.baselines import ranked
 from simv0.evaluation.by_recording import worst
 from simv0.evaluation.evaluated import Evaluated
 from simv0.evaluation.folder import evaluation_folder

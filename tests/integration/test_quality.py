@@ -12,8 +12,8 @@ from small_world import MakeConfig
 import benchmarks.quality
 from benchmarks.quality import SHOWN, Row, Table, as_json, held_out, line, parsed, rows_of
 from benchmarks.variants import VARIANTS, predictions
+from simv0.baselines.fit import fit_baselines, predict_all, score
 from simv0.errors import ConfigError
-from simv0.evaluation.baselines import fit_baselines, predict_all, score
 from simv0.model.checkpoint import load_checkpoint
 from simv0.training.fit import fit
 from simv0.training.recipe import class_weights, visual_dropout

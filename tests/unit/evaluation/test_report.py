@@ -239,7 +239,7 @@ def test_evaluate_writes_it_with_frames_and_baselines_and_lives_without(
     make_config: MakeConfig, features: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = fit(make_config(cache={"dir": str(features)}))
-    monkeypatch.setattr("simv0.evaluation.networks.LEAST_STEPS", 1)
+    monkeypatch.setattr("simv0.baselines.networks.LEAST_STEPS", 1)
     found, folder = evaluate_checkpoint(run.best)
     text = words((folder / "report.html").read_text())
     assert found.facts["run"] == str(run.root)

@@ -1,9 +1,8 @@
 """TensorBoard holds what the metrics files hold, also after a kill."""
 
-import builtins
 import json
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from small_world import MakeConfig
@@ -67,14 +66,7 @@ def test_the_board_may_be_switched_on_when_resuming(config: Config) -> None:
 
 
 def test_a_missing_package_is_one_line_before_training(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("torch.utils.tensorboard"):
-            raise ImportError(name)
-        return original(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # import fails
     with pytest.raises(ConfigError) as error:
         fit(config)
     assert str(error.value) == "training.tensorboard needs tensorboard: pip install 'simv0[tensorboard]'"

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from simv0.evaluation.linear import Targets, components, stats
+from simv0.baselines.linear import Targets, components, stats
 from simv0.labels import HEADS
 
 COMPONENTS = 64

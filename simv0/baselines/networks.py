@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from simv0.baselines.linear import stats
 from simv0.config.schema import TrainingConfig
 from simv0.data.contract import Batch
-from simv0.evaluation.linear import stats
 from simv0.llm.frozen import FrozenLLM
 from simv0.model.losses import loss_sums, objective
 from simv0.model.network import SimV0Model

@@ -1,6 +1,5 @@
 """The baselines against scikit-learn, against counting, and against what their inputs can and cannot tell."""
 
-import builtins
 import math
 import sys
 from dataclasses import replace
@@ -13,13 +12,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from small_world import MakeConfig
 
-import simv0.evaluation.baselines
+import simv0.baselines.fit
+from simv0.baselines.fit import fit_baselines, joined, part, predict_all, score, windows
+from simv0.baselines.linear import CS, Linear, choose_c, components, folds, logistic_regression
+from simv0.baselines.networks import LEAST_STEPS, STEPS, affordable_steps, train_without_llm
+from simv0.baselines.trees import Trees
 from simv0.config.schema import TrainingConfig
 from simv0.data.labels import Labels
-from simv0.evaluation.baselines import fit_baselines, joined, part, predict_all, score, windows
-from simv0.evaluation.linear import CS, Linear, choose_c, components, folds, logistic_regression
-from simv0.evaluation.networks import LEAST_STEPS, STEPS, affordable_steps, train_without_llm
-from simv0.evaluation.trees import Trees
 from simv0.labels import HEADS
 from simv0.training.splits import Split, open_split
 
@@ -214,7 +213,7 @@ def test_a_split_on_disk(make_config: MakeConfig, features: Path) -> None:
 
 
 def test_windows_are_read_as_segment_means(make_config: MakeConfig, features: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(simv0.evaluation.baselines, "AT_ONCE", 3)
+    monkeypatch.setattr(simv0.baselines.fit, "AT_ONCE", 3)
     whole = open_split(make_config(cache={"dir": str(features)}), "train")
     some = part(whole, [0, 13, 26, 39])
     batch = joined(windows(some, K))
@@ -226,14 +225,7 @@ def test_windows_are_read_as_segment_means(make_config: MakeConfig, features: Pa
 
 
 def test_without_scikit_learn_the_others_are_fitted(monkeypatch: Any) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("sklearn"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)  # import fails
     assert list(fit_baselines(split(40, 0), TrainingConfig(epochs=1), K, 8)) == [
         n for n in NAMES if n != "boosted trees"
     ]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from simv0.evaluation.worth import Comparison, Worth, compare, paired, stretches
+from simv0.baselines.worth import Comparison, Worth, compare, paired, stretches
 
 RNG = np.random.default_rng(0)
 IS_HIGH = np.arange(300) % 5 == 0

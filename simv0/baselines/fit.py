@@ -16,12 +16,12 @@ from torch.utils.data import Subset
 
 from simv0.alarm.calibration import softmax
 from simv0.alarm.roc import auroc, average_precision, recall_at_false_alarms
+from simv0.baselines.linear import Linear, Targets
+from simv0.baselines.networks import STEPS, train_small_transformer, train_without_llm
+from simv0.baselines.trees import Trees, trees_available
 from simv0.config.schema import TrainingConfig
 from simv0.data.contract import Batch
 from simv0.data.labels import Labels
-from simv0.evaluation.linear import Linear, Targets
-from simv0.evaluation.networks import STEPS, train_small_transformer, train_without_llm
-from simv0.evaluation.trees import Trees, trees_available
 from simv0.labels import HEADS, HIGH
 from simv0.model.losses import loss_sums
 from simv0.model.metrics import Metrics, Tally
