@@ -272,5 +272,5 @@ class Config(Section):
         return self.data.batch_size or (64 if self.model.use_cached_vis_feats else 8)
 
     def feature_file(self, split: str) -> Path:
-        """Where cache-vis puts the features of "train" or "val"."""
+        """Where cache-vis puts the features of a split."""
         return Path(self.cache.dir) / f"{split}.h5"

@@ -29,7 +29,7 @@ class Source:
 
 
 def open_source(data: DataConfig, name: str, errors: AbstractContextManager[None] = RAISED) -> Source:
-    """Build the user's dataset for "train" or "val" and ask what it says of itself.
+    """Build the user's dataset of a split and ask what it says of itself.
 
     Raises:
         ConfigError: no such class, or it refuses its arguments.
