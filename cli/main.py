@@ -8,12 +8,11 @@ from typing import Annotated
 
 import typer
 
-from cli.shared import WholeCommand, cpu_threads, is_first, say_version, user_errors
+from cli.shared import WholeCommand, config_keys, cpu_threads, is_first, say_version, user_errors
 
 app = typer.Typer(
     help="Risk, reason and action from camera windows: a small trained model around a frozen encoder and a frozen LLM.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -30,12 +29,19 @@ def _main(
 
 ConfigPath = Annotated[Path, typer.Option("--config", help="The YAML config.", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one config key; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Override one config key; repeatable.",
+        autocompletion=config_keys,
+    ),
 ]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, max=1024, help="CPU threads; default: one per core.", show_default=False),
 ]
+SPLITS = ("val", "train", "calibration")
 CkptPath = Annotated[Path, typer.Option("--ckpt", help="A checkpoint, such as best.pt.", show_default=False)]
 
 
@@ -140,7 +146,9 @@ def evaluate(
         str | None,
         typer.Option("--data", help="A feature file, a folder of shards, or another split path for the dataset class."),
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="val, train or calibration.")] = "val",
+    split: Annotated[
+        str, typer.Option("--split", help="val, train or calibration.", autocompletion=lambda: list(SPLITS))
+    ] = "val",
     baselines: Annotated[
         bool,
         typer.Option(
@@ -158,7 +166,7 @@ def evaluate(
         from simv0.config.load import load_config, load_run_config
         from simv0.errors import ConfigError
 
-        if split not in ("train", "val", "calibration"):
+        if split not in SPLITS:
             raise ConfigError(f"--split: expected train, val or calibration, found {split}")
         from simv0.disk.files import check_checkpoint
         from simv0.evaluation.folder import check_chosen

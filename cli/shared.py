@@ -79,6 +79,13 @@ class WholeCommand(TyperCommand):
         return " ".join((self.help or "").split())
 
 
+def config_keys(incomplete: str) -> list[str]:
+    """What a shell completes `--set` with."""
+    from simv0.config.load import all_keys
+
+    return [f"{key}=" for key in all_keys() if key.startswith(incomplete)]
+
+
 def say_version(asked: bool) -> None:
     """Print the version and exit."""
     if asked:
