@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from simv0.errors import DataError
@@ -18,6 +18,10 @@ MAX_PIXELS = 64_000_000
 
 DIM = 2**14
 """16-bit pixels that stay below are 12-bit, 14-bit or depth: by the range of their type they would be all but black."""
+
+STRIP = 64
+"""Rows copied at a time: the memory of a whole picture would come from the kernel and go back to it, again and again,
+which takes longer than decoding the JPEG."""
 
 WHITE_IS_ZERO = 0
 PHOTOMETRIC, BITS_PER_SAMPLE = 262, 258  # tags of TIFF
@@ -58,15 +62,26 @@ def _pixels(image: Image.Image, path: Path) -> UInt8[np.ndarray, "H W 3"]:
     if pictures > 1 and image.format != "MPO":  # a phone's JPEG: what follows are previews of the first
         raise DataError(f"{path}: holds {pictures} images ({image.format}): write each frame to its own file")
     sixteen = _of_16_bits(image)
-    upright = ImageOps.exif_transpose(image)
+    image.load()  # some formats hold their EXIF data behind the pixels
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    upright = ImageOps.exif_transpose(image) if turned else image
     if upright.mode == "F" or upright.mode.startswith("I"):
         gray = _gray(upright, image, path)
         return np.repeat(gray[..., None], 3, axis=2)
     if upright.mode in ("P", "PA", "La", "RGBa"):
         upright = upright.convert("RGBA")
-    pixels = np.array(upright.convert("RGB"))
+    pixels = _in_strips(upright if upright.mode == "RGB" else upright.convert("RGB"))
     if sixteen:
         _refuse_dim(int(pixels.max()) << 8, path)
+    return pixels
+
+
+def _in_strips(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    """The pixels of an RGB image."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, STRIP):
+        bottom = min(top + STRIP, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
     return pixels
 
 

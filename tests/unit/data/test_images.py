@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from simv0.data.images import STRIP
 from simv0.data.manifest import load_image
 from simv0.errors import DataError
 
@@ -49,6 +50,11 @@ def test_a_picture_that_is_stored_turned_comes_upright(orientation: int, tmp_pat
         assert (shown(save(tmp_path / name, stored, exif=exif, **options)) == RGB).all(), name
     tagged, plain = (save(tmp_path / name, stored, exif=e) for name, e in (("t.jpg", exif), ("p.jpg", Image.Exif())))
     assert (STORED[orientation](shown(tagged)) == shown(plain)).all()
+
+
+def test_a_picture_of_more_rows_than_are_copied_at_a_time_is_whole(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (2 * STRIP + 5, 7, 3), np.uint8)
+    assert (shown(save(tmp_path / "tall.png", noise)) == noise).all()
 
 
 def test_an_orientation_that_is_none_leaves_the_picture_as_it_is(tmp_path: Path) -> None:
