@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from cli.shared import WholeCommand, config_keys, cpu_threads, is_first, say_version, user_errors
+from cli.export import export
+from cli.options import SPLITS, CkptPath, ConfigPath, Overrides, Threads
+from cli.shared import WholeCommand, cpu_threads, is_first, say_version, user_errors
 
 app = typer.Typer(
     help="Risk, reason and action from camera windows: a small trained model around a frozen encoder and a frozen LLM.",
@@ -25,24 +27,6 @@ def _main(
     ] = False,
 ) -> None:
     pass
-
-
-ConfigPath = Annotated[Path, typer.Option("--config", help="The YAML config.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="SECTION.KEY=VALUE",
-        help="Override one config key; repeatable.",
-        autocompletion=config_keys,
-    ),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option("--threads", min=1, max=1024, help="CPU threads; default: one per core.", show_default=False),
-]
-SPLITS = ("val", "train", "calibration")
-CkptPath = Annotated[Path, typer.Option("--ckpt", help="A checkpoint, such as best.pt.", show_default=False)]
 
 
 @app.command(cls=WholeCommand)
@@ -248,6 +232,9 @@ def inspect(
         typer.echo(dump_yaml(facts).rstrip())
         if facts.get("damaged"):
             raise typer.Exit(1)
+
+
+app.command(cls=WholeCommand)(export)
 
 
 @app.command(cls=WholeCommand)

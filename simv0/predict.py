@@ -15,12 +15,15 @@ from simv0.config.load import build_config, known_keys
 from simv0.config.schema import Config
 from simv0.cpu_step.prepare import prepare_encoder, prepare_llm
 from simv0.data.contract import Batch, check_sample, collate, to_device
+from simv0.disk.files import DIGESTS
 from simv0.errors import CheckpointError, shown
 from simv0.model.build import build_model
 from simv0.model.checkpoint import Checkpoint, check_frozen, load_checkpoint, load_state
+from simv0.model.exported import CHECKED
 from simv0.model.network import SimV0Model
 from simv0.model.predictions import Prediction, distances_of, predictions
 from simv0.runtime.device import has_bf16_units, pick_device
+from simv0.runtime.hub import pretrained_folder
 from simv0.runtime.threads import check_threads, limited_to, tell_of_waiting
 from simv0.vision.encoder import Encoder, load_encoder
 
@@ -70,7 +73,7 @@ class Predictor:
         A checkpoint that was trained on a dataset's own `vis_feats` has no encoder: then `predict_features` it is.
 
         Args:
-            ckpt: path of `best.pt` or another checkpoint.
+            ckpt: path of `best.pt`, of another checkpoint, or of a folder of `simv0 export`.
             config: where to find the frozen networks, if not where the checkpoint's own config says.
             overrides: `section.key=value` on the checkpoint's own config, where there is no `config`.
             threads: of the CPU, to predict with; by default as many as torch has.
@@ -89,6 +92,36 @@ class Predictor:
         encoder = load_trained_encoder(checkpoint, ckpt, config) if checkpoint.meta.encoder is not None else None
         model = load_model(checkpoint, ckpt, config, encoder)
         return cls(model, checkpoint, amp=config.training.amp, threads=threads)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        config: Config | None = None,
+        *,
+        revision: str | None = None,
+        overrides: Sequence[str] = (),
+        threads: int | None = None,
+    ) -> "Predictor":
+        """`load` what `simv0 export` wrote: bit for bit the predictor that the exported checkpoint gives.
+
+        Nothing in it is executed: weights are safetensors, the rest is JSON, and all of it is checked against its
+        digests. Of a repository nothing but these files is downloaded.
+
+        Args:
+            source: a folder, or "user/name" on the Hugging Face Hub.
+            config: as for `load`.
+            revision: branch, tag or commit on the hub; a commit stays what it is.
+            overrides: as for `load`.
+            threads: as for `load`.
+
+        Raises:
+            CheckpointError: naming the file that is missing, damaged or changed; and as `load`.
+            ModelError: not on the hub, or neither cached nor reachable; and as `load`.
+        """
+        require(isinstance(source, (str, Path)), "source", "a folder or the name of a hub repository", source)
+        folder = pretrained_folder(str(source), revision, (*CHECKED, DIGESTS))
+        return cls.load(folder, config, overrides=overrides, threads=threads)
 
     def predict(
         self, frames: Num[Tensor, "F 3 H W"], telemetry: Float[Tensor, "8"], sample_id: str = "0"

@@ -7,6 +7,7 @@ import numpy as np
 
 from simv0.alarm.unlike import NOTHING_KEPT
 from simv0.data.labels import Labels
+from simv0.disk.files import is_exported
 from simv0.errors import CacheError
 from simv0.features.info import MAGIC
 from simv0.features.reader import FeatureFile, read_features
@@ -20,14 +21,14 @@ def inspect_path(path: Path, verify: bool = False) -> dict[str, Any]:
     """Facts about a feature file, a folder of shards or a checkpoint, in the order in which people ask for them.
 
     Args:
-        path: an .h5 file, a `.parts` folder, finished or not, or a .pt file.
+        path: an .h5 file, a `.parts` folder, finished or not, a .pt file, or an exported folder.
         verify: read all features and check their digests; `damaged` names what is bad.
 
     Raises:
         CacheError: none of these, or too damaged to be opened.
         CheckpointError: a damaged checkpoint (its digest is always checked).
     """
-    if path.suffix == ".pt":
+    if path.suffix == ".pt" or is_exported(path):
         return _inspect_checkpoint(path)
     if path.is_dir():
         return _inspect_parts(Parts(path), verify)

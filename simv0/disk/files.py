@@ -9,6 +9,8 @@ from typing import BinaryIO
 
 from simv0.errors import CacheError, CheckpointError, ConfigError, SimError
 
+DIGESTS = "SHA256SUMS"
+"""File that makes a folder one of `simv0 export`: it is written last."""
 MAX_BYTES = 1 << 31
 """Larger checkpoints are refused unread: the widest model that is trained here takes a tenth of it."""
 
@@ -122,13 +124,32 @@ def check_room(folder: Path, need: int, key: str, what: str) -> int:
     return free
 
 
+def best_of(path: Path) -> Path:
+    """The best.pt of a run's folder; any other path as it is.
+
+    Raises:
+        CheckpointError: as `check_checkpoint`.
+    """
+    best = path / "checkpoints" / "best.pt"
+    chosen = best if best.is_file() else path
+    check_checkpoint(chosen)
+    return chosen
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a path is a folder of `simv0 export`, or what is left of one."""
+    return any((path / name).is_file() for name in (DIGESTS, "model.safetensors"))
+
+
 def check_checkpoint(path: Path) -> None:
     """Refuse a path that leads to no checkpoint.
 
     Raises:
-        CheckpointError: missing, a folder, too large.
+        CheckpointError: missing, a folder that is not exported, too large.
     """
     try:
+        if is_exported(path):
+            return
         if path.is_dir():
             inside = path / "checkpoints" / "best.pt"
             there = inside if inside.exists() else path / "best.pt"

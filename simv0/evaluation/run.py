@@ -164,6 +164,7 @@ def _write(evaluated: Evaluated, rows: list[Prediction], folder: Path, origin: d
     content = {
         **evaluated.about,
         **evaluated.metrics,
+        "intervals": evaluated.spread,
         "baselines": evaluated.baselines,
         "llm_control": evaluated.control,
         "comparison": evaluated.comparison and evaluated.comparison.plain(),

@@ -1,4 +1,5 @@
-"""What a run hands on to a robot: `sim_v0_infer.py`, which training copies into a run's `export/` as it is.
+"""What a run hands on: `folder.export` writes a folder for a robot or the Hub, with the card of `card.model_card`;
+`sim_v0_infer.py` is copied into each run's `export/` as it is.
 
-Imports `predict`, `stream` and images; no module of simv0 imports it.
+No module of simv0 imports this room; how an exported folder is read is in `simv0.model.exported`.
 """

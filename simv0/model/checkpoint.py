@@ -21,9 +21,10 @@ from torch import Tensor
 
 from simv0.alarm.stored import Alarm
 from simv0.alarm.unlike import Unlike
-from simv0.disk.files import check_checkpoint, keep_previous, write_atomically
+from simv0.disk.files import check_checkpoint, is_exported, keep_previous, write_atomically
 from simv0.errors import CheckpointError, shown
 from simv0.labels import HEADS
+from simv0.model.exported import read_exported
 from simv0.runtime.digests import settled
 
 FORMAT_VERSION = 1
@@ -135,13 +136,19 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, previous: Path | None
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint: digest first, then `weights_only=True`, then every field.
 
+    Args:
+        path: a .pt, or a folder of `simv0 export`.
+
     Raises:
         CheckpointError: not a checkpoint of ours, damaged, of another format version, or holding non-finite weights.
     """
     path = Path(path)
-    data = _read(path)
-    check_seal(data, path)
-    content = _parse(data, path)
+    if is_exported(path):
+        content = read_exported(path)
+    else:
+        data = _read(path)
+        check_seal(data, path)
+        content = _parse(data, path)
     try:
         checkpoint = Checkpoint.model_validate(content)
     except ValidationError as error:

@@ -52,6 +52,31 @@ def check_encoder_at_hand(model: ModelConfig) -> None:
         _refuse_offline("model.vision_encoder_name", f"the {what} of {name} ({repository})", repository, instead)
 
 
+def pretrained_folder(name: str, revision: str | None, files: Sequence[str]) -> Path:
+    """`name` itself where it is a path, else those files of a hub repository: downloaded, or as they lie in its cache
+    where there is no network.
+
+    Raises:
+        ModelError: no such repository or revision, or neither cached nor reachable.
+    """
+    if not _is_hub_name(name):
+        return Path(name)
+    from huggingface_hub import constants, snapshot_download
+
+    away = constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT)
+    if away and not all(_any_here(name, (file,), revision) for file in files):
+        _refuse_offline("from_pretrained", f"{name} is not a local folder, and its files", name, "give a local folder")
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files), local_files_only=away))
+    except (OSError, ValueError) as error:  # the hub's own errors are OSErrors; a name that none can have
+        said = " ".join(str(error).split())
+        at = f" at revision {revision}" if revision else ""
+        raise ModelError(
+            f"{name}{at}: not a local folder, and it could not be fetched from the hub; check the name, the revision "
+            f"and the network ({said[:150]})"
+        ) from error
+
+
 def _is_hub_name(name: str) -> bool:
     return name.count("/") <= 1 and not name.startswith((".", "~", "/")) and not Path(name).exists()
 

@@ -119,7 +119,7 @@ def wrong_names(text: str) -> Iterator[str]:
     sections = {key.split(".")[0] for key in all_keys()}
     for span in re.findall(r"`([^`\n]+)`", FENCE.sub("", text)):
         key = re.match(r"(\w+)\.(\w+)(?=$|:|=| )", span)
-        if key and key[1] in sections and key[0] not in all_keys() and not span.endswith((".py", ".md", ".h5")):
+        if key and key[1] in sections and key[0] not in all_keys() and not span.endswith((".py", ".md", ".h5", ".safetensors")):
             yield f"{span}: no such key"
         if (
             re.fullmatch(r"(simv0|cache|cli|tests|docs|configs|benchmarks)/[\w/.-]+", span)

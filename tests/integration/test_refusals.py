@@ -91,6 +91,8 @@ def test_cheap_refusals_come_before_torch(make_config: MakeConfig, tmp_path: Pat
         ),
         ([*overlay, "--out", tmp_path / "x.mp4"], 2, f"--frames: {lost}: no such folder, .*"),
         (["inspect", lost], 1, f"{lost}: file not found; give train.h5, .*"),
+        (["export", lost, "--to", tmp_path / "x"], 1, f"{lost}: checkpoint not found"),
+        (["export", run, "--to", run], 2, f"--to: {run}: exists; replace it with --overwrite, or name another folder"),
         (["demo", "--out", run], 1, f"{run}: holds a run other than the demo; choose another --out"),
         (["--version"], 0, ""),
     ]
