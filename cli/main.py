@@ -11,6 +11,7 @@ import typer
 from cli.export import export
 from cli.options import SPLITS, CkptPath, ConfigPath, Overrides, Threads
 from cli.shared import WholeCommand, cpu_threads, is_first, say_version, user_errors
+from cli.split import split
 
 app = typer.Typer(
     help="Risk, reason and action from camera windows: a small trained model around a frozen encoder and a frozen LLM.",
@@ -55,6 +56,9 @@ def check(
             typer.echo(f"warning: {warning}", err=True)
         typer.echo(str(report))
         refuse(report.problems)
+
+
+app.command(cls=WholeCommand)(split)
 
 
 @app.command("cache-vis", cls=WholeCommand)

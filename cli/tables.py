@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from simv0.model.metrics import Metrics
-
 if TYPE_CHECKING:
+    from simv0.data.split_manifest import Division
     from simv0.evaluation.evaluated import Evaluated
+    from simv0.model.metrics import Metrics
 
 ROWS = {
     "risk_high_recall": 'share of "high" windows predicted high',
@@ -87,7 +87,7 @@ def _events(found: "Evaluated") -> None:
         Console(soft_wrap=True).print(line, markup=False, highlight=False)
 
 
-def _compare(compared: Mapping[str, Metrics]) -> None:
+def _compare(compared: Mapping[str, "Metrics"]) -> None:
     table = Table(title="against simple models, fitted on train", title_justify="left", header_style="bold")
     table.add_column("model")
     for name in COMPARED.values():
@@ -99,6 +99,26 @@ def _compare(compared: Mapping[str, Metrics]) -> None:
 
 def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def split_table(division: "Division") -> None:
+    """Print what each part of a divided manifest holds, and where it is."""
+    parts = division.parts
+    table = Table(header_style="bold")
+    for column in ("", *(part.name for part in parts)):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row("recordings", *(f"{len(part.recordings):,}" for part in parts))
+    table.add_row("windows", *(f"{part.windows:,}" for part in parts))
+    table.add_row("share (asked)", *(f"{part.share:.1%} ({part.asked:.1%})" for part in parts), end_section=True)
+    for head, name in parts[0].classes:
+        table.add_row(f"{head} {name}", *(f"{part.classes[head, name]:,}" for part in parts))
+    Console().print(table)
+    for part in parts:
+        Console(soft_wrap=True).print(str(part.path), markup=False, highlight=False)
+    if division.link is not None:
+        way = "set data.dataset_kwargs={follow_links: true}, which lets the parts find their frames there"
+        said = f"{division.link} is a link to {division.link.resolve()}: {way}"
+        Console(soft_wrap=True).print(said, markup=False, highlight=False)
 
 
 def watched(indices: list[int], split: str) -> Iterable[int]:

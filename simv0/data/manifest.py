@@ -1,7 +1,6 @@
 """A manifest of windows on disk, its images, and the class weights that any dataset may bring."""
 
 import hashlib
-import json
 import math
 import os
 import statistics
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from simv0.data.images import load_image as load_image  # earlier runs' exported scripts take it from here
+from simv0.data.jsonl import read_jsonl as read_jsonl
 from simv0.data.locate import Folder
 from simv0.errors import ConfigError, DataError, Mistakes
 
@@ -156,46 +156,3 @@ def _as_float(number: Any) -> float:
         return float(number)
     except OverflowError:
         return math.inf if number > 0 else -math.inf
-
-
-class _Twice(Exception):
-    pass
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys are all different: JSON would silently keep the last of two."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _Twice(next(key for i, key in enumerate(keys) if key in keys[:i]))
-    return found
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read one JSON object a line; blank lines are skipped only at the end.
-
-    Raises:
-        DataError: missing, not UTF-8, a line that is not a JSON object, a key twice in one object.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
-    except FileNotFoundError:
-        raise DataError(f"{path}: manifest not found") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if "\0" in lines[0]:
-        raise DataError(f"{path}: is not UTF-8 text (it looks like UTF-16); save it as UTF-8")
-    rows = []
-    for number, line in enumerate([] if lines == [""] else lines, 1):
-        try:
-            row = json.loads(line, object_pairs_hook=_without_doubles)
-        except _Twice as error:
-            raise DataError(f"{path}:{number}: the key {error.args[0]!r} appears twice in one object") from None
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number}: not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
-        rows.append(row)
-    return rows
