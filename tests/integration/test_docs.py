@@ -23,6 +23,7 @@ spec.loader.exec_module(generate)
 
 FOLDERS = (".", "docs", "docs/design", "benchmarks/results")
 PAGES = sorted(page for folder in FOLDERS for page in (ROOT / folder).glob("*.md"))
+FILES = (".py", ".md", ".h5", ".safetensors")
 FENCE = re.compile(r"^ *```.*?^ *```$", re.M | re.S)
 
 
@@ -119,7 +120,7 @@ def wrong_names(text: str) -> Iterator[str]:
     sections = {key.split(".")[0] for key in all_keys()}
     for span in re.findall(r"`([^`\n]+)`", FENCE.sub("", text)):
         key = re.match(r"(\w+)\.(\w+)(?=$|:|=| )", span)
-        if key and key[1] in sections and key[0] not in all_keys() and not span.endswith((".py", ".md", ".h5", ".safetensors")):
+        if key and key[1] in sections and key[0] not in all_keys() and not span.endswith(FILES):
             yield f"{span}: no such key"
         if (
             re.fullmatch(r"(simv0|cache|cli|tests|docs|configs|benchmarks)/[\w/.-]+", span)
