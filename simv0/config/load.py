@@ -227,8 +227,8 @@ def _absolute(path: str) -> str:
 
 
 def _absolute_if_folder(name: str) -> str:
-    """A hub name such as `Qwen/Qwen2.5-0.5B` looks like a relative path: only an existing folder, or a name that is
-    clearly a path, counts as one.
+    """A hub name such as `HuggingFaceTB/SmolLM2-135M` looks like a relative path: only an existing folder, or a name
+    that is clearly a path, counts as one.
     """
     is_path = name.startswith((".", "~", "/")) or os.path.isdir(name)
     return _absolute(name) if is_path else name

@@ -89,7 +89,7 @@ class CacheConfig(Section):
 class ModelConfig(Section):
     """The two frozen networks and the shape of what is trained between them."""
 
-    llm_name_or_path: str = "Qwen/Qwen2.5-0.5B"
+    llm_name_or_path: str = "HuggingFaceTB/SmolLM2-135M"
     """Hub name or local folder of a decoder-only LLM, as transformers' `from_pretrained` takes it."""
     llm_revision: str | None = None
     """Branch, tag or commit on the hub."""

@@ -106,7 +106,7 @@ def test_paths_become_absolute_and_hub_names_do_not(tmp_path: Path, monkeypatch:
     assert config.data.val_split_path == "/somewhere/b.jsonl"
     assert config.model.llm_name_or_path == str(tmp_path / "llm")
     assert config.cache.dir == str(tmp_path / "runs/cache")
-    assert build_config(DATA, "c").model.llm_name_or_path == "Qwen/Qwen2.5-0.5B"
+    assert build_config(DATA, "c").model.llm_name_or_path == "HuggingFaceTB/SmolLM2-135M"
     local = {"vision_encoder_name": "local-dir:tower", "vision_pretrained": None}
     assert build_config({**DATA, "model": local}, "c").model.vision_encoder_name == f"local-dir:{tmp_path}/tower"
 
