@@ -73,7 +73,7 @@ class CacheConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Weights of the encoder: `auto` takes bf16 where the machine has bf16 matrix units, fp32 elsewhere."""
     shard_windows: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Windows per shard, the unit of work that survives when a run is stopped; unset: a 64th of the split, between 8
+    """Windows per shard, the unit of work that survives when a run is stopped; unset: a 64th of the split, between 64
     and 1024, or the size that an unfinished folder of shards was started with.
     """
     publish: Literal["file", "shards"] = "file"

@@ -21,10 +21,10 @@ log = logging.getLogger("simv0")
 START_AGAIN = "delete the folder to start over"
 
 SHARDS = 64
-"""Shards of a split whose config asks for no size: what a stopped run loses is a 64th of the work at most."""
-SHARD_WINDOWS = range(8, 1025)
-"""Their windows: a shard costs some 10 ms of syncs, and 1024 windows are little enough to lose
-(benchmarks/results/scaling_model_2026-11-23.md)."""
+"""Shards of a split whose config asks for no size: what a stopped run of a large one loses is a 64th of the work."""
+SHARD_WINDOWS = range(64, 1025)
+"""Their windows: a shard costs some 10 ms of syncs, more than a small tower takes for 8 windows, and 1024 windows are
+little enough to lose (benchmarks/results/scaling_model_2026-11-23.md)."""
 
 MAX_SHARDS = 1_000_000
 """More are refused: that many files are impractical, and a damaged plan may ask for any number."""

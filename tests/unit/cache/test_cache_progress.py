@@ -57,7 +57,7 @@ def test_a_small_split_has_small_shards_that_share_batches(
     assert len(calls) == 1 + 4 + 2  # one as it is loaded; then 26 and 10 frames, 8 a batch
     assert np.array_equal(read_features(train.path).map(), read_features(train_file(world[0])).map())
     sizes = {N: shard_windows_of(N, None) for N in (1, 23, 901, 10_000, 10**6)}
-    assert sizes == {1: 8, 23: 8, 901: 14, 10_000: 156, 10**6: 1024}
+    assert sizes == {1: 64, 23: 64, 901: 64, 10_000: 156, 10**6: 1024}
     assert shard_windows_of(901, 1024) == 1024
 
 
@@ -69,4 +69,4 @@ def test_unfinished_work_keeps_the_plan_it_was_begun_with(
     train, val = cache_vis(fresh(config, tmp_path, shard_windows=None))
     assert train.counts.windows == 23 - 2 * 5
     assert train_file(config).read_bytes() == world[1]
-    assert read_features(val.path).info.block_windows == 8
+    assert read_features(val.path).info.block_windows == 64
