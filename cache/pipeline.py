@@ -24,7 +24,8 @@ from simv0.features.identity import compare_identity, full_identity
 from simv0.features.info import FeatureInfo
 from simv0.features.reader import read_features
 from simv0.features.shards import Parts, Plan, parts_of, shard_windows_of
-from simv0.runtime.distributed import broadcast_from_rank0, local_device, process_group
+from simv0.runtime.device import chosen_device
+from simv0.runtime.distributed import broadcast_from_rank0, process_group
 from simv0.runtime.threads import sharing
 from simv0.vision.encoder import Encoder, load_encoder
 
@@ -114,7 +115,7 @@ def cache_vis(config: Config, *, overwrite: bool = False) -> list[CacheReport]:
         datasets, groups = (one.source.dataset, other.source.dataset), (one.labels.group, other.labels.group)
         for warning in find_leakage(*datasets, *groups, names=(one.name, other.name)):
             log.warning(warning)
-    encoder = load_encoder(config.model, config.cache.precision, local_device())
+    encoder = load_encoder(config.model, config.cache.precision, chosen_device(config))
     if overwrite:
         with process_group():  # until all have come: a late one would remove what the others have made
             broadcast_from_rank0(start_over, splits)

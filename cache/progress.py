@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from cache.frames import CARRIED_FRAMES, Carry
 from cache.shards import ShardWork
-from simv0.runtime.progress import frames_shown
+from simv0.runtime.progress import progress_of
 
 log = logging.getLogger("simv0")
 
@@ -53,5 +53,5 @@ def show_progress(work: ShardWork) -> Iterator[None]:
     def waiting() -> str:
         return f", {counts.waited / max(counts.seconds, 1e-9):.0%} waiting for data"
 
-    with frames_shown(name, done.total, done, waiting) as work.on_progress:
+    with progress_of(name, done.total, done, waiting) as work.on_progress:
         yield

@@ -224,6 +224,7 @@ class ShardWork:
         with mendable_write(path):
             write_features(path, info, [block], path.with_suffix(".h5.tmp"))
             self.parts.write_record(shard, Record(path.stat().st_size, info.block_sha256[0]))
+        log.debug("wrote %s: windows %d to %d", path, windows.start, windows.stop - 1)
         self.counts.windows += len(windows)
         self.counts.frames += block.shape[0] * block.shape[1]
         del self.tasks[shard]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cli.export import export
-from cli.options import SPLITS, CkptPath, ConfigPath, Overrides, Threads
+from cli.options import SPLITS, CkptPath, ConfigPath, Overrides, Quiet, Threads, Verbose
 from cli.shared import WholeCommand, cpu_threads, is_first, say_version, user_errors
 from cli.split import split
 
@@ -67,9 +67,12 @@ def cache_vis(
     set_: Overrides = None,
     threads: Threads = None,
     overwrite: Annotated[bool, typer.Option(help="Replace existing feature files.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run the vision encoder once over all splits and write their feature files."""
-    with user_errors(stopped="stopped; finished shards are kept: run cache-vis without --overwrite to resume"):
+    stopped = "stopped; finished shards are kept: run cache-vis without --overwrite to resume"
+    with user_errors(stopped=stopped, quiet=quiet, verbose=verbose):
         from simv0.config.load import load_config
 
         loaded = load_config(config, set_)
@@ -99,9 +102,11 @@ def train(
     threads: Threads = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in output_dir.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in output_dir.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Train projector, telemetry MLP, task token and heads."""
-    with user_errors():
+    with user_errors(quiet=quiet, verbose=verbose):
         from simv0.config.load import load_config
         from simv0.errors import ConfigError
 
@@ -148,9 +153,11 @@ def evaluate(
         Path | None,
         typer.Option("--out", help="Output folder; default: the run's evaluation/, or a folder in it for other data."),
     ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Evaluate a checkpoint."""
-    with user_errors():
+    with user_errors(quiet=quiet, verbose=verbose):
         from simv0.config.load import load_config, load_run_config
         from simv0.errors import ConfigError
 

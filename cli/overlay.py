@@ -85,7 +85,7 @@ def run_overlay(wanted: Wanted, config: Any, overrides: Sequence[str] = ()) -> N
     from simv0.overlay.draw import check_recording, render_overlay
     from simv0.overlay.live import LivePage, Pace
     from simv0.predict import Predictor
-    from simv0.runtime.progress import frames_shown
+    from simv0.runtime.progress import progress_of
     from simv0.stream import Stream
 
     import_av()
@@ -102,7 +102,7 @@ def run_overlay(wanted: Wanted, config: Any, overrides: Sequence[str] = ()) -> N
             log.info(f"live: {page.url}")
         stream = Stream(Predictor.load(wanted.ckpt, config, overrides=overrides), spacing, live=False)
         pace = Pace()
-        with frames_shown("overlay", sequence.length, lambda: stream.counts["pushed"]) as step:
+        with progress_of("overlay", sequence.length, lambda: stream.counts["pushed"]) as step:
 
             def show(picture: Any, state: Any, t: float) -> None:
                 if page is not None:

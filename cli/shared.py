@@ -11,27 +11,35 @@ from typer.core import TyperCommand
 
 from simv0 import __version__
 from simv0.disk.locks import check_platform
-from simv0.errors import SimError, of_lost_worker
+from simv0.errors import ConfigError, SimError, of_lost_worker
 
 
 @contextmanager
-def user_errors(answers_on_stdout: bool = False, stopped: str = "stopped") -> Iterator[None]:
+def user_errors(
+    answers_on_stdout: bool = False, stopped: str = "stopped", *, quiet: bool = False, verbose: bool = False
+) -> Iterator[None]:
     """Print errors the user can fix as plain lines on stderr, with its exit code; all else keeps its traceback.
 
     The library's log goes to stdout, its warnings to stderr; all of it to stderr if stdout carries the output.
+
+    `quiet` leaves warnings, errors and what the command itself prints; `verbose` adds the log's details and the time.
     """
     logger = logging.getLogger("simv0")
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     logger.propagate = False  # open_clip gives the root logger a handler of its own
     said = sys.stderr if answers_on_stdout else sys.stdout
     handlers: list[logging.Handler] = [logging.StreamHandler(said), logging.StreamHandler(sys.stderr)]
-    handlers[0].addFilter(lambda record: record.levelno < logging.WARNING)
+    handlers[0].addFilter(lambda record: record.levelno < logging.WARNING and not quiet)
     handlers[1].setLevel(logging.WARNING)
     for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S") if verbose else None)
         logger.addHandler(handler)
     try:
+        if quiet and verbose:
+            raise ConfigError("--quiet and --verbose exclude each other")
         check_platform()
-        yield
+        with _without_progress() if quiet else nullcontext():
+            yield
     except KeyboardInterrupt:
         typer.echo(stopped, err=True)
         raise typer.Exit(130) from None
@@ -48,6 +56,23 @@ def user_errors(answers_on_stdout: bool = False, stopped: str = "stopped") -> It
         for handler in handlers:
             logger.removeHandler(handler)
         logger.propagate = True
+
+
+@contextmanager
+def _without_progress() -> Iterator[None]:
+    """Neither our bars nor those of downloads."""
+    from simv0.runtime.progress import no_progress
+
+    asked = "HF_HUB_DISABLE_PROGRESS_BARS"
+    before = os.environ.get(asked)
+    os.environ[asked] = "1"  # the hub's package, which is not loaded yet, and transformers after it
+    try:
+        with no_progress():
+            yield
+    finally:
+        os.environ.pop(asked)
+        if before is not None:
+            os.environ[asked] = before
 
 
 def cpu_threads(threads: int | None) -> AbstractContextManager[None]:

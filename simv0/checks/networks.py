@@ -19,8 +19,7 @@ from simv0.llm.fast import FastStack, unknown_shape
 from simv0.llm.frozen import FrozenLLM, LastHidden
 from simv0.llm.load import bos_id, quiet_transformers, read_llm_config, text_of
 from simv0.model.network import SimV0Model
-from simv0.runtime.device import compute_dtype
-from simv0.runtime.distributed import local_device
+from simv0.runtime.device import chosen_device, compute_dtype
 from simv0.vision.files import CONFIG, cannot_be_loaded
 from simv0.vision.tags import check_names
 
@@ -88,7 +87,7 @@ def outline_llm(config: Config, ranks: int = 1) -> LLMOutline:
     Raises:
         ModelError: as `llm.load_llm`, as far as the config tells.
     """
-    model, dtype = config.model, compute_dtype(config.training, local_device())
+    model, dtype = config.model, compute_dtype(config.training, chosen_device(config))
     with quiet_transformers(progress=False):
         found = read_llm_config(model.llm_name_or_path, model.llm_revision, model.trust_remote_code)
         body = _llm_on_meta(found, model, dtype)

@@ -18,6 +18,7 @@ from simv0.features.dataset import available_memory, is_read_into_ram
 from simv0.features.shards import parts_of, shard_windows_of
 from simv0.features.writer import file_bytes
 from simv0.llm.compile import worth_compiling
+from simv0.runtime.device import chosen_device
 from simv0.runtime.distributed import local_world_size, processes
 from simv0.vision.encoder import resolve_precision
 
@@ -70,7 +71,7 @@ def check_training(
     errors: ErrorCollector,
 ) -> Facts:
     """Weights, steps, memory and disk that training takes."""
-    trained = sum(outline_trained(config, llm, dv).values())
+    device, trained = chosen_device(config), sum(outline_trained(config, llm, dv).values())
     steps = -(-splits[0].windows // config.batch_size)
     share = -(-config.batch_size // processes())
     vectors = config.training.epochs * steps * share * llm.tokens
@@ -79,15 +80,15 @@ def check_training(
     features = features_in_ram(config, splits, dv)
     tower = 0
     if encoder is not None and not config.model.use_cached_vis_feats:
-        precision = resolve_precision(config.cache.precision, "cuda" if torch.cuda.is_available() else "cpu")
+        precision = resolve_precision(config.cache.precision, device)
         tower = encoder.weights * (2 if precision == "bf16" else 4)
     # What loading has taken, a CPU's allocator seldom gives back; AdamW: weight, gradient, two moments, in fp32.
     on_device = llm.weights_bytes // processes() if sharded else llm.weights_bytes
-    llm_bytes = on_device if torch.cuda.is_available() else llm.loading_bytes
+    llm_bytes = on_device if device.type == "cuda" else llm.loading_bytes
     peak = llm_bytes + tower + int(BACKWARD * (llm.step_bytes or 0)) + 16 * trained
     with errors:
-        check_memory(peak, features)
-    saved = 4 * trained * SAVED_STATES
+        check_memory(peak, features, device)
+    saved = 4 * trained * (SAVED_STATES + 3 * config.training.epochs * config.training.keep_epochs)
     if config.training.llm_control:
         saved = 2 * saved + llm.loading_bytes  # and the copy of the LLM
     with errors:
@@ -140,7 +141,7 @@ def check_shared_memory(config: Config, splits: list[SplitOutline], picture: tup
         )
 
 
-def check_memory(peak: int, features: int) -> None:
+def check_memory(peak: int, features: int, device: torch.device) -> None:
     """Compare what one machine's processes hold with what is free.
 
     Raises:
@@ -150,8 +151,8 @@ def check_memory(peak: int, features: int) -> None:
     room = available_memory()
     if not room:
         log.warning("machine: free memory is unknown on this system; not checked whether training fits")
-    if torch.cuda.is_available():
-        free, _ = torch.cuda.mem_get_info()
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
         if peak > free:
             raise ConfigError(
                 f"model.llm_name_or_path: training takes about {peak / 1e9:.1f} GB, but {free / 1e9:.1f} GB of the GPU "

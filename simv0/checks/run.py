@@ -134,15 +134,20 @@ def check_machine(config: Config, errors: ErrorCollector) -> Facts:
         check_tensorboard(config)
     with errors:
         device = pick_device(config)
-        cuda = device.type == "cuda"
         return {
-            "device": torch.cuda.get_device_name(device) if cuda else f"cpu, {torch.get_num_threads()} threads",
+            "device": _described(device),
             "LLM in": str(compute_dtype(config.training, device)).removeprefix("torch."),
             "encoder in": resolve_precision(config.cache.precision, device),
             "processes": processes(),
             "loader workers": config.data.num_workers,
         }
     return {}
+
+
+def _described(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "Apple GPU" if device.type == "mps" else f"cpu, {torch.get_num_threads()} threads"
 
 
 def check_llm(config: Config, errors: ErrorCollector) -> LLMOutline | None:

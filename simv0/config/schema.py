@@ -3,6 +3,7 @@
 `docs/config.md` is generated from the field docstrings below; a test holds the two together.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -172,6 +173,9 @@ class TrainingConfig(Section):
     """AdamW's weight decay, for matrices; biases and the task token are not decayed."""
     grad_clip: float = Field(default=1.0, gt=0)
     """Maximum norm of the gradient over all trained weights."""
+    device: str = "auto"
+    """Where every command computes: `auto` (the GPU, also Apple's, where torch finds one, else the CPU), `cpu`, `cuda`,
+    `cuda:N` or `mps`. Under torchrun `auto` and `cuda` give each process a GPU of its own. May differ on resume."""
     amp: bool = True
     """Store and run the frozen LLM in 16 bit where the hardware supports it; a CPU without AMX or AVX512-BF16, as in
     most laptops, and bf16 on a GPU older than Ampere fall back to fp32. A robot's CPU stores its weights, and those of
@@ -199,8 +203,17 @@ class TrainingConfig(Section):
     llm_control: bool = False
     """Then train the same again around a copy of the LLM with random weights, in `output_dir/llm_control`: `evaluate`
     says what pretraining is worth on this data. Takes as long again, and the disk space of the LLM."""
+    keep_epochs: bool = False
+    """Also keep last.pt as it was after each epoch, as `checkpoints/epoch_001.pt` and so on."""
     tensorboard: bool = False
     """Also write the metrics to `logs/tensorboard`; needs the extra `tensorboard`."""
+
+    @field_validator("device")
+    @classmethod
+    def _a_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", value):
+            raise PydanticCustomError("device", "Expected auto, cpu, cuda, cuda:N or mps")
+        return value
 
     @model_validator(mode="after")
     def _sharded_runs_uncompiled(self) -> "TrainingConfig":

@@ -37,6 +37,7 @@ from simv0.predict import check_features, load_model, load_trained_encoder
 from simv0.runtime.distributed import check_same, gather_in_order, process_group, rank
 from simv0.runtime.threads import sharing
 from simv0.training.epoch import LogitsKept, evaluate
+from simv0.training.epoch_view import batches_shown, every_metric
 from simv0.training.refusals import check_data, config_of_run, is_features, run_of
 from simv0.training.rundir import RunDir
 from simv0.training.splits import Split, eval_batches, open_split, split_digest
@@ -112,6 +113,7 @@ def _evaluate(
         distances = distances_of(batch, checkpoint.unlike)
         predicted.append(predictions(logits, batch["sample_id"], threshold, temperatures, distances))
         logits_kept.keep(batch, logits)
+        moved()
 
     facts = {
         "checkpoint": checkpoint.meta,
@@ -120,7 +122,9 @@ def _evaluate(
     }
     check_same({**facts, f"{split} split": split_digest(source)})
     batches = eval_batches(config, source)
-    metrics = evaluate(model, batches, model.task_token.device, on_batch=keep)
+    with batches_shown(source.name, len(batches.order), shown=rank() == 0) as moved:
+        metrics = evaluate(model, batches, model.task_token.device, on_batch=keep)
+    log.debug(every_metric(source.name, metrics))
     rows, logits = list(chain.from_iterable(gather_in_order(predicted))), logits_kept.arrays()
     is_high = source.labels.ids["risk"] == HIGH
     metrics |= alarm_rates(rows, is_high) | unlike_shares(rows)

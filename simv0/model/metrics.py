@@ -9,6 +9,7 @@ from torch import Tensor
 from simv0.data.contract import Batch
 from simv0.labels import HEADS, HIGH
 from simv0.model.losses import HEAD_WEIGHTS
+from simv0.runtime.device import countable
 from simv0.runtime.distributed import summed
 
 Metrics = dict[str, float | None]
@@ -29,10 +30,10 @@ class Tally:
         """Count one batch: confusion[label, prediction], and the sums of the losses."""
         for head, counts in self.confusion.items():
             labels: Tensor = batch[f"{head}_id"]  # type: ignore[literal-required]
-            cells = labels * len(counts) + logits[f"{head}_logits"].argmax(-1)
-            counts = self.confusion[head] = counts.to(labels.device)
+            cells = countable(labels * len(counts) + logits[f"{head}_logits"].argmax(-1))
+            counts = self.confusion[head] = counts.to(cells.device)
             counts.view(-1).index_add_(0, cells, torch.ones_like(cells))
-            sums = torch.stack([value.detach() for value in loss_sums[head]]).double()
+            sums = countable(torch.stack([value.detach() for value in loss_sums[head]])).double()
             self.losses[head] = self.losses[head].to(sums.device) + sums
 
     def state(self) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from simv0.alarm.unlike import Unlike
 from simv0.data.contract import Batch
 from simv0.labels import HEADS, HIGH, RISKS
+from simv0.runtime.device import countable
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ def predictions(
 ) -> list[Prediction]:
     """Logits as predictions."""
     # float64, as `alarm.choose_alarm` computes: a window must not change sides of the threshold by rounding.
-    scaled = {head: logits[f"{head}_logits"].double() / (temperatures or {}).get(head, 1.0) for head in HEADS}
+    scaled = {
+        head: countable(logits[f"{head}_logits"]).double() / (temperatures or {}).get(head, 1.0) for head in HEADS
+    }
     probs = {head: scaled[head].softmax(-1).tolist() for head in HEADS}
     confidence = logits["confidence_logits"].sigmoid().tolist() if "confidence_logits" in logits else None
     found = []

@@ -14,39 +14,73 @@ log = logging.getLogger("simv0")
 LOG_EVERY = 10.0
 """Seconds between lines."""
 DRAW_EVERY = 0.5
+"""Seconds between drawings, each of which takes a millisecond from the work."""
+
+_hidden = False
 
 
 @contextmanager
-def frames_shown(
-    title: str, total: int | None, count: Callable[[], int], note: Callable[[], str] = str
+def no_progress() -> Iterator[None]:
+    """For a `with` block, show no progress: `--quiet`."""
+    global _hidden
+    before, _hidden = _hidden, True
+    try:
+        yield
+    finally:
+        _hidden = before
+
+
+@contextmanager
+def progress_of(
+    title: str,
+    total: int | None,
+    count: Callable[[], int],
+    note: Callable[[], str] = str,
+    *,
+    unit: str = "frames",
+    log_every: float = LOG_EVERY,
+    passing: bool = False,
 ) -> Iterator[Callable[[], None]]:
-    """Show how many frames are done, their rate and the time left.
+    """Show how much is done, the rate and the time left.
 
     Args:
         title: what is being done.
-        total: number of all frames, if known.
-        count: the frames done so far; called only when something is shown.
+        total: how much there is, if known.
+        count: how much is done; called only when something is shown.
         note: what to add behind the rate.
+        unit: what is counted.
+        log_every: seconds between lines, where there is no terminal.
+        passing: leave no bar behind.
 
     Yields:
         A function to call whenever there may be news.
     """
+    if _hidden:
+        yield _nothing
+        return
     on_terminal, kept = sys.stderr.isatty(), count()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"))
-    bar = Progress(*columns, console=Console(stderr=True), disable=not on_terminal)
+    bar = Progress(
+        *columns,
+        console=Console(stderr=True),
+        disable=not on_terminal,
+        transient=passing,
+        refresh_per_second=1 / DRAW_EVERY,
+    )
     task = bar.add_task(title, total=total, completed=kept, told="")
     began = shown = time.monotonic()
+    every = DRAW_EVERY if on_terminal else log_every
 
     def show() -> None:
         nonlocal shown
         now = time.monotonic()
-        if now - shown < (DRAW_EVERY if on_terminal else LOG_EVERY):
+        if now - shown < every:
             return
         shown, done = now, count()
-        rate, told = (done - kept) / (now - began), f"{done:,} frames"
+        rate, told = (done - kept) / (now - began), f"{done:,} {unit}"
         if total is not None and total >= done:
-            told = f"{done:,} of {total:,} frames ({100 * done // max(total, 1)}%)"
-        told += f", {rate:.1f} frames/s"
+            told = f"{done:,} of {total:,} {unit} ({100 * done // max(total, 1)}%)"
+        told += f", {rate:.1f} {unit}/s"
         if total is not None and total >= done and rate:
             told += f", {duration((total - done) / rate)} left"
         bar.update(task, completed=done, told=told + note())
@@ -55,8 +89,12 @@ def frames_shown(
 
     with bar:
         yield show
-        if total is not None:
-            bar.update(task, completed=total, told=f"{total:,} of {total:,} frames (100%)")
+        if total is not None and not passing:
+            bar.update(task, completed=total, told=f"{total:,} of {total:,} {unit} (100%)")
+
+
+def _nothing() -> None:
+    pass
 
 
 def duration(seconds: float) -> str:

@@ -47,6 +47,7 @@ def introduce(work: Work, position: Position) -> None:
     encoder = model.encoder.identity if model.encoder is not None else train.identity
     origin = "the dataset's own" if encoder is None else f"of {encoder.get('vision_encoder_name')}"
     kind = "frames, encoded again every epoch," if model.encoder is not None else "features"
+    log.debug(", ".join(f"{key} {value}" for key, value in {**provenance(), **numerics(model)}.items()))
     log.info(f"data {' and '.join(config.data.splits.values())}: {kind} {origin}")
     log.info(f"training {sum(counts.values()):,} weights: {trained}")
     sizes = ", ".join(f"{name} {len(split.labels)}" for name, split in splits.items())

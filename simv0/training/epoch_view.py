@@ -1,21 +1,21 @@
-"""What people see of a run: a bar within an epoch where stderr is a terminal, and a line for each epoch."""
+"""What people see of a run: how far an epoch is, and a line for each epoch."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from simv0.model.metrics import Metrics
+from simv0.runtime.progress import progress_of
+
+LOG_EVERY = 60.0
+"""Seconds between the lines of an epoch, where no terminal shows its bar."""
 
 
 @contextmanager
-def epoch_bar(title: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Callable[[], None]]:
-    """Count the batches of an epoch; the bar is gone when it ends, and the line of the epoch takes its place.
+def batches_shown(title: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Callable[[], None]]:
+    """Count the batches of an epoch; its bar is gone when it ends, and the line of the epoch takes its place.
 
     Args:
-        title: beside the bar.
+        title: what they are of.
         total: batches of the epoch.
         done: batches that were done when it was begun earlier.
         shown: whether this process speaks.
@@ -23,35 +23,28 @@ def epoch_bar(title: str, total: int, done: int = 0, shown: bool = True) -> Iter
     Yields:
         A function to call after each batch.
     """
-    if not (shown and sys.stderr.isatty()):
-        yield _nothing
+    if not shown:
+        yield lambda: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("batches, left"))
-    bar = Progress(
-        *columns,
-        TimeRemainingColumn(compact=True),
-        console=Console(stderr=True),
-        transient=True,
-        refresh_per_second=2,  # each drawing takes a millisecond from the steps
-    )
-    task = bar.add_task(title, total=total, completed=done)
-    with bar:
-        yield lambda: bar.advance(task)
+    with progress_of(title, total, lambda: done, unit="batches", log_every=LOG_EVERY, passing=True) as show:
 
+        def moved() -> None:
+            nonlocal done
+            done += 1
+            show()
 
-def _nothing() -> None:
-    pass
+        yield moved
 
 
 COLUMNS = (
     ("val loss", "loss"),
     ("high recall", "risk_high_recall"),
-    ("false alarms", "risk_high_false_alarm_rate"),
-    ("risk F1", "risk_macro_f1"),
-    ("action F1", "action_macro_f1"),
-    ("reason F1", "reason_macro_f1"),
+    ("high missed", "risk_high_fn_rate"),
+    ("action accuracy", "action_accuracy"),
+    ("macro F1", "macro_f1"),
     ("composite", "composite"),
 )
+"""Title -> metric of val. What `best_metric` may choose by is among them; the metrics files have the rest."""
 
 
 def table_head() -> str:
@@ -70,3 +63,8 @@ def table_row(epoch: int, learnt: Metrics, measured: Metrics, better: bool) -> s
 def show(value: float | None) -> str:
     """A metric as people read it."""
     return "-" if value is None else f"{value:.3f}"
+
+
+def every_metric(split: str, metrics: Metrics) -> str:
+    """All metrics of one split in one line."""
+    return f"{split}: " + ", ".join(f"{key} {show(value)}" for key, value in metrics.items())

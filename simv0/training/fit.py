@@ -20,7 +20,7 @@ from simv0.training.about import describe, introduce
 from simv0.training.board import check_tensorboard, tensorboard
 from simv0.training.control import control_config, write_copy
 from simv0.training.epoch import LogitsKept, evaluate, train_one_epoch
-from simv0.training.epoch_view import epoch_bar, table_head, table_row
+from simv0.training.epoch_view import batches_shown, every_metric, table_head, table_row
 from simv0.training.recipe import lr_factor, set_stats
 from simv0.training.resume import Position, find_checkpoint, restore
 from simv0.training.rundir import RunDir, append_line
@@ -129,7 +129,8 @@ class Epochs:
             while position.epoch < training.epochs and not self._gave_up():
                 order = work.batches.order
                 order.epoch, order.start = position.epoch, position.step
-                with epoch_bar(f"epoch {position.epoch + 1}", work.steps, position.step, rank() == 0) as self.moved:
+                title = f"epoch {position.epoch + 1}"
+                with batches_shown(title, work.steps, position.step, rank() == 0) as self.moved:
                     learnt = train_one_epoch(
                         self.model,
                         work.batches,
@@ -152,6 +153,7 @@ class Epochs:
                 to_board(position.epoch, learnt, measured)
                 self._end_epoch(measured, better)
                 log.info(table_row(position.epoch, learnt, measured, better))
+                log.debug(f"{every_metric('train', learnt)}; {every_metric('val', measured)}")
         if self._gave_up() and position.epoch < training.epochs:
             log.info(f"stopped after epoch {position.epoch}: {training.patience} epochs without a new best")
         best = broadcast_from_rank0(load_checkpoint, self.run.best).meta
@@ -179,7 +181,7 @@ class Epochs:
         """Evaluate on a split; `logits` are then those of its windows."""
         self.logits.clear()
         batches = self.work.judged_on[name]
-        with epoch_bar(name, len(batches.order), shown=rank() == 0) as self.moved:
+        with batches_shown(name, len(batches.order), shown=rank() == 0) as self.moved:
             return evaluate(self.model, batches, self.work.device, on_batch=self._after_judged_batch)
 
     def _after_judged_batch(self, batch: Batch, logits: dict[str, Tensor]) -> None:
@@ -204,16 +206,16 @@ class Epochs:
         if better:
             position.best = ranking(measured, best_metric)
             broadcast_from_rank0(self._write_best, rates, self.logits.arrays())
-        self._save_last(rates)
+        self._save_last(rates, kept=self.config.training.keep_epochs)
 
     def _gave_up(self) -> bool:
         patience = self.config.training.patience
         return patience is not None and self.position.since_best >= patience
 
-    def _save_last(self, metrics: Metrics) -> None:
-        broadcast_from_rank0(self._write_last, metrics, self.position.tally.whole())
+    def _save_last(self, metrics: Metrics, kept: bool = False) -> None:
+        broadcast_from_rank0(self._write_last, metrics, self.position.tally.whole(), kept)
 
-    def _write_last(self, metrics: Metrics, tally: Tally) -> None:
+    def _write_last(self, metrics: Metrics, tally: Tally, kept: bool) -> None:
         state = Training(
             step=self.position.step,
             best=self.position.best,
@@ -225,7 +227,10 @@ class Epochs:
         )
         about = Meta(**self.about, epoch=self.position.epoch, metrics=metrics, alarm=None)
         content = Checkpoint(meta=about, state=self.model.trainable_state(), training=state)
+        if kept:  # first: once last.pt is there, nothing comes back to this epoch
+            save_checkpoint(self.run.kept(self.position.epoch), content)
         save_checkpoint(self.run.last, content, previous=self.run.previous)
+        log.debug(f"wrote {self.run.last}")
 
     def _write_best(self, metrics: Metrics, logits: dict[str, np.ndarray]) -> None:
         split = self.work.held_out
@@ -235,6 +240,7 @@ class Epochs:
         about = Meta(**self.about, epoch=self.position.epoch, metrics=metrics, alarm=alarm)
         content = Checkpoint(meta=about, state=self.model.trainable_state(), unlike=self.unlike)
         save_checkpoint(self.run.best, content)
+        log.debug(f"wrote {self.run.best}: {alarm}")
 
     def _write_lines(self, learnt: Metrics, measured: Metrics) -> None:
         append_line(self.run.train_metrics, {"epoch": self.position.epoch, **learnt})

@@ -23,6 +23,8 @@ OPERATIONAL = (
     "evaluation.batch_size",
     "output.",
     "training.checkpoint_every_steps",
+    "training.device",
+    "training.keep_epochs",
     "training.llm_control",
     "training.shard_llm",
     "training.tensorboard",

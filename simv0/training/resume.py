@@ -104,10 +104,11 @@ def restore(checkpoint: Checkpoint, run: RunDir, work: Work) -> Position:
     _restore_optimizer(state, work.optimizer, work.scaler, run.last)
     load_state(model, checkpoint.state, run.last)
     now = {**provenance(), **numerics(model)}
+    before = {"device": now["device"], **meta.provenance}  # older checkpoints do not name it
     changed = [
-        f"{key} {shown(str(meta.provenance.get(key)))} -> {now[key]}"
+        f"{key} {shown(str(before.get(key)))} -> {now[key]}"
         for key in now
-        if key != "git" and meta.provenance.get(key) != now[key]
+        if key != "git" and before.get(key) != now[key]
     ]
     if changed:
         log.warning(f"resumed with other versions: {', '.join(changed)}: the weights may differ by rounding")
@@ -117,6 +118,7 @@ def restore(checkpoint: Checkpoint, run: RunDir, work: Work) -> Position:
 def numerics(model: SimV0Model) -> dict[str, str]:
     """How the LLM is computed: another way gives other last bits."""
     return {
+        "device": model.task_token.device.type,
         "llm_path": model.llm.path,
         "llm_dtype": str(model.llm.dtype),
         "llm_compiled_for": str(model.llm.compiled_for),

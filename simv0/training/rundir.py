@@ -1,7 +1,7 @@
 """output_dir: who owns it, what is where, and the files that grow in it.
 
 config_resolved.yaml
-checkpoints/ best.pt last.pt last.prev.pt
+checkpoints/ best.pt last.pt last.prev.pt (epoch_001.pt ... on request)
 metrics/     train_metrics.jsonl val_metrics.jsonl
 logs/        stdout.log (tensorboard/ on request)
 evaluation/  metrics.json predictions.jsonl report.html, of best.pt on val; <name>/ of others
@@ -54,6 +54,10 @@ class RunDir:
         self.evaluation = self.root / "evaluation"
         self.export = self.root / "export"
         self._lock = FileLock(self.root / ".lock")
+
+    def kept(self, epoch: int) -> Path:
+        """Where `training.keep_epochs` keeps the checkpoint of an epoch."""
+        return self.last.with_name(f"epoch_{epoch:03d}.pt")
 
     def claim(self) -> None:
         """Own the folder until this process ends.

@@ -229,7 +229,7 @@ def feature_stats(
     count, total, squares = 0, torch.zeros(split.dv).double(), torch.zeros(split.dv).double()
     shift: Tensor | None = None
     for at in range(0, len(indices), step):
-        feats = encode(fetch(split.dataset, indices[at : at + step])).flatten(0, 1).double().cpu()
+        feats = encode(fetch(split.dataset, indices[at : at + step])).flatten(0, 1).cpu().double()
         shift = feats.mean(0) if shift is None else shift  # sums of squares about a near mean do not cancel
         count += len(feats)
         total += (feats - shift).sum(0)

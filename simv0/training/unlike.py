@@ -28,7 +28,7 @@ def summarise(model: SimV0Model, train: Split, held_out: Split) -> Unlike | None
                 "those of training: best.pt will say nothing of windows unlike them"
             )
             return None
-    unlike = fit_unlike(_windows(model, train), _windows(model, held_out), model.feats_std.double().cpu().numpy())
+    unlike = fit_unlike(_windows(model, train), _windows(model, held_out), model.feats_std.cpu().double().numpy())
     log.info(
         f"unlike the training data: {100 * (unlike.limit_share or 0):.1f} % of {unlike.limit_windows} windows of "
         f"{held_out.name}"

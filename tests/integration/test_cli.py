@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -123,6 +124,24 @@ def test_what_is_said_beside_answers_is_on_stderr(capsys: pytest.CaptureFixture[
         written = capsys.readouterr()
         assert written.out == ("" if answers_on_stdout else "said\n")
         assert written.err == ("said\n" if answers_on_stdout else "") + "warned\n"
+
+
+@pytest.mark.usefixtures("no_report")
+def test_quiet_leaves_the_result_and_verbose_adds_the_details(config_file: Path, tmp_path: Path) -> None:
+    cached = run("cache-vis", "--config", config_file, "--quiet")
+    assert [line.partition(": ")[0] for line in cached.output.splitlines()] == ["train", "val"]
+    trained, best = run("train", "--config", config_file, "--quiet"), tmp_path / "run/checkpoints/best.pt"
+    assert trained.stdout == f"best checkpoint: {best}\n"
+    assert "epoch  train loss" in (tmp_path / "run/logs/stdout.log").read_text()
+    evaluated = run("evaluate", "--ckpt", best, "--quiet", "--no-baselines")
+    assert evaluated.stdout.startswith("best.pt on val ")
+    assert evaluated.stdout.endswith(f"written to {tmp_path}/run/evaluation\n")
+
+    trained = run("train", "--config", config_file, "--verbose", "--overwrite")
+    assert re.search(r"^\d\d:\d\d:\d\d  train: loss \d.*; val: .*risk_high_false_alarm_rate", trained.stdout, re.M)
+    assert re.search(rf"^\d\d:\d\d:\d\d  wrote {tmp_path}/run/checkpoints/last.pt$", trained.stdout, re.M)
+    both = run("train", "--config", config_file, "--verbose", "--quiet")
+    assert (both.exit_code, both.stderr) == (2, "error: --quiet and --verbose exclude each other\n")
 
 
 class Interrupted(ManifestDataset):

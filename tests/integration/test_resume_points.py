@@ -5,19 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fit_world import fit_until, moved, outcome
+import torch
+from fit_world import Killed, fit_until, moved, outcome
 from small_world import MakeConfig
 from small_world import make_config as config_over
-from strikes import while_running
+from strikes import after_writing, while_running
 from torch import nn
 
 from simv0.config.load import load_config
 from simv0.config.schema import Config
 from simv0.errors import ConfigError
+from simv0.model.checkpoint import load_checkpoint
 from simv0.model.network import SimV0Model
 from simv0.training.fit import fit
 from simv0.training.refusals import config_differences
-from simv0.training.rundir import cut_back
+from simv0.training.rundir import RunDir, cut_back
 from simv0.training.stopping import Stopped
 
 EPOCHS, STEPS, VAL_BATCHES = 2, 5, 1  # 40 windows in batches of 8; 20 in batches of 64
@@ -110,6 +112,29 @@ def test_resume_writes_the_operational_keys_of_now(config: Config) -> None:
     changed = config.data.model_copy(update={"num_workers": 1})
     run = fit(config.model_copy(update={"data": changed}), resume=True)
     assert load_config(run.config).data.num_workers == 1
+
+
+def test_kept_epochs_are_what_last_was(config: Config, tmp_path: Path) -> None:
+    """Killed between epoch_001.pt and last.pt, the epoch is trained again and its file written anew."""
+    kept, broken = (moved(config, tmp_path / name, keep_epochs=True) for name in ("whole", "broken"))
+    whole = fit(kept)
+
+    def die(count: int, path: Path) -> None:
+        raise Killed
+
+    with after_writing("epoch_001.pt", die), pytest.raises(Killed):
+        fit(broken)
+    assert not RunDir(tmp_path / "broken").last.exists()
+    resumed = fit(broken, resume=True)
+    for run in (whole, resumed):
+        assert [path.name for path in sorted(run.last.parent.glob("epoch_*"))] == ["epoch_001.pt", "epoch_002.pt"]
+        assert run.kept(2).read_bytes() == run.last.read_bytes()
+    one, other = (load_checkpoint(run.kept(1)) for run in (whole, resumed))
+    assert one.meta.epoch == 1
+    assert one.state.keys() == other.state.keys()
+    assert all(torch.equal(weight, other.state[name]) for name, weight in one.state.items())
+    (tmp_path / "whole/checkpoints/last.pt").write_bytes(whole.kept(1).read_bytes())
+    assert outcome(fit(kept, resume=True)) == outcome(resumed)
 
 
 def test_cut_back_keeps_whole_lines_of_finished_epochs(tmp_path: Path) -> None:
