@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cli.export import export
-from cli.options import SPLITS, CkptPath, ConfigPath, Overrides, Quiet, Threads, Verbose
+from cli.options import SPLITS, Baselines, CkptPath, ConfigPath, Overrides, Quiet, Threads, Verbose
 from cli.shared import WholeCommand, cpu_threads, is_first, say_version, user_errors
 from cli.split import split
 
@@ -142,13 +142,7 @@ def evaluate(
     split: Annotated[
         str, typer.Option("--split", help="val, train or calibration.", autocompletion=lambda: list(SPLITS))
     ] = "val",
-    baselines: Annotated[
-        bool,
-        typer.Option(
-            "--baselines/--no-baselines",
-            help="Compare with simple models fitted on train, and with training.llm_control.",
-        ),
-    ] = True,
+    baselines: Baselines = True,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Output folder; default: the run's evaluation/, or a folder in it for other data."),

@@ -25,3 +25,10 @@ Threads = Annotated[
 CkptPath = Annotated[Path, typer.Option("--ckpt", help="A checkpoint, such as best.pt.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing on the way: only warnings, errors and the result.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Also say the details, each with the time.")]
+Baselines = Annotated[
+    bool,
+    typer.Option(
+        "--baselines/--no-baselines",
+        help="Compare with simple models fitted on train, and with training.llm_control.",
+    ),
+]
