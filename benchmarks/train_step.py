@@ -78,9 +78,9 @@ class Bench:
             llm = load_llm(str(self.folder), dtype=own_dtype(), device=DEVICE)
             size, tokens = len(self.batch["telemetry"]), self.K + 3
             if variant == "simv0":
-                self.compile_seconds = compile_llm(llm, "on", batch=size, tokens=tokens, steps=1)
+                self.compile_seconds = compile_llm(llm, "on", batch=size, tokens=tokens, steps=1, first=llm.bos)
             if variant == "simv0_captured":
-                compile_llm(llm, "auto", batch=size, tokens=tokens, steps=1)
+                compile_llm(llm, "auto", batch=size, tokens=tokens, steps=1, first=llm.bos)
             return llm
         if variant == "reference":
             return self.reference

@@ -23,7 +23,13 @@ is at least a quarter of an hour at 1e12 operations per second (2 cores with bf1
 
 
 def compile_llm(
-    llm: FrozenLLM, wish: Literal["auto", "on", "off"], *, batch: int, tokens: int, steps: int
+    llm: FrozenLLM,
+    wish: Literal["auto", "on", "off"],
+    *,
+    batch: int,
+    tokens: int,
+    steps: int,
+    first: Float[Tensor, " d"] | None = None,
 ) -> float | None:
     """Speed up the LLM for steps of `batch` prefixes of `tokens` vectors; every other call runs as it did.
 
@@ -37,6 +43,7 @@ def compile_llm(
         batch: prefixes in a full training batch.
         tokens: vectors in a prefix.
         steps: training steps of the whole run.
+        first: the vector that every prefix begins with, one of the `tokens`.
 
     Returns:
         Seconds that compiling took; None where the blocks stay uncompiled: not worth it, not requested, weights split
@@ -48,13 +55,13 @@ def compile_llm(
     device = next(llm.parameters()).device
     generator = torch.Generator().manual_seed(0)  # the run's own random numbers are left alone
     x = (torch.randn(batch, tokens, llm.d, generator=generator).to(device) * llm.embed_rms).requires_grad_()
-    seconds = compile_blocks(llm, x) if worth_compiling(wish, weights, batch * tokens * steps) else None
+    seconds = compile_blocks(llm, x, first) if worth_compiling(wish, weights, batch * tokens * steps) else None
     if device.type == "cuda":
         llm.capture(x)
     return seconds
 
 
-def compile_blocks(llm: FrozenLLM, x: Float[Tensor, "B T d"]) -> float | None:
+def compile_blocks(llm: FrozenLLM, x: Float[Tensor, "B T d"], first: Float[Tensor, " d"] | None = None) -> float | None:
     """Compile the blocks for prefixes of x's shape, with gradients: the seconds it took, None where it cannot be."""
     started = time.perf_counter()
     try:
@@ -62,7 +69,7 @@ def compile_blocks(llm: FrozenLLM, x: Float[Tensor, "B T d"]) -> float | None:
             for block in llm.blocks():
                 block.compile(dynamic=False)
             llm.compiled_for = (len(x), x.shape[1])
-            torch.autograd.grad(llm(x).sum(), x)
+            torch.autograd.grad(llm(x, first).sum(), x)
     except Exception as error:  # a compiler that is missing or broken can fail in any way
         llm.compiled_for = (0, 0)
         log.warning("the LLM cannot be compiled here and runs uncompiled: %s", " ".join(str(error).split())[:200])

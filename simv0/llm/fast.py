@@ -2,8 +2,9 @@
 steps.
 
 What is saved: the norm weights are folded into the GEMM that follows; q, k, v and gate, up are one GEMM each; the last
-layer runs for the last position only; the tables of rope and the masks are made once per prefix length. The residual
-stays in fp32 (cheap, and the smallest error of the gradients), the GEMMs run in the compute dtype.
+layer runs for the last position only; a first vector that all prefixes share is computed once and for all; the tables
+of rope and the masks are made once per prefix length. The residual stays in fp32 (cheap, and the smallest error of the
+gradients), the GEMMs run in the compute dtype.
 """
 
 import copy
@@ -32,6 +33,8 @@ SHORT = 8
 """Prefixes up to this length attend elementwise when compiled: measured 2 times faster at 6 tokens, slower at 18."""
 
 Tables = tuple[Float[Tensor, "T H hd"], Float[Tensor, "T H hd"]]
+Kept = tuple[Float[Tensor, "1 1 kv hd"], Float[Tensor, "1 1 kv hd"]]
+"""Keys and values of one layer for the vector that every prefix begins with."""
 
 
 def unsupported_reason(model: Any, embed_rms: float) -> str | None:
@@ -99,20 +102,36 @@ class FastStack(nn.Module):
         """Whether single prefixes without gradients are a robot's steps, where calls cost more than work."""
         self._tables: dict[tuple[int, torch.device, torch.dtype], tuple[Tables, dict[int | None, Tensor]]] = {}
 
-    def forward(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B d"]:
-        """Hidden state of the last position, after the final norm."""
-        if not self.predicting or len(x) > 1 or torch.is_grad_enabled():
-            return self._run(x, alone=False)
+    def forward(self, x: Float[Tensor, "B T d"], kept: list[Kept] | None = None) -> Float[Tensor, "B d"]:
+        """Hidden state of the last position, after the final norm. `kept`: `keep` of the vector before x."""
+        if kept is not None or not self.predicting or len(x) > 1 or torch.is_grad_enabled():
+            return self._run(x, kept, alone=False)
         with torch.inference_mode():  # a fifth less to do around the products
-            hidden = self._run(x, alone=True)
+            hidden = self._run(x, None, alone=True)
         return hidden.clone()
 
-    def _run(self, x: Float[Tensor, "B T d"], alone: bool) -> Float[Tensor, "B d"]:
-        tables, masks = self._for_length(x.shape[1], x.device, torch.float32 if alone else self.dtype)
-        x = x.float()
-        for layer, window in zip(self.layers, self.windows, strict=True):
-            x = layer(x, tables, masks[window], alone)
+    def _run(self, x: Float[Tensor, "B T d"], kept: list[Kept] | None, alone: bool) -> Float[Tensor, "B d"]:
+        start = 0 if kept is None else 1
+        tables, masks = self._for_length(start + x.shape[1], x.device, torch.float32 if alone else self.dtype)
+        x, tables = x.float(), (tables[0][start:], tables[1][start:])
+        for i, (layer, window) in enumerate(zip(self.layers, self.windows, strict=True)):
+            x = layer(x, tables, masks[window][start:], alone, kept and kept[i])
         return _norm(x[:, -1], self.eps) * self.weight
+
+    @torch.inference_mode(False)  # they outlive the call that first needs them
+    @torch.no_grad()
+    def keep(self, first: Float[Tensor, " d"]) -> list[Kept]:
+        """Of each layer, what later positions read of a first vector: it sees itself alone, so that is the same in
+        every prefix.
+        """
+        tables, masks = self._for_length(1, first.device, self.dtype)
+        x, kept = first.float().view(1, 1, -1), []
+        for layer, window in zip(self.layers, self.windows, strict=True):
+            read: Any = layer
+            _, k, v = read.project(_norm(x, self.eps).to(self.dtype), tables)
+            kept.append((k, v))
+            x = read.forward(x, tables, masks[window])
+        return kept
 
     @torch.inference_mode(False)  # they outlive the call that first needs them
     def _for_length(self, T: int, device: torch.device, dtype: torch.dtype) -> tuple[Tables, dict[int | None, Tensor]]:
@@ -157,12 +176,17 @@ class FastLayer(nn.Module):
             self.head_norm = nn.Parameter(weight, requires_grad=False)
 
     def forward(
-        self, x: Float[Tensor, "B T d"], tables: Tables, mask: Float[Tensor, "T T"], alone: bool = False
+        self,
+        x: Float[Tensor, "B T d"],
+        tables: Tables,
+        mask: Float[Tensor, "T S"],
+        alone: bool = False,
+        kept: Kept | None = None,
     ) -> Float[Tensor, "B t d"]:
         """Residual in, residual out, in fp32; the last layer gives the last position only (t = 1). `alone`: attend in
-        as few calls as there can be.
+        as few calls as there can be. `kept`: of the vector before x (S = T + 1, else T).
         """
-        attended = self._attend(_norm(x, self.eps).to(self.dtype), tables, mask, alone)
+        attended = self._attend(_norm(x, self.eps).to(self.dtype), tables, mask, alone, kept)
         if self.last:
             x = x[:, -1:]
         x = x + self.out(attended)
@@ -170,9 +194,8 @@ class FastLayer(nn.Module):
         residual: Tensor = x + self.down(F.silu(gate) * up)
         return residual
 
-    def _attend(
-        self, h: Float[Tensor, "B T d"], tables: Tables, mask: Float[Tensor, "T T"], alone: bool
-    ) -> Float[Tensor, "B t a"]:
+    def project(self, h: Float[Tensor, "B T d"], tables: Tables, alone: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B,T,heads,hd], keys and values [B,T,kv,hd]."""
         B, T, _ = h.shape
         qkv = self.qkv(h)
         if alone:
@@ -181,6 +204,16 @@ class FastLayer(nn.Module):
         if self.head_norm is not None:
             qk = (_norm(qk.float(), self.eps) * self.head_norm).to(qkv.dtype)
         q, k = torch.split(_rotate(qk, *tables), [self.heads, self.kv_heads], 2)
+        return q, k, v
+
+    def _attend(
+        self, h: Float[Tensor, "B T d"], tables: Tables, mask: Float[Tensor, "T S"], alone: bool, kept: Kept | None
+    ) -> Float[Tensor, "B t a"]:
+        q, k, v = self.project(h, tables, alone)
+        if kept is not None:
+            k, v = (
+                torch.cat([first.expand(len(h), -1, -1, -1), rest], 1) for first, rest in zip(kept, (k, v), strict=True)
+            )
         if self.last:
             q, mask = q[:, -1:], mask[-1:]
         if alone:
@@ -188,13 +221,13 @@ class FastLayer(nn.Module):
             mixed = F.scaled_dot_product_attention(q, k, v, mask, scale=1.0, enable_gqa=True)
             return mixed.transpose(1, 2).flatten(2).to(self.dtype)
         # Beside each key head stand the query heads that share it.
-        q = q.view(B, -1, self.kv_heads, self.heads // self.kv_heads, self.head_dim)
-        if torch.compiler.is_compiling() and T <= SHORT:
+        q = q.view(len(h), -1, self.kv_heads, self.heads // self.kv_heads, self.head_dim)
+        if torch.compiler.is_compiling() and k.shape[1] <= SHORT:
             return _mix_elementwise(q, k, v, mask).to(self.dtype)
         return _mix(q, k, v, mask)
 
 
-Heads = Float[Tensor, "B T kv hd"]
+Heads = Float[Tensor, "B S kv hd"]
 
 
 def _rotate(x: Float[Tensor, "B T H hd"], cos: Tensor, sin: Tensor) -> Float[Tensor, "B T H hd"]:
@@ -202,21 +235,21 @@ def _rotate(x: Float[Tensor, "B T H hd"], cos: Tensor, sin: Tensor) -> Float[Ten
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def _mix(q: Float[Tensor, "B t kv g hd"], k: Heads, v: Heads, mask: Float[Tensor, "t T"]) -> Float[Tensor, "B t a"]:
+def _mix(q: Float[Tensor, "B t kv g hd"], k: Heads, v: Heads, mask: Float[Tensor, "t S"]) -> Float[Tensor, "B t a"]:
     """Attention; the queries of the heads that share keys go as one matrix."""
     B, t, kv, group, _ = q.shape
-    T = k.shape[1]
+    S = k.shape[1]
     scores = q.permute(0, 2, 3, 1, 4).flatten(2, 3) @ k.permute(0, 2, 3, 1)
-    weights = (scores.float().view(B, kv, group, t, T) + mask).softmax(-1).to(v.dtype)
-    mixed = weights.view(B, kv, group * t, T) @ v.transpose(1, 2)
+    weights = (scores.float().view(B, kv, group, t, S) + mask).softmax(-1).to(v.dtype)
+    mixed = weights.view(B, kv, group * t, S) @ v.transpose(1, 2)
     return mixed.view(B, kv, group, t, -1).permute(0, 3, 1, 2, 4).flatten(2)
 
 
 def _mix_elementwise(
-    q: Float[Tensor, "B t kv g hd"], k: Heads, v: Heads, mask: Float[Tensor, "t T"]
+    q: Float[Tensor, "B t kv g hd"], k: Heads, v: Heads, mask: Float[Tensor, "t S"]
 ) -> Float[Tensor, "B t a"]:
     """Attention of a handful of tokens without matrix products: a few loops when compiled, slow when not."""
-    scores = (q.float()[:, :, None] * k.float()[:, None, :, :, None]).sum(-1)  # [B, t, T, kv, g]
+    scores = (q.float()[:, :, None] * k.float()[:, None, :, :, None]).sum(-1)  # [B, t, S, kv, g]
     weights = (scores + mask[..., None, None]).softmax(2)
     return (weights[..., None] * v.float()[:, None, :, :, None]).sum(2).flatten(2)
 

@@ -1,5 +1,6 @@
 """The frozen LLM as the model sees it: prefix vectors in, the hidden state of the last position out."""
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from simv0.llm.cuda_graphs import captured
-from simv0.llm.fast import FastStack
+from simv0.llm.fast import FastStack, Kept
 from simv0.runtime.digests import files_digest
 from simv0.runtime.distributed import shard_blocks
 from simv0.runtime.threads import over_batch
@@ -59,6 +60,7 @@ class FrozenLLM(nn.Module):
         weights = sum(weight.numel() for weight in stack.parameters() if weight.ndim > 1)
         depth = max((len(layers) for layers in stack.modules() if isinstance(layers, nn.ModuleList)), default=1)
         self._layer_weights = weights / depth
+        self._first: tuple[Tensor, list[Kept]] | None = None
         self.train(False)
 
     @property
@@ -75,7 +77,7 @@ class FrozenLLM(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without CUDA graphs, which belong to the process that captured them."""
-        return {**super().__getstate__(), "captured": {}}  # type: ignore[no-untyped-call]
+        return {**super().__getstate__(), "captured": {}, "_first": None}  # type: ignore[no-untyped-call]
 
     def blocks(self) -> nn.ModuleList:
         """The decoder layers: the outermost list of modules, and the longest of those."""
@@ -94,21 +96,36 @@ class FrozenLLM(nn.Module):
         shard_blocks(self.blocks(), device)
         self.sharded = True
 
-    def forward(self, inputs_embeds: Float[Tensor, "B T {self.d}"]) -> Float[Tensor, "B {self.hidden_size}"]:
-        """Hidden state of the last position, after the final norm; gradients flow back to `inputs_embeds`."""
+    def forward(
+        self, inputs_embeds: Float[Tensor, "B T {self.d}"], first: Float[Tensor, " {self.d}"] | None = None
+    ) -> Float[Tensor, "B {self.hidden_size}"]:
+        """Hidden state of the last position, after the final norm; gradients flow back to `inputs_embeds`.
+
+        `first`: the vector that every prefix begins with, if it is the same in all; then nothing flows back to it.
+        """
         B, T, _ = inputs_embeds.shape
         graphs = self.captured.get((B, T, torch.is_grad_enabled()))
-        return (graphs or self._run)(inputs_embeds).float()
+        return (self._run(inputs_embeds, first) if graphs is None else graphs(inputs_embeds)).float()
 
-    def _run(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B h"]:
-        if self.compiled_for is None or (self.compiled_for == tuple(x.shape[:2]) and torch.is_grad_enabled()):
-            return self._over_threads(x)
+    def _run(self, x: Float[Tensor, "B T d"], first: Float[Tensor, " d"] | None = None) -> Float[Tensor, "B h"]:
+        compiled = self.compiled_for == tuple(x.shape[:2]) and torch.is_grad_enabled()
+        stack: Any = self.stack
+        if (kept := self._keep(x, first)) is not None:
+            x, stack = x[:, 1:], functools.partial(stack, kept=kept)
+        if compiled or self.compiled_for is None:
+            # On a CPU, `ROWS` prefixes a thread, where a layer is work enough for that.
+            return over_batch(stack, x, ROWS, pays=self._pays(len(x), x.shape[1]), splits=self._splits)
         with torch.compiler.set_stance("force_eager"):
-            return self.stack(x)  # type: ignore[no-any-return]
+            return stack(x)  # type: ignore[no-any-return]
 
-    def _over_threads(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B h"]:
-        """On a CPU, `ROWS` prefixes a thread, where a layer is work enough for that."""
-        return over_batch(self.stack, x, ROWS, pays=self._pays(len(x), x.shape[1]), splits=self._splits)
+    def _keep(self, x: Float[Tensor, "B T d"], first: Float[Tensor, " d"] | None) -> list[Kept] | None:
+        """Keys and values of the first vector, so that batches on a CPU need not compute it; None: x holds all."""
+        stack = self.stack
+        if first is None or len(x) == 1 or self.sharded or x.device.type != "cpu" or not isinstance(stack, FastStack):
+            return None
+        if self._first is None or not torch.equal(self._first[0], first):
+            self._first = first.clone(), stack.keep(first)
+        return self._first[1]
 
     def trains_beside_one_thread(self, batch: int, tokens: int) -> bool:
         """Whether training may run under `threads.sharing`: this LLM takes rows of the batch to its threads, or is too

@@ -186,7 +186,7 @@ class SimV0Model(nn.Module):
             `risk_logits` [B,4], `reason_logits` [B,4], `action_logits` [B,6], and `confidence_logits` [B] if built with
             the confidence head, all float32.
         """
-        hidden = self.llm(self.prefix(self.encode(batch), batch["telemetry"], batch.get("share")))
+        hidden = self.llm(self.prefix(self.encode(batch), batch["telemetry"], batch.get("share")), self.bos)
         # LLMs end at very different scales (final norm weights of 0.1 to 10): the heads see mean 0 and variance 1.
         hidden = nnf.layer_norm(hidden, hidden.shape[-1:])
         logits = {f"{head}_logits": self.heads[head](hidden) for head in HEADS}

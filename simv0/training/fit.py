@@ -85,15 +85,17 @@ def _claim(run: RunDir, config: Config, overwrite: bool, resume: bool) -> Checkp
 def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: StopRequest) -> None:
     check_tensorboard(config)
     work = open_work(config, checkpoint)
-    llm, tokens, steps = work.model.llm, work.model.tokens, config.training.epochs * work.steps
-    seconds = compile_llm(llm, config.training.compile, batch=work.share, tokens=tokens, steps=steps)
+    model, steps = work.model, config.training.epochs * work.steps
+    seconds = compile_llm(
+        model.llm, config.training.compile, batch=work.share, tokens=model.tokens, steps=steps, first=model.bos
+    )
     if seconds is not None:
         log.info(f"compiled the LLM's blocks in {seconds:.0f} s")
     if checkpoint is None:
         position = Position()
         with sharing():
-            set_stats(work.model, work.train, config)
-        broadcast_tensors(work.model.trainable_state())
+            set_stats(model, work.train, config)
+        broadcast_tensors(model.trainable_state())
         broadcast_from_rank0(run.begin, config)
         if config.training.llm_control:
             broadcast_from_rank0(write_copy, config)  # what cannot be copied is refused before the epochs
@@ -103,7 +105,7 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: 
         if rank() > 0:
             position.tally = Tally()  # the first process's goes on; in the end all are added up
     with (
-        sharing() if llm.trains_beside_one_thread(work.share, tokens) else nullcontext(),
+        sharing() if model.llm.trains_beside_one_thread(work.share, model.tokens) else nullcontext(),
         run.log_to_file() if rank() == 0 else nullcontext(),
     ):
         introduce(work, position)

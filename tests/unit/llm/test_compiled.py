@@ -39,6 +39,18 @@ def test_compiled_agrees_and_other_shapes_run_uncompiled(one_layer: str, monkeyp
     assert counters["stats"]["unique_graphs"] == graphs
 
 
+def test_compiled_with_a_bos_that_is_computed_once(one_layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    llm, exact, x = load_llm(one_layer), load_llm(one_layer), vectors(5, 7)
+    x[:, 0] = bos = x[0, 0].clone()
+    assert compile_llm(llm, "on", batch=5, tokens=7, steps=1, first=bos) is not None
+    graphs = counters["stats"]["unique_graphs"]
+    wanted, gradient = outputs_of(exact, x)
+    gradient[:, 0] = 0  # nothing flows back to the BOS
+    assert disagreement(lambda x: llm(x, bos), (wanted, gradient), x) < 2e-6
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
 def test_runs_as_it_is_where_there_is_no_compiler(one_layer: str, caplog: pytest.LogCaptureFixture) -> None:
     llm, exact, x = load_llm(one_layer), load_llm(one_layer), vectors(4, 6)
     with torch._inductor.config.patch({"cpp.cxx": ("/no/such/compiler",), "fx_graph_cache": False}):
