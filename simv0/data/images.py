@@ -1,5 +1,6 @@
 """One image file as an upright 8-bit RGB frame, or refused by name."""
 
+import io
 import re
 import struct
 import warnings
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -27,8 +28,8 @@ WHITE_IS_ZERO = 0
 PHOTOMETRIC, BITS_PER_SAMPLE = 262, 258  # tags of TIFF
 
 
-def load_image(path: Path) -> UInt8[Tensor, "3 H W"]:
-    """Read one image file as RGB.
+def load_image(path: Path, content: bytes | None = None) -> UInt8[Tensor, "3 H W"]:
+    """Read one image file as RGB; `content`: its bytes, where they lie in another file, and `path` only names it.
 
     It is turned as its EXIF orientation says. 16-bit pixels are scaled by the range of their type, float ones from
     0..1; alpha is left out: the colours are those that the file holds. Colour profiles are not applied.
@@ -41,7 +42,7 @@ def load_image(path: Path) -> UInt8[Tensor, "3 H W"]:
         with warnings.catch_warnings():
             # MAX_PIXELS is stricter; what is damaged in the EXIF data says nothing of the pixels
             warnings.simplefilter("ignore")
-            image: Image.Image = Image.open(path)
+            image: Image.Image = Image.open(path if content is None else io.BytesIO(content))
             with image:
                 pixels = _pixels(image, path)
     except FileNotFoundError:
@@ -129,3 +130,17 @@ def _refuse_dim(highest: int, path: Path) -> None:
             f"{path}: 16-bit pixels of at most {highest}, where white is 65535: is it 12-bit, 14-bit or depth? "
             "Save it as 8 bit, scaled as intended"
         )
+
+
+def turned(picture: UInt8[Tensor, "3 H W"], matrix: Int32[np.ndarray, "9"]) -> UInt8[Tensor, "3 h w"]:
+    """A picture as players show it: phones store it as the sensor lies, and beside it how to turn or mirror it.
+
+    The matrix (ISO/IEC 14496-12, `tkhd`: a b u, c d v, x y w) takes (x, y) to (a x + c y, b x + d y). Right angles
+    only: what lies at any other angle is left as it is.
+    """
+    a, b, _, c, d = np.sign(matrix[:5]).tolist()
+    if b and c and not (a or d):
+        picture, a, d = picture.transpose(1, 2), c, b
+    elif not (a and d) or b or c:
+        return picture
+    return picture.flip([axis for axis, sign in ((1, d), (2, a)) if sign < 0])

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 import statistics
 from collections.abc import Hashable, Mapping
 from itertools import pairwise
@@ -17,10 +16,9 @@ from torch.utils.data import Dataset
 from simv0.data.images import load_image as load_image  # earlier runs' exported scripts take it from here
 from simv0.data.jsonl import read_jsonl as read_jsonl
 from simv0.data.locate import Folder
+from simv0.data.open_files import OpenFiles
+from simv0.data.video import VideoReader
 from simv0.errors import ConfigError, DataError, Mistakes
-
-OPEN_VIDEOS = 4
-"""Video files kept open at a time."""
 
 
 class ManifestDataset(Dataset[dict[str, Any]]):
@@ -48,8 +46,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         self.manifest = Path(manifest)
         self.root = self.manifest.resolve().parent
         self.rows = read_jsonl(self.manifest)
-        self._videos: dict[str, Any] = {}
-        self._process = os.getpid()
+        self._videos = OpenFiles(VideoReader)
         self._paths: dict[str, str] = {}
         mistakes, folder = Mistakes(), Folder(self.root, follow_links)
         for line, row in enumerate(self.rows, 1):
@@ -111,20 +108,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         if not isinstance(frame_id, tuple):
             return load_image(self.root / str(frame_id))
         name, t = frame_id
-        if self._process != os.getpid():  # a forked worker shares the parent's file offsets
-            self._videos, self._process = {}, os.getpid()
-        if name not in self._videos:
-            from simv0.data.video import VideoReader
-
-            while len(self._videos) >= OPEN_VIDEOS:
-                self._videos.pop(next(iter(self._videos))).close()
-            self._videos[name] = VideoReader(self.root / name)
-        frame: Tensor = self._videos[name].frame_at(t)
-        return frame
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Spawned workers open the videos themselves."""
-        return {**self.__dict__, "_videos": {}}
+        return self._videos[self.root / name].frame_at(t)
 
     def labels_of(self, index: int) -> dict[str, Any]:
         """Everything but the frames."""

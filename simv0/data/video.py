@@ -1,7 +1,7 @@
 """Video files by PyAV: frames by their time, in order, each decoded once; and an MP4 written frame by frame."""
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,20 +13,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int32, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
-from simv0.data.images import MAX_PIXELS
+from simv0.data.images import MAX_PIXELS, turned
 from simv0.disk.files import told_plainly
 from simv0.errors import ConfigError, DataError
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,h264,hevc,flv,asf"
 """Formats that may be opened: a playlist disguised as a video could make ffmpeg open other files."""
 KEPT_BYTES = 256 * 2**20
-"""Bytes of decoded frames kept: windows overlap and interleave, and a frame requested again must not be decoded again.
-"""
+"""Bytes of decoded frames kept: windows overlap and interleave; a frame requested again must not be decoded again."""
 FARTHEST = 0.5
 """Seconds; a frame this far from the requested time is a different one."""
+SAME = 1e-4
+"""Seconds; a frame this close to the requested time needs no look at the next one."""
 FAR_AHEAD = 5.0
 """Seconds; what lies further ahead is not decoded towards but sought. It doubles whenever a search has led behind what
 was decoded already. Windows that interleave come back for the frames between their own, seldom further apart.
@@ -73,6 +74,7 @@ class VideoReader:
         self._start = float((self._stream.start_time or 0) * self._stream.time_base)
         self._kept = max(2, KEPT_BYTES // (codec.width * codec.height * 3 // 2 or 1))
         self._far_ahead = FAR_AHEAD
+        self._keys: list[int] | None = None
         self._begin()
 
     def _rewind(self) -> None:
@@ -133,21 +135,26 @@ class VideoReader:
         for time, frame in self._frames:
             yield time, self._as_tensor(frame)
 
-    def frame_at(self, t: float) -> UInt8[Tensor, "3 H W"]:
+    def frame_at(self, t: float, within: float = FARTHEST, apart: bool = False) -> UInt8[Tensor, "3 H W"]:
         """The frame nearest to `t` seconds from the video's beginning.
 
+        Args:
+            t: seconds.
+            within: seconds that it may be away.
+            apart: frames between are not wanted either: what lies before the last key frame up to `t` is skipped.
+
         Raises:
-            DataError: the video has no frame within half a second of `t`, or its frames' times go back.
+            DataError: the video has no frame `within` reach of `t`, or its frames' times go back.
         """
         behind, ahead = (self._past[0][0], self._past[-1][0]) if self._past else (0.0, 0.0)
-        if t < behind:
+        if t < behind or (apart and self._has_key(ahead, t)):
             self._seek(t)
         elif t > ahead + self._far_ahead:
             self._seek(t)
             begun = self._past[0][0] if self._past else 0.0
             if begun <= ahead:  # key frames are further apart: going on would have been shorter
                 self._far_ahead *= 2
-        while not self._past or self._past[-1][0] < t:
+        while not self._past or self._past[-1][0] < t - SAME:
             following = next(self._frames, None)
             if following is None:
                 break
@@ -159,9 +166,16 @@ class VideoReader:
         at = bisect_left(self._past, t, key=lambda pair: pair[0])
         around = [self._past[i] for i in (at - 1, at) if 0 <= i < len(self._past)]
         time, frame = min(around, key=lambda pair: abs(pair[0] - t), default=(float("inf"), None))
-        if abs(time - t) > FARTHEST:
+        if abs(time - t) > within:
             raise DataError(f"{self.path}: has no frame at {t:g} s; the nearest one is at {time:.3f} s")
         return self._as_tensor(frame)
+
+    def _has_key(self, after: float, t: float) -> bool:
+        """Whether the file's index has a key frame after one time and up to another."""
+        if self._keys is None:
+            entries = getattr(self._stream, "index_entries", ())
+            self._keys = [entry.timestamp for entry in entries if entry.is_keyframe]
+        return bisect_right(self._keys, self._stamp(after)) < bisect_right(self._keys, self._stamp(t))
 
     def _seek(self, t: float) -> None:
         """Start over at the last key frame up to `t`, wherever the container's own search leads."""
@@ -239,20 +253,6 @@ class VideoReader:
         """Close the file."""
         if self._container is not None:
             self._container.close()
-
-
-def turned(picture: UInt8[Tensor, "3 H W"], matrix: Int32[np.ndarray, "9"]) -> UInt8[Tensor, "3 h w"]:
-    """A picture as players show it: phones store it as the sensor lies, and beside it how to turn or mirror it.
-
-    The matrix (ISO/IEC 14496-12, `tkhd`: a b u, c d v, x y w) takes (x, y) to (a x + c y, b x + d y). Right angles
-    only: what lies at any other angle is left as it is.
-    """
-    a, b, _, c, d = np.sign(matrix[:5]).tolist()
-    if b and c and not (a or d):
-        picture, a, d = picture.transpose(1, 2), c, b
-    elif not (a and d) or b or c:
-        return picture
-    return picture.flip([axis for axis, sign in ((1, d), (2, a)) if sign < 0])
 
 
 class VideoWriter:
