@@ -29,6 +29,7 @@ from simv0.runtime.device import compute_dtype, pick_device
 from simv0.runtime.distributed import processes
 from simv0.runtime.hub import check_encoder_at_hand, check_llm_at_hand
 from simv0.training.board import check_tensorboard
+from simv0.training.origin import read_origin
 from simv0.training.rundir import RunDir
 from simv0.training.splits import check_pair
 from simv0.vision.encoder import check_dv, resolve_precision
@@ -109,6 +110,8 @@ def _look_at_all(config: Config, errors: ErrorCollector, probe: bool, full: bool
     if len(splits) < len(outlines) or any(split.source == "frames" for split in splits):
         encoder = check_encoder(config, errors)
     facts["output"] = check_output(config, errors)
+    with errors:
+        read_origin(config)
     dv = next((split.dv for split in splits if split.dv), encoder.dv if encoder else None)
     if encoder is not None:
         warn_of_guesses(config.model)

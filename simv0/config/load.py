@@ -199,7 +199,7 @@ def _section_class(info: Any) -> type[Section]:
 
 
 def _with_absolute_paths(config: Config) -> Config:
-    data, model = config.data, config.model
+    data, model, training = config.data, config.model, config.training
     return config.model_copy(
         update={
             "data": data.model_copy(
@@ -217,6 +217,7 @@ def _with_absolute_paths(config: Config) -> Config:
                     "vision_weights": model.vision_weights and _absolute(model.vision_weights),
                 }
             ),
+            "training": training.model_copy(update={"init_from": training.init_from and _absolute(training.init_from)}),
             "output": config.output.model_copy(update={"output_dir": _absolute(config.output.output_dir)}),
         }
     )

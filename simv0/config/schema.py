@@ -200,6 +200,9 @@ class TrainingConfig(Section):
     """Weight of the confidence head's loss."""
     checkpoint_every_steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
     """Steps between additional saves of last.pt within an epoch; unset: it is saved at the end of each epoch only."""
+    init_from: str | None = None
+    """A checkpoint of another robot, or a folder of `simv0 export`, around the same LLM and encoder, from which the
+    trained modules start; unset: from random weights."""
     llm_control: bool = False
     """Then train the same again around a copy of the LLM with random weights, in `output_dir/llm_control`: `evaluate`
     says what pretraining is worth on this data. Takes as long again, and the disk space of the LLM."""
@@ -216,9 +219,14 @@ class TrainingConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def _sharded_runs_uncompiled(self) -> "TrainingConfig":
+    def _fits_together(self) -> "TrainingConfig":
         if self.shard_llm and self.compile == "on":
             raise ValueError("training.shard_llm and training.compile: on exclude each other; write compile: auto")
+        if self.llm_control and self.init_from:
+            raise ValueError(
+                "training.llm_control and training.init_from exclude each other: weights that were trained around the "
+                "LLM mean nothing to its randomised copy; write llm_control: false"
+            )
         return self
 
     @field_validator("lr_scale")

@@ -110,8 +110,8 @@ def _trained_on(checkpoint: Checkpoint, digests: Mapping[str, str]) -> str:
     for kind, identity in (("LLM", meta.llm), ("vision encoder", meta.encoder or {})):
         told = ", ".join(f"{key} `{value}`" for key, value in identity.items() if isinstance(value, str))
         facts.append(f"{kind}: {told or 'none, the features are those of the dataset'}")
-    if (source := provenance.get("init_from")) is not None:
-        facts.append(f"started from another robot's checkpoint: {source}")
+    if isinstance(source := provenance.get("init_from"), dict):
+        facts.append(f"started from another robot's `{source.get('file')}`, sha256 `{source.get('sha256')}`")
     mean, std = checkpoint.state.get("telemetry_mean"), checkpoint.state.get("telemetry_std")
     if data.get("telemetry_norm") != "none" and mean is not None and std is not None:
         channels = zip(TELEMETRY, mean.tolist(), std.tolist(), strict=True)

@@ -17,9 +17,7 @@ log = logging.getLogger("simv0")
 def describe(work: Work) -> dict[str, Any]:
     """The fields of `Meta` that stay the same throughout a run."""
     config, model, train = work.config, work.model, work.train
-    encoder = model.encoder.identity if model.encoder is not None else None
-    if train.identity is not None:
-        encoder = {key: value for key, value in train.identity.items() if key.startswith("vision_")}
+    origin = {} if work.origin is None else {"init_from": work.origin}
     return {
         "dv": model.dv,
         "d": model.llm.d,
@@ -29,9 +27,9 @@ def describe(work: Work) -> dict[str, Any]:
         "confidence_head": "confidence" in model.heads,
         "labels": {head: list(names) for head, names in HEADS.items()},
         "llm": model.llm.identity,
-        "encoder": encoder,
+        "encoder": work.encoder_identity,
         "config": config.model_dump(),
-        "provenance": {**provenance(), **numerics(model)},
+        "provenance": {**provenance(), **numerics(model), **origin},
     }
 
 
@@ -64,5 +62,7 @@ def introduce(work: Work, position: Position) -> None:
         groups = (split.labels.group for split in pair)
         for warning in find_leakage(one, other, *groups, names=(pair[0].name, pair[1].name)):
             log.warning(warning)
+    if work.origin is not None:
+        log.info(f"started from {work.origin['file']} (sha256 {work.origin['sha256'][:16]})")
     if (position.epoch, position.step) != (0, 0):
         log.info(f"resuming in epoch {position.epoch + 1} after step {position.step}")

@@ -21,6 +21,7 @@ from simv0.training.board import check_tensorboard, tensorboard
 from simv0.training.control import control_config, write_copy
 from simv0.training.epoch import LogitsKept, evaluate, train_one_epoch
 from simv0.training.epoch_view import batches_shown, every_metric, table_head, table_row
+from simv0.training.origin import read_origin, start_from
 from simv0.training.recipe import lr_factor, set_stats
 from simv0.training.resume import Position, find_checkpoint, restore
 from simv0.training.rundir import RunDir, append_line
@@ -84,7 +85,8 @@ def _claim(run: RunDir, config: Config, overwrite: bool, resume: bool) -> Checkp
 
 def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: StopRequest) -> None:
     check_tensorboard(config)
-    work = open_work(config, checkpoint)
+    origin = read_origin(config) if checkpoint is None else None
+    work = open_work(config, checkpoint, origin)
     model, steps = work.model, config.training.epochs * work.steps
     seconds = compile_llm(
         model.llm, config.training.compile, batch=work.share, tokens=model.tokens, steps=steps, first=model.bos
@@ -95,6 +97,8 @@ def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: 
         position = Position()
         with sharing():
             set_stats(model, work.train, config)
+        if origin is not None:
+            start_from(origin, model)
         broadcast_tensors(model.trainable_state())
         broadcast_from_rank0(run.begin, config)
         if config.training.llm_control:

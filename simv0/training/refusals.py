@@ -9,7 +9,7 @@ from typing import Any
 from simv0.config.schema import Config
 from simv0.config.yaml import parse_yaml
 from simv0.disk.files import check_checkpoint
-from simv0.errors import CacheError, ConfigError, DataError, SimError, TrainingError, shown
+from simv0.errors import CacheError, CheckpointError, ConfigError, DataError, SimError, TrainingError, shown
 from simv0.training.rundir import RunDir
 
 MANIFEST_CLASS = "simv0.datasets.ManifestDataset"
@@ -58,10 +58,33 @@ def check_train(config: Config, resume: bool, overwrite: bool) -> None:
     run.check_asked(overwrite=overwrite, resume=resume)
     if resume and (run.last.exists() or run.previous.exists()):
         check_same_config(run, _begun_with(run), config)
-    elif not resume:
-        run.check_ours()
+    else:
+        check_init_from(config)
+        if not resume:
+            run.check_ours()
     if not _features_there(config, "train"):
         check_split_paths(config)
+
+
+def check_init_from(config: Config) -> None:
+    """Refuse to start from a checkpoint that is not there, or that the new run would remove.
+
+    Raises:
+        CheckpointError: missing, or no checkpoint.
+        ConfigError: it lies in the run's own folder.
+    """
+    if config.training.init_from is None:
+        return
+    path = Path(config.training.init_from)
+    try:
+        check_checkpoint(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"training.init_from: {error}") from None
+    if path.resolve().is_relative_to(Path(config.output.output_dir).resolve()):
+        raise ConfigError(
+            f"training.init_from: {path} lies in output.output_dir, which a new run empties; choose another "
+            "output.output_dir"
+        )
 
 
 def _begun_with(run: RunDir) -> dict[str, Any]:

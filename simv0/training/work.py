@@ -1,7 +1,7 @@
 """What the epochs of a run work with, resolved once, before the first of them."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,9 +13,10 @@ from simv0.model.checkpoint import Checkpoint
 from simv0.model.network import SimV0Model
 from simv0.runtime.device import pick_device
 from simv0.runtime.distributed import check_same, share_of
+from simv0.training.origin import about_origin, check_origin
 from simv0.training.recipe import class_weights, make_optimizer, visual_dropout
 from simv0.training.splits import Batches, Split, check_pair, eval_batches, open_split, split_digest, train_batches
-from simv0.vision.encoder import load_encoder
+from simv0.vision.encoder import Encoder, load_encoder
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Work:
         batches: of train.
         judged_on: batches of the other splits.
         share: windows of a full batch that are this process's.
+        origin: `about_origin` of the checkpoint that the run started from, if any.
     """
 
     config: Config
@@ -43,6 +45,12 @@ class Work:
     batches: Batches
     judged_on: dict[str, Batches]
     share: int
+    origin: dict[str, Any] | None
+
+    @property
+    def encoder_identity(self) -> dict[str, Any] | None:
+        """Of the encoder whose features are trained on; None where the dataset brings its own."""
+        return encoder_identity(self.model.encoder, self.train)
 
     @property
     def train(self) -> Split:
@@ -65,12 +73,20 @@ class Work:
         return -(-len(self.train.labels) // self.config.batch_size)
 
 
-def open_work(config: Config, checkpoint: Checkpoint | None) -> Work:
+def encoder_identity(encoder: Encoder | None, train: Split) -> dict[str, Any] | None:
+    """Of an encoder that encodes in every epoch, or of the one that made a split's features."""
+    if train.identity is not None:
+        return {key: value for key, value in train.identity.items() if key.startswith("vision_")}
+    return None if encoder is None else encoder.identity
+
+
+def open_work(config: Config, checkpoint: Checkpoint | None, origin: Checkpoint | None = None) -> Work:
     """Open the splits, load the frozen networks and put freshly seeded trainable modules around them.
 
     Args:
         config: the whole config.
         checkpoint: of a run to be resumed, whose encoder and prefix are those it was begun with.
+        origin: what a new run starts from (`read_origin`).
 
     Raises:
         SimError: errors the user can fix.
@@ -83,7 +99,10 @@ def open_work(config: Config, checkpoint: Checkpoint | None) -> Work:
     for split in others:
         check_pair(config, (train.identity, split.identity), (train.dv, split.dv), split.name)
         warn_of_spacing(train.frame_spacing, split.frame_spacing, split.name)
-    model = build_model(config, train.dv, encoder, device, None if checkpoint is None else "bos" in checkpoint.state)
+    begun = checkpoint or (origin if config.model.bos is None else None)
+    model = build_model(config, train.dv, encoder, device, None if begun is None else "bos" in begun.state)
+    if origin is not None:
+        check_origin(origin, str(config.training.init_from), model, encoder_identity(encoder, train))
     model.visual_dropout = visual_dropout(config.training, train)
     digests = {name: split_digest(split) for name, split in splits.items()}
     check_same(
@@ -110,4 +129,5 @@ def open_work(config: Config, checkpoint: Checkpoint | None) -> Work:
         batches=train_batches(config, train),
         judged_on={split.name: eval_batches(config, split) for split in others},
         share=max(stop - start, 1),
+        origin=about_origin(config, origin, checkpoint),
     )

@@ -82,3 +82,15 @@ class VisFeats:
         weight = 3e38 if i == self.poison else 1.0  # overflows the weighted sum
         telemetry = self.feats[i].ravel()[:8]
         return {"vis_feats": self.feats[i], "telemetry": telemetry, "sample_id": f"w{i}", "weight": weight, **labels}
+
+
+class OtherRobot(VisFeats):
+    """The same windows as another robot sees them: az is constant, gx is not measured, v is ten times as fast."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path + " of the other robot")
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        sample = super().__getitem__(i)
+        telemetry = sample["telemetry"] * np.array([1, 2, 0, 0, 0.5, 1, 10, 1], np.float32)
+        return {**sample, "telemetry": telemetry + np.array([0, 1, 9.81, 0, 0, 0, 100, 0], np.float32)}
