@@ -110,8 +110,6 @@ def _look_at_all(config: Config, errors: ErrorCollector, probe: bool, full: bool
     if len(splits) < len(outlines) or any(split.source == "frames" for split in splits):
         encoder = check_encoder(config, errors)
     facts["output"] = check_output(config, errors)
-    with errors:
-        read_origin(config)
     dv = next((split.dv for split in splits if split.dv), encoder.dv if encoder else None)
     if encoder is not None:
         warn_of_guesses(config.model)
@@ -195,8 +193,11 @@ def check_both(config: Config, one: SplitOutline, other: SplitOutline, errors: E
 
 
 def check_output(config: Config, errors: ErrorCollector) -> Facts:
-    """Whether the run can be written, and whether one exists."""
+    """Whether the run can be written, whether one exists, and what a new one would start from."""
     run = RunDir(config.output.output_dir)
+    with errors:
+        if not run.holds_a_run:  # which resumes without it
+            read_origin(config)
     with errors:
         run.check_ours()
     held = "holds a run: train needs --resume or --overwrite" if run.holds_a_run else "no run yet"

@@ -14,6 +14,8 @@ from small_world import MakeConfig
 from small_world import make_config as config_over
 from torch import Tensor
 
+from simv0.checks.collector import ErrorCollector
+from simv0.checks.run import check_output
 from simv0.config.load import dump_config, load_config
 from simv0.config.schema import Config
 from simv0.demo.networks import save_tiny_llm
@@ -148,6 +150,9 @@ def test_a_killed_run_resumes_without_the_file(new: Config, old: Path, tmp_path:
     whole = fit(moved(new, tmp_path / "whole"))
     fit_until(new, 1)
     old.unlink()
+    errors = ErrorCollector()
+    check_output(new, errors)
+    assert errors.problems == []
     run = fit(new, resume=True)
     assert outcome(run) == outcome(whole)
     assert (
@@ -184,10 +189,9 @@ def test_another_llm_is_refused_by_name(new: Config, old: Path, tmp_path: Path) 
     )
 
 
-def test_another_encoder_is_refused(new: Config, make_config: MakeConfig, features: Path, old: Path) -> None:
-    said = refused(
-        make_config(cache={"dir": str(features)}, training={"init_from": str(old)}, output={"output_dir": "x"})
-    )
+def test_another_encoder_is_refused(make_config: MakeConfig, features: Path, old: Path, tmp_path: Path) -> None:
+    output = {"output_dir": str(tmp_path / "other")}
+    said = refused(make_config(cache={"dir": str(features)}, training={"init_from": str(old)}, output=output))
     assert said == (
         f"training.init_from: {old}: was trained on a dataset's own vis_feats, but this run trains on features of an "
         "encoder"
