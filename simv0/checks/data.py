@@ -65,13 +65,13 @@ class SplitOutline:
         """Labels of all windows; None if they are only known for those that were read."""
         return self.seen if len(self.seen) == self.windows else None
 
-    def facts(self) -> Facts:
-        """For the report."""
+    def facts(self, class_path: str) -> Facts:
+        """For the report; `class_path` is the config's."""
         facts: Facts = {"source": self.source, "windows": self.windows}
         if self.source != "feature file":
             facts["windows read"] = "all" if self.read == self.windows else f"{self.read} (all with --full)"
-        if self.dataset is not None and not isinstance(self.dataset, ManifestDataset):
-            facts["class from"] = str(file_of(sys.modules[type(self.dataset).__module__]))
+        if self.dataset is not None and class_path != MANIFEST:
+            facts["class from"] = str(file_of(sys.modules[class_path.rpartition(".")[0]]))
         known = f"{self.frame_spacing:g} s" if self.frame_spacing else "unknown: set data.frame_spacing for the robot"
         facts["frame spacing"] = known
         for head, names in HEADS.items():

@@ -102,7 +102,7 @@ def _look_at_all(config: Config, errors: ErrorCollector, probe: bool, full: bool
     splits = [split for split in outlines if split is not None]
     for split in splits:
         warn_of_split(config, split)
-        facts[f"data: {split.name}"] = split.facts()
+        facts[f"data: {split.name}"] = split.facts(config.data.dataset_class_path)
     for one, other in itertools.combinations(splits, 2):
         both = "both" if len(outlines) == 2 else f"{one.name} and {other.name}"
         facts[f"data: {both}"] = check_both(config, one, other, errors)

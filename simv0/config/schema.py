@@ -31,8 +31,9 @@ class DataConfig(Section):
     """Where the windows come from."""
 
     dataset_class_path: str = "simv0.datasets.ManifestDataset"
-    """Import path of the map-style dataset class, built as `Class(split_path, **dataset_kwargs)`. This is the one place
-    where a config names code: run only configs that you trust."""
+    """Import path of the map-style dataset class, or of a function that makes one, called as
+    `Class(split_path, **dataset_kwargs)`. This is the one place where a config names code: run only configs that you
+    trust."""
     dataset_kwargs: dict[str, JsonValue] = {}
     """Keyword arguments for that class."""
     train_split_path: str

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import IterableDataset
 
 from simv0.config.schema import DataConfig
+from simv0.data.wrapped import unwrapped
 from simv0.errors import ConfigError, DataError, SimError
 
 log = logging.getLogger("simv0")
@@ -27,7 +29,7 @@ def load_dataset(data: DataConfig, split: str) -> Any:
 
     Raises:
         ConfigError: the path does not lead to a class, or the class refuses its arguments.
-        DataError: the class lacks `__len__` or `__getitem__`.
+        DataError: the class lacks `__len__` or `__getitem__`, or can only be iterated over.
     """
     cls = import_class(data.dataset_class_path)
     split_path = data.splits[split]
@@ -38,10 +40,16 @@ def load_dataset(data: DataConfig, split: str) -> Any:
         if error.__traceback__ is not None and error.__traceback__.tb_next is None:  # the call itself, not inside it
             raise ConfigError(f"data.dataset_kwargs: {data.dataset_class_path}: {error}") from None
         raise
-    for method in ("__len__", "__getitem__"):
-        if not hasattr(dataset, method):
-            raise DataError(f"{data.dataset_class_path}: a map-style dataset must define {method}")
-    return dataset
+    lacking = [method for method in ("__len__", "__getitem__") if not hasattr(dataset, method)]
+    if isinstance(dataset, IterableDataset) or ("__getitem__" in lacking and hasattr(dataset, "__iter__")):
+        raise DataError(
+            f"data.dataset_class_path: {data.dataset_class_path}: a dataset that can only be iterated over "
+            f"({type(dataset).__name__}), but windows are read by number; give a class with __len__ and __getitem__ "
+            "that keeps list(...) of it, not decoded yet, or write its windows to files and a manifest"
+        )
+    if lacking:
+        raise DataError(f"{data.dataset_class_path}: a map-style dataset must define {lacking[0]}")
+    return unwrapped(dataset)
 
 
 def import_class(dotted: str) -> Any:
