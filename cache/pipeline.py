@@ -1,10 +1,8 @@
 """`simv0 cache-vis`: dataset + encoder -> feature files. Resumes by itself; several processes may share the work."""
 
-import ctypes
 import itertools
 import logging
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,6 +24,7 @@ from simv0.features.reader import read_features
 from simv0.features.shards import Parts, Plan, parts_of, shard_windows_of
 from simv0.runtime.device import chosen_device
 from simv0.runtime.distributed import broadcast_from_rank0, process_group
+from simv0.runtime.speaking import from_here
 from simv0.runtime.threads import sharing
 from simv0.vision.encoder import Encoder, load_encoder
 
@@ -54,15 +53,22 @@ class CacheReport:
     def __str__(self) -> str:
         """One human-readable line."""
         if self.outcome == "skipped":
-            return f"{self.split}: {self.path} is complete ({self.windows} windows); nothing to do"
+            return f"{self.split}: {from_here(self.path)} is complete ({self.windows} windows); nothing to do"
         done = self.counts
         kept = "; left as shards, which train reads" if self.outcome == "shards" else ""
         return (
-            f"{self.split}: {self.path}: {self.windows} windows; encoded here: {done.windows} windows, "
+            f"{self.split}: {from_here(self.path)}: {self.windows} windows; encoded here: {done.windows} windows, "
             f"{done.frames} frames seen, {done.encoded} encoded, {done.frames - done.encoded} reused; "
             f"{done.windows / max(done.seconds, 1e-9):.1f} windows/s, "
             f"{done.waited / max(done.seconds, 1e-9):.0%} waiting for data{kept}"
         )
+
+
+class Cached(dict[str, CacheReport]):
+    """Split -> its outcome, as `cache.cache_vis` returns it; prints a line each."""
+
+    def __repr__(self) -> str:
+        return "\n".join(str(report) for report in self.values())
 
 
 @dataclass(frozen=True)
@@ -121,18 +127,6 @@ def cache_vis(config: Config, *, overwrite: bool = False) -> list[CacheReport]:
             broadcast_from_rank0(start_over, splits)
     with sharing():
         return [cache_split(config, split, encoder) for split in splits]
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what one batch frees for the next one; elsewhere nothing happens.
-
-    By default large blocks go back to the kernel and are faulted in anew, page by page: with the activations of a tower
-    of convolutions that can take longer than the encoder itself (benchmarks/results/cache_vis_epyc_2026-11-23.md).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: which is not cut back
 
 
 def open_job(config: Config, name: str) -> SplitJob:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.pipeline import cache_vis
-from cli.tables import metrics_table
+from cli.tables import print_evaluation
 from simv0.config.load import load_config
 from simv0.config.schema import Config
 from simv0.demo.networks import save_tiny_llm, save_tiny_tower
@@ -46,7 +46,7 @@ def run_demo(out: Path, seed: int = 0) -> Path:
         run = fit(config, overwrite=True)
     with _step("5/5 evaluate"):
         found, folder = evaluate_checkpoint(run.best)
-        metrics_table(found, "best.pt on val")
+        print_evaluation(found)
     page = folder / "report.html"  # needs matplotlib
     shown = f"  report           {page}\n" if page.exists() else ""
     log.info(

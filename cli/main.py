@@ -1,7 +1,6 @@
 """The command line: parse, call one function, print. Nothing here imports torch before a command needs it."""
 
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -9,9 +8,10 @@ from typing import Annotated
 import typer
 
 from cli.export import export
-from cli.options import SPLITS, Baselines, CkptPath, ConfigPath, Overrides, Quiet, Threads, Verbose
-from cli.shared import WholeCommand, cpu_threads, is_first, say_version, user_errors
+from cli.options import Baselines, CkptPath, ConfigPath, Overrides, Quiet, Threads, Verbose
+from cli.shared import WholeCommand, cpu_threads, is_first, keep_freed_memory, say_version, user_errors
 from cli.split import split
+from simv0.labels import SPLITS
 
 app = typer.Typer(
     help="Risk, reason and action from camera windows: a small trained model around a frozen encoder and a frozen LLM.",
@@ -73,26 +73,16 @@ def cache_vis(
     """Run the vision encoder once over all splits and write their feature files."""
     stopped = "stopped; finished shards are kept: run cache-vis without --overwrite to resume"
     with user_errors(stopped=stopped, quiet=quiet, verbose=verbose):
-        from simv0.config.load import load_config
+        from cache import cache_vis as run
 
-        loaded = load_config(config, set_)
-        from simv0.training.refusals import check_split_paths
-
-        check_split_paths(loaded)
-        from cache.pipeline import cache_vis as run
-        from cache.pipeline import keep_freed_memory
-        from simv0.checks.run import preflight
-
-        preflight(loaded, "cache-vis")
         keep_freed_memory()
         previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's Ctrl-C
         try:
             with cpu_threads(threads):
-                reports = run(loaded, overwrite=overwrite)
+                reports = run(config, overwrite=overwrite, overrides=set_ or ())
         finally:
             signal.signal(signal.SIGTERM, previous)
-        for report in reports:
-            typer.echo(str(report))
+        typer.echo(str(reports))
 
 
 @app.command(cls=WholeCommand)
@@ -107,24 +97,12 @@ def train(
 ) -> None:
     """Train projector, telemetry MLP, task token and heads."""
     with user_errors(quiet=quiet, verbose=verbose):
-        from simv0.config.load import load_config
-        from simv0.errors import ConfigError
+        from simv0.api import fit
 
-        loaded = load_config(config, set_)
-        if resume and overwrite:
-            raise ConfigError("--resume and --overwrite exclude each other")
-        from simv0.training.refusals import check_train
-
-        if os.environ.get("WORLD_SIZE", "1") == "1":  # another process may have begun the run already
-            check_train(loaded, resume=resume, overwrite=overwrite)
-        from simv0.checks.run import preflight
-        from simv0.training.fit import fit
-
-        preflight(loaded, "train")
         with cpu_threads(threads):
-            run = fit(loaded, resume=resume, overwrite=overwrite)
+            run = fit(config, resume=resume, overwrite=overwrite, overrides=set_ or ())
         if is_first():
-            typer.echo(f"best checkpoint: {run.best}")
+            typer.echo(f"best checkpoint: {run.best_checkpoint}")
 
 
 @app.command(cls=WholeCommand)
@@ -152,29 +130,14 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint."""
     with user_errors(quiet=quiet, verbose=verbose):
-        from simv0.config.load import load_config, load_run_config
-        from simv0.errors import ConfigError
-
-        if split not in SPLITS:
-            raise ConfigError(f"--split: expected train, val or calibration, found {split}")
-        from simv0.disk.files import check_checkpoint
-        from simv0.evaluation.folder import check_chosen
-        from simv0.training.refusals import check_data, config_of_run
-
-        check_checkpoint(ckpt)
-        if out is not None:
-            check_chosen(out, {"--data": Path(data) if data is not None else None, "--ckpt": ckpt})
-        loaded = load_config(config, set_) if config is not None else load_run_config(config_of_run(ckpt), set_)
-        if data is not None:
-            check_data(data, loaded.data.dataset_class_path)
-        from cli.tables import metrics_table
-        from simv0.evaluation.run import evaluate_checkpoint
+        from simv0.api import evaluate as run
 
         with cpu_threads(threads):
-            found, folder = evaluate_checkpoint(ckpt, loaded, data, split, baselines, out=out)
+            found = run(ckpt, data=data, split=split, baselines=baselines, out=out, config=config, overrides=set_ or ())
         if is_first():
-            metrics_table(found, f"{ckpt.name} on {data or split}")
-            typer.echo(f"written to {folder}")
+            from cli.tables import print_evaluation
+
+            print_evaluation(found)
 
 
 @app.command(cls=WholeCommand)

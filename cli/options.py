@@ -7,7 +7,6 @@ import typer
 
 from cli.shared import config_keys
 
-SPLITS = ("val", "train", "calibration")
 ConfigPath = Annotated[Path, typer.Option("--config", help="The YAML config.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,

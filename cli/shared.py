@@ -1,6 +1,6 @@
 """What every command shares: errors as lines on stderr, and the threads it may use."""
 
-import logging
+import ctypes
 import os
 import sys
 from collections.abc import Iterator
@@ -24,22 +24,15 @@ def user_errors(
 
     `quiet` leaves warnings, errors and what the command itself prints; `verbose` adds the log's details and the time.
     """
-    logger = logging.getLogger("simv0")
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-    logger.propagate = False  # open_clip gives the root logger a handler of its own
-    said = sys.stderr if answers_on_stdout else sys.stdout
-    handlers: list[logging.Handler] = [logging.StreamHandler(said), logging.StreamHandler(sys.stderr)]
-    handlers[0].addFilter(lambda record: record.levelno < logging.WARNING and not quiet)
-    handlers[1].setLevel(logging.WARNING)
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S") if verbose else None)
-        logger.addHandler(handler)
+    from simv0.runtime.speaking import heard_on
+
     try:
-        if quiet and verbose:
-            raise ConfigError("--quiet and --verbose exclude each other")
-        check_platform()
-        with _without_progress() if quiet else nullcontext():
-            yield
+        with heard_on(sys.stderr if answers_on_stdout else sys.stdout, quiet=quiet, verbose=verbose):
+            if quiet and verbose:
+                raise ConfigError("--quiet and --verbose exclude each other")
+            check_platform()
+            with _without_progress() if quiet else nullcontext():
+                yield
     except KeyboardInterrupt:
         typer.echo(stopped, err=True)
         raise typer.Exit(130) from None
@@ -52,10 +45,6 @@ def user_errors(
         for line in str(told).splitlines():
             typer.echo(f"error: {line}", err=True)
         raise typer.Exit(told.exit_code) from None
-    finally:
-        for handler in handlers:
-            logger.removeHandler(handler)
-        logger.propagate = True
 
 
 @contextmanager
@@ -77,9 +66,11 @@ def _without_progress() -> Iterator[None]:
 
 def cpu_threads(threads: int | None) -> AbstractContextManager[None]:
     """`--threads` for one command."""
+    if threads is None:
+        return nullcontext()
     from simv0.runtime.threads import limited_to
 
-    return nullcontext() if threads is None else limited_to(threads)
+    return limited_to(threads)
 
 
 def is_first() -> bool:
@@ -102,6 +93,18 @@ class WholeCommand(TyperCommand):
     def get_short_help_str(self, limit: int = 45) -> str:
         """The whole sentence: the list wraps it."""
         return " ".join((self.help or "").split())
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what one batch frees for the next one; elsewhere nothing happens.
+
+    By default large blocks go back to the kernel and are faulted in anew, page by page: with the activations of a tower
+    of convolutions that can take longer than the encoder itself (benchmarks/results/cache_vis_epyc_2026-11-23.md).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: which is not cut back
 
 
 def config_keys(incomplete: str) -> list[str]:

@@ -14,3 +14,4 @@ TELEMETRY = ("ax", "ay", "az", "gx", "gy", "gz", "v", "w")
 
 UNITS = ("m/s²", "m/s²", "m/s²", "rad/s", "rad/s", "rad/s", "m/s", "rad/s")
 """Units of the 8 numbers."""
+SPLITS = ("val", "train", "calibration")

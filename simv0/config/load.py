@@ -17,7 +17,34 @@ from simv0.errors import ConfigError, shown
 log = logging.getLogger("simv0")
 
 
-def load_config(path: str | Path, overrides: Sequence[str] | None = None) -> Config:
+ConfigLike = Config | Mapping[str, Any] | str | os.PathLike[str]
+"""How Python gives a config: its sections as a dict, the path of a YAML file, or one that is built already."""
+
+
+def as_config(config: ConfigLike, overrides: Sequence[str] = ()) -> Config:
+    """A config, however it is given. A dict may hold `Path` objects and tuples; its relative paths, as those of a file,
+    are relative to the current folder.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    if isinstance(config, Config):
+        return build_config(config.model_dump(), "config", environment=False, overrides=overrides)
+    if isinstance(config, Mapping):
+        return build_config(_plain(config), "config", overrides=overrides)
+    return load_config(config, overrides)
+
+
+def _plain(value: Any) -> Any:
+    """A value of Python as YAML would have given it."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] | None = None) -> Config:
     """Read a YAML config, apply `section.key=value` overrides, check it, make its paths absolute.
 
     Raises:
@@ -144,6 +171,11 @@ def _explain(error: dict[str, Any]) -> str:
             return f"{where}: expected true or false, found {found}"
         case "model_type" | "model_attributes_type":
             return f"{where}: expected a section with keys, found {found}"
+        case "string_type" if location[-1].endswith("_split_path"):
+            return (
+                f"{where}: expected the path that data.dataset_class_path is built with, found {found}; a dataset is "
+                "named by its class or a function that returns it, not given itself"
+            )
         case "literal_error":
             return f"{where}: expected {error['ctx']['expected']}, found {found}"
         case _:

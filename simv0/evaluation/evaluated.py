@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from simv0.alarm.calibration import softmax
@@ -18,9 +21,11 @@ from simv0.config.schema import EvaluationConfig
 from simv0.data.labels import Labels
 from simv0.evaluation.by_recording import by_recording
 from simv0.evaluation.events import EventTable, Replayed, replay_split
+from simv0.evaluation.tables import tables_of
 from simv0.evaluation.unlike import unlike_caution
 from simv0.labels import HEADS, HIGH
 from simv0.model.metrics import Metrics, from_confusions
+from simv0.runtime.speaking import Printed, from_here
 
 RESAMPLES = 300
 FEW_HIGH = 20
@@ -29,9 +34,9 @@ MODEL = "this checkpoint"
 CONTROL = "its LLM randomised"
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """Everything the report tells."""
+@dataclass(frozen=True, repr=False)
+class Evaluated(Printed):
+    """Everything the report tells, and where it was written."""
 
     about: Mapping[str, Any]
     metrics: Metrics
@@ -63,6 +68,22 @@ class Evaluated:
     """Which windows are unlike the training data; None: nothing is known of it."""
     frame_spacing: float | None = None
     """Seconds between the frames of a training window, where known."""
+    folder: Path | None = None
+    """Where `metrics.json`, `predictions.jsonl` and `report.html` are."""
+    predictions: Sequence[Mapping[str, Any]] = ()
+    """The lines of `predictions.jsonl`, one a window."""
+
+    @property
+    def report(self) -> Path | None:
+        """`report.html`; None where the extra `report` is not installed."""
+        page = None if self.folder is None else self.folder / "report.html"
+        return page if page is not None and page.exists() else None
+
+    def parts(self) -> Iterator[Table | Text]:
+        """What it prints: what `simv0 evaluate` does."""
+        yield from tables_of(self)
+        if self.folder is not None:
+            yield Text(f"written to {from_here(self.folder)}")
 
     @property
     def compared(self) -> dict[str, Metrics]:

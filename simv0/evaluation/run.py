@@ -156,13 +156,15 @@ def _evaluate(
         best_metric=config.training.best_metric,
         raw_telemetry=config.data.telemetry_norm == "train",
         frame_spacing=checkpoint.meta.frame_spacing,
+        folder=folder,
+        predictions=[row.as_json() for row in rows],
     )
     if rank() == 0:
-        _write(evaluated, rows, folder, origin)
+        _write(evaluated, folder, origin)
     return evaluated, folder
 
 
-def _write(evaluated: Evaluated, rows: list[Prediction], folder: Path, origin: dict[str, Any]) -> None:
+def _write(evaluated: Evaluated, folder: Path, origin: dict[str, Any]) -> None:
     """`metrics.json`, `predictions.jsonl`, `report.html`."""
     alarm = evaluated.alarm.model_dump() if evaluated.alarm else None
     content = {
@@ -184,7 +186,8 @@ def _write(evaluated: Evaluated, rows: list[Prediction], folder: Path, origin: d
     with told_plainly(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "metrics.json", (json.dumps(content, indent=2) + "\n").encode())
-    write_atomically(folder / "predictions.jsonl", "".join(json.dumps(row.as_json()) + "\n" for row in rows).encode())
+    lines = "".join(json.dumps(row) + "\n" for row in evaluated.predictions)
+    write_atomically(folder / "predictions.jsonl", lines.encode())
     try:
         write_report(folder / "report.html", evaluated)
     except ConfigError as error:

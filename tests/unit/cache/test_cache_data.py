@@ -128,7 +128,7 @@ def test_memory_that_a_batch_frees_is_kept_for_the_next() -> None:
     """A guard without timing: pages that the kernel must bring in anew, in a process of its own."""
     script = """
 import resource, torch
-from cache.pipeline import keep_freed_memory
+from cli.shared import keep_freed_memory
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 keep_freed_memory()
 for _ in range(20): torch.ones(16 * 2**20)  # 64 MiB, freed at once, until the heap has grown
