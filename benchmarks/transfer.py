@@ -4,10 +4,10 @@
 
 Rover -> autocar: another camera, another place, most telemetry channels missing; the demo -> the demo with another
 world seed: the same robot elsewhere. The new robot has 10 %, 30 % or all of its train windows: one stretch of them, as
-if so much had been recorded, which begins elsewhere with every seed. `x steps`: as many steps as with all of them. All
-is measured on the new robot's val at the last epoch: nothing is chosen there. Beside each figure: its difference to the
-row from scratch above it, with a 95 % interval from resampling seeds and recordings of both together. `old robot`: its
-checkpoint as it is, with the new robot's statistics.
+if so much had been recorded, which begins elsewhere with every seed. With --equal-steps each share trains for as many
+steps as all of them do. All is measured on the new robot's val at the last epoch: nothing is chosen there. Beside each
+figure: its difference to the row from scratch above it, with a 95 % interval from resampling seeds and recordings of
+both together. `old robot`: its checkpoint as it is, with the new robot's statistics.
 """
 
 import argparse
@@ -20,9 +20,10 @@ from benchmarks.quality import SHOWN, Row, Table, line, prepare
 from benchmarks.quality import parsed as quality_arguments
 from benchmarks.variants import CPU, Variant, predictions
 from cache.pipeline import cache_vis
-from cli.demo import WORLD
+from cli.demo import LLM, TOWER, demo_config
 from simv0.baselines.fit import Logits, part
 from simv0.config.schema import Config
+from simv0.demo.networks import save_tiny_llm, save_tiny_tower
 from simv0.demo.world import write_world
 from simv0.model.build import build_model
 from simv0.model.checkpoint import Checkpoint, load_checkpoint
@@ -33,24 +34,27 @@ from simv0.training.recipe import set_stats
 from simv0.training.splits import Batches, BatchOrder, Split, open_split
 
 SHARES = (0.1, 0.3, 1.0)
-OTHER_SEED = 1
-"""Of the second world."""
+DEMO = {"train_windows": 2000, "val_windows": 1000}
+"""Windows of each world."""
 
 
-def robots(arguments: argparse.Namespace) -> tuple[Config, Config]:
+def robots(arguments: argparse.Namespace) -> list[Config]:
     """The configs of the old robot and of the new one, their feature files made."""
-    names = arguments.pair.split("-")
+    if arguments.pair == "demo-demo":
+        return [demo(arguments.folder / f"world {seed}", seed) for seed in range(2)]
     words = ["--folder", str(arguments.folder)]
-    old = prepare(quality_arguments([names[0], *words]))
-    if names[1] != "demo":
-        return old, prepare(quality_arguments([names[1], *words]))
-    world = (arguments.folder / "other world").absolute()
-    if not (world / "val.jsonl").exists():
-        write_world(world, **{**WORLD, "seed": OTHER_SEED})
-    splits = {"train_split_path": str(world / "train.jsonl"), "val_split_path": str(world / "val.jsonl")}
-    new = Variant({"data": splits, "cache": {"dir": str(world / "cache")}}).config(old, 0)
-    cache_vis(new)
-    return old, new
+    return [prepare(quality_arguments([name, *words])) for name in arguments.pair.split("-")]
+
+
+def demo(folder: Path, seed: int) -> Config:
+    """A world like the demo's, around the demo's networks."""
+    if not (folder / "world" / "val.jsonl").exists():
+        write_world(folder / "world", **DEMO, seed=seed)
+    save_tiny_llm(folder / "models" / "llm", **LLM)
+    save_tiny_tower(folder / "models" / "vision", **TOWER)
+    config = demo_config(folder)
+    cache_vis(config)
+    return config
 
 
 def origins(old: Config, arguments: argparse.Namespace) -> list[Checkpoint]:
@@ -98,12 +102,10 @@ def pairs(new: Config, origin: list[Checkpoint], arguments: argparse.Namespace) 
     before = table.row("old robot", as_it_is, time.perf_counter() - clock)
     yield before, before
     for share in SHARES:
-        many = round(arguments.epochs / share)
-        for epochs in dict.fromkeys((arguments.epochs, many)):
-            name = f"{share:.0%}" + (f", {round(1 / share)} x steps" if epochs != arguments.epochs else "")
-            scratch = row(f"{name}, from scratch", share, epochs, None)
-            yield scratch, scratch
-            yield row(f"{name}, init_from", share, epochs, origin), scratch
+        epochs = round(arguments.epochs / share) if arguments.equal_steps else arguments.epochs
+        scratch = row(f"{share:.0%}, from scratch", share, epochs, None)
+        yield scratch, scratch
+        yield row(f"{share:.0%}, init_from", share, epochs, origin), scratch
 
 
 def main() -> None:
@@ -111,6 +113,7 @@ def main() -> None:
     parser.add_argument("pair", choices=("rover-autocar", "demo-demo"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--equal-steps", action="store_true", help="10 %% of the windows for 10 times as many epochs")
     parser.add_argument("--folder", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

@@ -68,7 +68,7 @@ def pretrained_folder(name: str, revision: str | None, files: Sequence[str]) -> 
         _refuse_offline("from_pretrained", f"{name} is not a local folder, and its files", name, "give a local folder")
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files), local_files_only=away))
-    except (OSError, ValueError) as error:  # the hub's own errors are OSErrors; a name that none can have
+    except Exception as error:  # whatever its client makes of a name, an answer or a lost network
         said = " ".join(str(error).split())
         at = f" at revision {revision}" if revision else ""
         raise ModelError(
