@@ -107,7 +107,7 @@ def predictions(config: Config, variant: Variant, seed: int, train: Split, val: 
             group["lr"] = group["peak_lr"] * lr_factor(step, total)
 
     weights = class_weights(recipe.class_weights, train, CPU)
-    batches, kept = Batches(train, order, 0), LogitsKept()
+    batches, kept = Batches(train, order), LogitsKept()
     splits = model.llm.trains_beside_one_thread(config.batch_size, model.tokens)
     with sharing() if splits else nullcontext():
         for order.epoch in range(recipe.epochs):
@@ -121,5 +121,5 @@ def predictions(config: Config, variant: Variant, seed: int, train: Split, val: 
                 grad_clip=recipe.grad_clip,
                 before_step=before_step,
             )
-        evaluate(model, Batches(val, BatchOrder(len(val.labels), 256), 0), CPU, on_batch=kept.keep)
+        evaluate(model, Batches(val, BatchOrder(len(val.labels), 256)), CPU, on_batch=kept.keep)
     return kept.arrays()

@@ -39,6 +39,7 @@ class FrameSource(Dataset[Any]):
 
     def __init__(self, dataset: Any, split: str, F: int, resize: Callable[[Tensor], Tensor]) -> None:
         self.checked, self.split, self.F, self.resize = CheckedDataset(dataset, split, F=F), split, F, resize
+        self.dataset = dataset
         self.shares = self.checked.shares
 
     def frames_of(self, window: int) -> list[Hashable]:
@@ -72,6 +73,10 @@ class FrameSource(Dataset[Any]):
         with draws_kept():
             frames = [self.resize(self._read_unit(unit)) for unit in units]
         return self.join(frames) if frames else torch.empty(0, 3, 0, 0)
+
+    def pictures(self, unit: Hashable) -> Num[Tensor, "n 3 h w"]:
+        """The frames of one unit."""
+        return self.read([unit])
 
     def join(self, frames: list[Tensor]) -> Num[Tensor, "n 3 h w"]:
         """Concatenate several runs of frames. Only frames that meet here must share a type: other shards may have

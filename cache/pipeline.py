@@ -158,7 +158,7 @@ def cache_split(config: Config, split: SplitJob, encoder: Encoder) -> CacheRepor
     except OSError as error:
         raise CacheError(f"cache.dir: {split.final.parent} cannot be created: {error.strerror}") from None
 
-    work = ShardWork(split.parts, plan, source, split.info(plan), encoder, config.data.num_workers)
+    work = ShardWork(split.parts, plan, source, split.info(plan), encoder)
     outcome: Outcome | None = None
     if split.final.exists() and not (split.parts.folder.exists() or split.gate.path.exists()):
         _check_complete(split, work)  # no process is working on it: no lock, so that the folder may be read-only
@@ -174,6 +174,7 @@ def cache_split(config: Config, split: SplitJob, encoder: Encoder) -> CacheRepor
             if not room_for_both(split.parts, plan) and config.cache.publish == "file":
                 log.warning("%s: no room for the final file beside its shards: keeping the shards", split.final)
             work.probe()
+            work.choose_workers(config.data.num_workers)
             with show_progress(work):
                 work.run()
         with split.gate.held():  # the others have finished, or died

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from cache.frames import CARRIED_FRAMES, Carry, FrameSource, Job, in_stretches, read_jobs
 from cache.publish import mendable_write
+from simv0.data.workers import workers_for
 from simv0.disk.locks import FileLock
 from simv0.errors import CacheError
 from simv0.features.info import FeatureInfo
@@ -64,9 +66,9 @@ class ShardWork:
         source: the frames.
         info: what is to be made: all of the split but its features.
         encoder: frames to features.
-        workers: processes that read frames.
 
     Attributes:
+        workers: processes that read frames; 0 until `choose_workers`.
         on_progress: called after each encoder call.
     """
 
@@ -77,10 +79,9 @@ class ShardWork:
         source: FrameSource,
         info: FeatureInfo,
         encoder: Encoder,
-        workers: int,
     ) -> None:
-        self.parts, self.plan, self.source, self.info = parts, plan, source, info
-        self.encoder, self.workers = encoder, workers
+        self.parts, self.plan, self.source, self.info, self.encoder = parts, plan, source, info, encoder
+        self.workers = 0
         self.on_progress: Callable[[], None] = lambda: None
         self.device = next(encoder.buffers()).device
         self.dtype = getattr(torch, plan.identity["dtype"])
@@ -122,6 +123,20 @@ class ShardWork:
                 self.parts.forget(shard, str(error))
             else:
                 check_unchanged(stored, self.plan.windows(shard), self, str(self.parts.shard_path(shard)))
+
+    def choose_workers(self, wanted: int | Literal["auto"]) -> None:
+        """Settle how many processes read frames (`data.num_workers`)."""
+        ahead = max(self.plan.batch_size, self.source.F)
+        self.workers = workers_for(wanted, self.source, self._unread(), self.encoder.seconds_per_frame, ahead)
+
+    def _unread(self) -> Iterator[Hashable]:
+        """The units of all missing shards, each once."""
+        seen: set[Hashable] = set()
+        for shard in _from_own_place(self.parts.missing(self.plan)):
+            for window in self.plan.windows(shard):
+                new = [unit for unit in self.source.units(self.source.frames_of(window)) if unit not in seen]
+                seen.update(new)
+                yield from new
 
     def _lock(self, shard: int) -> FileLock:
         return FileLock(self.parts.folder / f"shard-{shard:06d}.lock")

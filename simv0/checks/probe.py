@@ -9,6 +9,7 @@ import torch
 from simv0.checks.data import Facts, SplitOutline
 from simv0.config.schema import Config
 from simv0.data.contract import Batch, CheckedDataset
+from simv0.data.workers import cores, enough
 from simv0.labels import TELEMETRY
 from simv0.llm.compile import compile_llm
 from simv0.model.build import build_model
@@ -51,8 +52,10 @@ def _measure_frames(config: Config, train: SplitOutline) -> tuple[Facts, float]:
     read = _seconds(lambda: kept.append(checked[len(kept) % windows]["frames"]), at_least=windows) / F
     frames = torch.cat(kept)[: config.cache.batch_size]
     encode = _seconds(lambda: _synchronised(encoder, frames)) / len(frames)
-    workers = config.data.num_workers
+    workers = enough(read, encode) if config.data.num_workers == "auto" else config.data.num_workers
     rates = {"frames read per second": round(1 / read, 1), "frames encoded per second": round(1 / encode, 1)}
+    if workers and encoder.mean.device.type == "cpu":  # which does both
+        return rates, read / cores() + encode
     return rates, max(read / workers, encode) if workers else read + encode
 
 

@@ -128,6 +128,8 @@ def check_shared_memory(config: Config, splits: list[SplitOutline], picture: tup
         ConfigError: too little, with the way out.
     """
     workers = config.data.num_workers
+    if workers == "auto":  # stays within the room
+        return
     if not workers or not SHARED_MEMORY.is_dir() or all(split.source != "frames" for split in splits):
         return
     cached = config.model.use_cached_vis_feats

@@ -47,14 +47,24 @@ class DataConfig(Section):
     """
     batch_size: int | None = Field(default=None, ge=1, le=1_000_000)
     """Windows per training step; unset: 64 on cached features, 8 on raw frames."""
-    num_workers: int = Field(default=0, ge=0, le=256)
-    """Processes that read and decode frames; 0 reads in the main process. Cached features do not need any."""
+    num_workers: int | Literal["auto"] = "auto"
+    """Processes that read and decode frames while others are encoded; 0 reads in the main process. `auto` measures how
+    long a frame takes to read and to encode, and starts as many as keep pace with the encoder, at most one a core.
+    Cached features do not need any. Changes no bit of a result.
+    """
     frame_spacing: float | None = Field(default=None, gt=0, le=3600)
     """Seconds between the frames of a window. The checkpoint keeps it, so that a robot's windows can be like those of
     training; unset: what the dataset says (`timestamps` of a manifest's videos, its `frame_spacing`), else unknown."""
     telemetry_norm: Literal["train", "none"] = "train"
     """`train` standardises each telemetry channel with the train split's mean and std; `none` for a dataset that does
     so already."""
+
+    @field_validator("num_workers", mode="plain")
+    @classmethod
+    def _auto_or_a_number(cls, value: Any) -> Any:
+        if value == "auto" or (type(value) is int and 0 <= value <= 256):
+            return value
+        raise PydanticCustomError("num_workers", "Expected auto, or a number from 0 to 256")
 
     @property
     def splits(self) -> dict[str, str]:

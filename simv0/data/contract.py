@@ -192,6 +192,15 @@ class CheckedDataset(Dataset[dict[str, Any]]):
             sample["frames"] = self.resize(sample["frames"])
         return sample
 
+    def pictures(self, index: int) -> Num[Tensor, "F 3 h w"]:
+        """A window's frames.
+
+        Raises:
+            KeyError: it brings features.
+        """
+        frames: Tensor = self[index]["frames"]
+        return frames
+
     def labels_of(self, index: int) -> dict[str, Any]:
         """A sample without its frames, which are read only where the dataset has no `labels_of`."""
         where, short = place_of(self.dataset, self.split, index), hasattr(self.dataset, "labels_of")

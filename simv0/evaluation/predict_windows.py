@@ -9,6 +9,7 @@ from simv0.data.contract import CheckedDataset, collate
 from simv0.data.labels import check_windows
 from simv0.data.loading import make_loader, started
 from simv0.data.user_class import load_dataset
+from simv0.data.workers import workers_for
 from simv0.errors import CheckpointError, DataError
 from simv0.features.dataset import CachedDataset
 from simv0.model.checkpoint import Checkpoint, load_checkpoint
@@ -50,8 +51,13 @@ def predict_windows(
             dataset, name, F=predictor.meta.F, labels=False, resize=encoder.resize if encoder else None
         )
     order = [list(range(at, min(at + BATCH, N))) for at in range(0, N, BATCH)]
+    workers, wanted = 0, config.data.num_workers
+    if encoder is not None:
+        workers = workers_for(wanted, checked, range(N), encoder.seconds_per_frame, BATCH * predictor.meta.F)
+    elif wanted != "auto":
+        workers = wanted
     seen: set[str] = set()
-    for batch in Stopwatch().over(started(make_loader(checked, order, collate, config.data.num_workers))):
+    for batch in Stopwatch().over(started(make_loader(checked, order, collate, workers))):
         for judged in predictor.judge(batch):
             if judged.sample_id in seen:  # of a class that can be read only window by window
                 raise DataError(f"{name}: sample_id {judged.sample_id!r} appears twice; sample_ids must be unique")

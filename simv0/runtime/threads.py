@@ -59,6 +59,11 @@ def sharing() -> Iterator[None]:
         _shared_out = None
 
 
+def networks_threads() -> int:
+    """Threads that a network may use now."""
+    return _shared_out or torch.get_num_threads()
+
+
 @contextmanager
 def limited_to(threads: int) -> Iterator[None]:
     """For a `with` block, let torch split an operation over this many threads."""

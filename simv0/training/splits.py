@@ -20,10 +20,12 @@ from simv0.data.labels import Labels, read_labels
 from simv0.data.loading import make_loader, started
 from simv0.data.source import open_source
 from simv0.data.spacing import split_spacing
-from simv0.errors import CacheError, DataError
+from simv0.data.user_class import draws_kept
+from simv0.data.workers import workers_for
+from simv0.errors import CacheError, DataError, SimError, unwrap
 from simv0.features.identity import compare_splits, labels_digest
 from simv0.features.made import cached_features
-from simv0.runtime.distributed import share_of, world_size
+from simv0.runtime.distributed import processes, share_of, world_size
 from simv0.vision.encoder import Encoder
 
 log = logging.getLogger("simv0")
@@ -47,6 +49,8 @@ class Split:
     """Of the feature file; None where the dataset itself yields features or frames."""
     frame_spacing: float | None = None
     """Seconds between the frames of a window; None: unknown."""
+    workers: int = 0
+    """Processes that read it."""
 
 
 def open_split(config: Config, name: str, encoder: Encoder | None = None) -> Split:
@@ -83,7 +87,17 @@ def _open_dataset(config: Config, name: str, encoder: Encoder | None) -> Split:
         dv = first["vis_feats"].shape[-1]
         check_own_dv(config, name, dv)
     labels = read_labels(source.dataset, name, F)
-    return Split(name, checked, labels, source.class_weights, dv, None, source.frame_spacing)
+    workers = _workers(config, checked, encoder)
+    return Split(name, checked, labels, source.class_weights, dv, None, source.frame_spacing, workers)
+
+
+def _workers(config: Config, checked: CheckedDataset, encoder: Encoder | None) -> int:
+    """`data.num_workers`; `auto` does without where no encoder has to be kept busy."""
+    wanted = config.data.num_workers
+    if encoder is None:
+        return 0 if wanted == "auto" else wanted
+    ahead = -(-config.batch_size // processes()) * config.model.F
+    return workers_for(wanted, checked, range(len(checked)), encoder.seconds_per_frame, ahead)
 
 
 def check_own_dv(config: Config, name: str, dv: int) -> None:
@@ -174,12 +188,12 @@ class _InEpoch(Sampler[list[tuple[int, int]]]):
 class Batches:
     """A split's batches in `order`, whose `epoch` and `start` the caller moves; this process's shares of them."""
 
-    def __init__(self, split: Split, order: BatchOrder, num_workers: int) -> None:
+    def __init__(self, split: Split, order: BatchOrder) -> None:
         self.order = order
         if split.identity is not None:  # features are gathered from memory faster than a worker could send them
             self.loader: DataLoader[Batch] = make_loader(split.dataset, order, collate, 0)
         else:
-            self.loader = make_loader(split.dataset, _InEpoch(order), collate, num_workers, persistent=True)
+            self.loader = make_loader(split.dataset, _InEpoch(order), collate, split.workers, persistent=True)
 
     def __iter__(self) -> Iterator[Batch]:
         if world_size() == 1:
@@ -192,13 +206,13 @@ class Batches:
 def train_batches(config: Config, split: Split) -> Batches:
     """Batches of the config's size, shuffled by its seed."""
     order = BatchOrder(len(split.labels), config.batch_size, config.training.seed)
-    return Batches(split, order, config.data.num_workers)
+    return Batches(split, order)
 
 
 def eval_batches(config: Config, split: Split) -> Batches:
     """The split in its own order; a process's share of a batch is `evaluation.batch_size`."""
     order = BatchOrder(len(split.labels), config.evaluation.batch_size * world_size())
-    return Batches(split, order, config.data.num_workers)
+    return Batches(split, order)
 
 
 @contextmanager
@@ -228,8 +242,8 @@ def feature_stats(
     step = 16 if raw else 1024
     count, total, squares = 0, torch.zeros(split.dv).double(), torch.zeros(split.dv).double()
     shift: Tensor | None = None
-    for at in range(0, len(indices), step):
-        feats = encode(fetch(split.dataset, indices[at : at + step])).flatten(0, 1).cpu().double()
+    for batch in batches_of(split, indices, step):
+        feats = encode(batch).flatten(0, 1).cpu().double()
         shift = feats.mean(0) if shift is None else shift  # sums of squares about a near mean do not cancel
         count += len(feats)
         total += (feats - shift).sum(0)
@@ -244,6 +258,17 @@ def evenly_spaced(n: int, at_most: int) -> list[int]:
     """Indices of so many of n windows, the first and the last among them."""
     spread: list[int] = np.unique(np.linspace(0, n - 1, min(n, at_most)).round().astype(int)).tolist()
     return spread
+
+
+def batches_of(split: Split, indices: list[int], step: int) -> Iterator[Batch]:
+    """Some samples of a split, `step` at a time."""
+    order = [indices[at : at + step] for at in range(0, len(indices), step)]
+    with draws_kept():  # a loader draws a seed for its workers
+        batches = started(make_loader(split.dataset, order, collate, split.workers))
+    try:
+        yield from batches
+    except SimError as error:
+        raise unwrap(error) from None
 
 
 def fetch(dataset: Any, indices: list[int]) -> Batch:

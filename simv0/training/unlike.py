@@ -9,7 +9,7 @@ from jaxtyping import Float
 from simv0.alarm.unlike import LEAST, Unlike, fit_unlike, window_means
 from simv0.data.contract import to_device
 from simv0.model.network import SimV0Model
-from simv0.training.splits import Split, evenly_spaced, fetch
+from simv0.training.splits import Split, batches_of, evenly_spaced
 
 log = logging.getLogger("simv0")
 
@@ -41,6 +41,6 @@ def _windows(model: SimV0Model, split: Split) -> tuple[Float[np.ndarray, "n dv"]
     """`window_means` and telemetry of evenly spaced windows."""
     raw = model.encoder is not None
     indices, step = evenly_spaced(len(split.labels), WINDOWS_RAW if raw else WINDOWS), 16 if raw else 256
-    batches = (fetch(split.dataset, indices[at : at + step]) for at in range(0, len(indices), step))
-    means = [window_means(model.encode(to_device(batch, model.task_token.device))) for batch in batches]
+    device = model.task_token.device
+    means = [window_means(model.encode(to_device(batch, device))) for batch in batches_of(split, indices, step)]
     return np.concatenate(means), split.labels.telemetry[indices]

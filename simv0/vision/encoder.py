@@ -1,6 +1,7 @@
 """The frozen vision encoder: an open_clip image tower, its preprocessing on tensors, and its identity."""
 
 import logging
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from simv0.errors import ModelError
 from simv0.runtime.device import has_bf16_units
 from simv0.runtime.digests import weights_digest
 from simv0.runtime.hub import check_encoder_at_hand
-from simv0.runtime.threads import over_batch
+from simv0.runtime.threads import networks_threads, over_batch
 from simv0.vision.files import cannot_be_loaded, check_positions, warn_of_guesses
 from simv0.vision.tags import check_names, facts_of, recorded_facts
 
@@ -134,6 +135,7 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(preprocess["std"]).view(1, 3, 1, 1), persistent=False)
         self.eval()
         self.pays = self.wide = False
+        self._seconds_per_frame: float | None = None
         with FlopCounterMode(display=False) as counter:
             self.dv = self(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8)).shape[-1]
         work = counter.get_total_flops()
@@ -158,6 +160,19 @@ class Encoder(nn.Module):
         pixels = frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
         images = ((pixels - self.mean) / self.std).to(self.dtype, memory_format=self.layout)
         return over_batch(self._tower, images, IMAGES, pays=self.pays)
+
+    def seconds_per_frame(self) -> float:
+        """Seconds that a frame of a batch takes on this machine; the faster of two runs, once and for all."""
+        if self._seconds_per_frame is not None:
+            return self._seconds_per_frame
+        rows = IMAGES * (networks_threads() if self.mean.device.type == "cpu" else 8)
+        frames = torch.zeros(rows, 3, *self.image_size, dtype=torch.uint8)
+        began = time.perf_counter()
+        self(frames).cpu()
+        between = time.perf_counter()
+        self(frames).cpu()
+        self._seconds_per_frame = min(between - began, time.perf_counter() - between) / rows
+        return self._seconds_per_frame
 
     def _tower(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dv"]:
         feats = self.visual(images)

@@ -1,6 +1,7 @@
 """What cache-vis takes from a dataset, and what it refuses."""
 
 import json
+import logging
 import platform
 import shutil
 import subprocess
@@ -11,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cache_world import Windows, make_world, plain_config, train_file
+from cache_world import Windows, fresh, make_world, plain_config, train_file
 from safetensors.torch import load_file, save_file
 
 from cache.frames import Carry
 from cache.pipeline import cache_vis
+from simv0.config.schema import Config
 from simv0.data.manifest import ManifestDataset
 from simv0.errors import CacheError, DataError
 from simv0.features.dataset import CachedDataset
@@ -139,3 +141,16 @@ print((faults() - before) * resource.getpagesize() / 2**20)
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 64  # of 640 MiB
+
+
+def test_auto_reads_ahead_and_changes_no_byte(
+    world: tuple[Config, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("simv0.data.workers.WORTH", 0.0)
+    config = fresh(world[0], tmp_path)
+    assert config.data.num_workers == "auto"
+    with caplog.at_level(logging.INFO, "simv0"):
+        cache_vis(config)
+    assert "train: a frame takes" in caplog.text
+    assert "processes that read ahead: " in caplog.text
+    assert train_file(config).read_bytes() == world[1]

@@ -116,7 +116,7 @@ def test_random_augmentation_depends_on_seed_epoch_and_index_alone(make_config: 
             data={"dataset_class_path": "test_own_class.Augments", "num_workers": workers}, training={"seed": seed}
         )
         dataset = CheckedDataset(Augments("x"), "train", F=4, seed=seed)
-        split = Split("train", dataset, read_labels(dataset.dataset, "train", 4), None, 6, None)
+        split = Split("train", dataset, read_labels(dataset.dataset, "train", 4), None, 6, None, workers=workers)
         batches = train_batches(config, split) if train else eval_batches(config, split)
         batches.order.epoch, batches.order.start = epoch, start
         found = {}
@@ -221,7 +221,7 @@ def test_an_exception_of_the_users_class_keeps_its_traceback_and_names_its_place
     if workers:
         config = make_config(data={"dataset_class_path": "test_own_class.Fails", "num_workers": 1})
         dataset = CheckedDataset(Fails("x", 20), "train", F=4)
-        split = Split("train", dataset, read_labels(VisFeats("x"), "train", 4), None, 6, None)
+        split = Split("train", dataset, read_labels(VisFeats("x"), "train", 4), None, 6, None, workers=1)
         with pytest.raises(ZeroDivisionError) as error:
             list(eval_batches(config, split))
         found = told(error.value)

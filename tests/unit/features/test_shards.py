@@ -87,7 +87,7 @@ def test_batches_of_shards_are_those_of_the_file(
         split = open_split(mapped(make_config, cache, tmp_path), "train")
         assert isinstance(split.dataset, CachedDataset)
         assert split.dataset.exceeds_ram == exceeds_ram
-        both.append(Batches(split, BatchOrder(40, 8, seed=3), 0))
+        both.append(Batches(split, BatchOrder(40, 8, seed=3)))
     for epoch in (0, 1):
         for batches in both:
             batches.order.epoch = epoch
