@@ -13,7 +13,7 @@ from cache.publish import mendable_write, publish, room_for_both
 from cache.shards import Counts, ShardWork, check_unchanged
 from simv0.config.schema import Config
 from simv0.data.labels import Labels, find_leakage, read_labels
-from simv0.data.source import Source, open_source
+from simv0.data.source import Source, check_decode, open_source, scale_pictures
 from simv0.data.user_class import calling, yields_features
 from simv0.disk.files import sync_folder
 from simv0.disk.locks import FileLock
@@ -121,7 +121,7 @@ def cache_vis(config: Config, *, overwrite: bool = False) -> list[CacheReport]:
         datasets, groups = (one.source.dataset, other.source.dataset), (one.labels.group, other.labels.group)
         for warning in find_leakage(*datasets, *groups, names=(one.name, other.name)):
             log.warning(warning)
-    encoder = load_encoder(config.model, config.cache.precision, chosen_device(config))
+    encoder = load_encoder(config.model, config.cache.precision, chosen_device(config), decode=config.cache.decode)
     if overwrite:
         with process_group():  # until all have come: a late one would remove what the others have made
             broadcast_from_rank0(start_over, splits)
@@ -137,6 +137,7 @@ def open_job(config: Config, name: str) -> SplitJob:
             f"{name}: {config.data.dataset_class_path} yields vis_feats itself; it does not need cache-vis: "
             "`simv0 train` reads it directly"
         )
+    check_decode(config.cache.decode, source.dataset)
     labels = read_labels(source.dataset, name, config.model.F)
     return SplitJob(source, labels, config.feature_file(name))
 
@@ -152,6 +153,7 @@ def cache_split(config: Config, split: SplitJob, encoder: Encoder) -> CacheRepor
     identity = full_identity(config, split.name, encoder, split.labels, split.source.class_weights, content)
     shard_windows = shard_windows_of(len(split.labels), config.cache.shard_windows)
     plan = Plan(identity, shard_windows, config.cache.batch_size)
+    scale_pictures(split.source.dataset, encoder.smallest)
     source = FrameSource(split.source.dataset, split.name, config.model.F, encoder.resize)
     try:
         split.final.parent.mkdir(parents=True, exist_ok=True)

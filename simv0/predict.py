@@ -167,6 +167,11 @@ class Predictor:
                 "frames: use Predictor.predict_features, or simv0 predict --config with the class that yields them"
             )
 
+    @property
+    def smallest(self) -> int | None:
+        """How the pictures of training were decoded, for `load_image(path, smallest=...)`; None: in full."""
+        return None if self.model.encoder is None else self.model.encoder.smallest
+
     def encode(self, frames: Num[Tensor, "N 3 H W"]) -> Float[Tensor, "N dv"]:
         """Features of frames, uint8 0..255 or float 0..1 of any size.
 

@@ -14,7 +14,7 @@ from simv0.config.schema import Config, DataConfig
 from simv0.data.contract import CheckedDataset
 from simv0.data.labels import Labels, check_labels, frames_of, read_labels
 from simv0.data.manifest import ManifestDataset, labels_in, read_jsonl
-from simv0.data.source import Source, open_source
+from simv0.data.source import Source, check_decode, open_source
 from simv0.data.spacing import split_spacing
 from simv0.data.user_class import file_of
 from simv0.features.dataset import CachedDataset
@@ -151,6 +151,8 @@ def _check_dataset(config: Config, name: str, errors: ErrorCollector, full: bool
         if config.data.dataset_class_path == MANIFEST:  # missing pictures need not hide wrong labels
             read_labels(_Rows(config.data, name), name, F)
         return None
+    with errors:
+        check_decode(config.cache.decode, source.dataset)
     with errors:
         check_class_weights_mode(config.training.class_weights, source.class_weights)
     if hasattr(source.dataset, "labels_of"):

@@ -9,6 +9,7 @@ import torch
 from simv0.checks.data import Facts, SplitOutline
 from simv0.config.schema import Config
 from simv0.data.contract import Batch, CheckedDataset
+from simv0.data.source import scale_pictures
 from simv0.data.workers import cores, enough
 from simv0.labels import TELEMETRY
 from simv0.llm.compile import compile_llm
@@ -45,7 +46,8 @@ def measure(config: Config, splits: list[SplitOutline], dv: int) -> Facts:
 def _measure_frames(config: Config, train: SplitOutline) -> tuple[Facts, float]:
     """Rates of reading and encoding; seconds a frame of both together."""
     F = config.model.F
-    encoder = load_encoder(config.model, config.cache.precision, pick_device(config))
+    encoder = load_encoder(config.model, config.cache.precision, pick_device(config), decode=config.cache.decode)
+    scale_pictures(train.dataset, encoder.smallest)
     checked = CheckedDataset(train.dataset, train.name, F=F, resize=encoder.resize)
     windows = min(len(checked), max(1, config.cache.batch_size // F))
     kept = []

@@ -84,6 +84,11 @@ class CacheConfig(Section):
     """Type of the stored features."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Weights of the encoder: `auto` takes bf16 where the machine has bf16 matrix units, fp32 elsewhere."""
+    decode: Literal["full", "scaled"] = "full"
+    """`scaled` decodes a JPEG at the smallest of its own scales (1/2, 1/4, 1/8) that leaves no side below twice the
+    encoder's: faster where both sides are four times the encoder's or more, but other pixels, by a little. Recorded
+    with the features, and in the checkpoint. For manifests of pictures.
+    """
     shard_windows: int | None = Field(default=None, ge=1, le=1_000_000)
     """Windows per shard, the unit of work that survives when a run is stopped; unset: a 64th of the split, between 64
     and 1024, or the size that an unfinished folder of shards was started with.

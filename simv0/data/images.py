@@ -28,11 +28,16 @@ WHITE_IS_ZERO = 0
 PHOTOMETRIC, BITS_PER_SAMPLE = 262, 258  # tags of TIFF
 
 
-def load_image(path: Path, content: bytes | None = None) -> UInt8[Tensor, "3 H W"]:
-    """Read one image file as RGB; `content`: its bytes, where they lie in another file, and `path` only names it.
+def load_image(path: Path, content: bytes | None = None, smallest: int | None = None) -> UInt8[Tensor, "3 H W"]:
+    """Read one image file as RGB.
 
     It is turned as its EXIF orientation says. 16-bit pixels are scaled by the range of their type, float ones from
     0..1; alpha is left out: the colours are those that the file holds. Colour profiles are not applied.
+
+    Args:
+        path: of the file.
+        content: its bytes, where they lie in another file, and `path` only names it.
+        smallest: decode a JPEG at the smallest of its own scales that leaves no side shorter.
 
     Raises:
         DataError: missing, not an image, truncated, larger than `MAX_PIXELS`, several pictures in one file, pixels
@@ -44,7 +49,7 @@ def load_image(path: Path, content: bytes | None = None) -> UInt8[Tensor, "3 H W
             warnings.simplefilter("ignore")
             image: Image.Image = Image.open(path if content is None else io.BytesIO(content))
             with image:
-                pixels = _pixels(image, path)
+                pixels = _pixels(image, path, smallest)
     except FileNotFoundError:
         raise DataError(f"{path}: image not found") from None
     except (
@@ -56,13 +61,15 @@ def load_image(path: Path, content: bytes | None = None) -> UInt8[Tensor, "3 H W
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _pixels(image: Image.Image, path: Path) -> UInt8[np.ndarray, "H W 3"]:
+def _pixels(image: Image.Image, path: Path, smallest: int | None) -> UInt8[np.ndarray, "H W 3"]:
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"{path}: {image.width}x{image.height} pixels; the largest image read is {MAX_PIXELS}")
     pictures = getattr(image, "n_frames", 1)
     if pictures > 1 and image.format != "MPO":  # a phone's JPEG: what follows are previews of the first
         raise DataError(f"{path}: holds {pictures} images ({image.format}): write each frame to its own file")
     sixteen = _of_16_bits(image)
+    if smallest is not None and image.format == "JPEG":
+        image.draft(None, (smallest, smallest))
     image.load()  # some formats hold their EXIF data behind the pixels
     turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     upright = ImageOps.exif_transpose(image) if turned else image

@@ -38,6 +38,9 @@ class ManifestDataset(Dataset[dict[str, Any]]):
     Raises:
         DataError: unreadable, a line that is not such an object, a frame that is missing or outside the folder.
         ConfigError: videos, but PyAV is not installed; `follow_links` is neither true nor false.
+
+    Attributes:
+        smallest: the shorter side that a JPEG may be scaled down to while it is decoded; None: not at all.
     """
 
     def __init__(self, manifest: str | Path, follow_links: Any = False) -> None:
@@ -45,6 +48,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
             raise ConfigError(f"data.dataset_kwargs: follow_links: expected true or false, found {follow_links!r:.60}")
         self.manifest = Path(manifest)
         self.root = self.manifest.resolve().parent
+        self.smallest: int | None = None
         self.rows = read_jsonl(self.manifest)
         self._videos = OpenFiles(VideoReader)
         self._paths: dict[str, str] = {}
@@ -106,7 +110,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
     def load_frame(self, frame_id: Hashable) -> UInt8[Tensor, "3 H W"]:
         """One frame, RGB. A video is read forwards, each of its frames decoded once; far back or ahead it seeks."""
         if not isinstance(frame_id, tuple):
-            return load_image(self.root / str(frame_id))
+            return load_image(self.root / str(frame_id), smallest=self.smallest)
         name, t = frame_id
         return self._videos[self.root / name].frame_at(t)
 

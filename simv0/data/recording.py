@@ -39,6 +39,8 @@ class Moment:
 
     t: float
     frame: UInt8[Tensor, "3 H W"]
+    seen: UInt8[Tensor, "3 h w"]
+    """The frame as the encoder takes it: itself, or decoded at a smaller scale."""
     telemetry: list[float]
     """8 numbers; NaN where nothing was measured near `t`."""
 
@@ -51,6 +53,7 @@ class Recording:
         interval: seconds between frames (median).
         length: number of frames, if it is known in advance; a video's header may be wrong.
         seconds: from the first frame to the last, if that is known in advance.
+        smallest: how `load_image` reads what the encoder sees.
     """
 
     interval: float
@@ -58,12 +61,15 @@ class Recording:
     seconds: float | None
     _frames: Any
     _readings: list[Reading]
+    smallest: int | None = None
 
     def __iter__(self) -> Iterator[Moment]:
         times = [t for t, _ in self._readings]
         for t, frame in self._frames:
             picture = load_image(frame) if isinstance(frame, Path) else frame
-            yield Moment(t, picture, _nearest(self._readings, times, t))
+            scaled = self.smallest is not None and isinstance(frame, Path)
+            seen = load_image(frame, smallest=self.smallest) if scaled else picture
+            yield Moment(t, picture, seen, _nearest(self._readings, times, t))
 
 
 def open_recording(frames: Path, telemetry: Path | None, fps: float | None = None) -> Recording:

@@ -8,7 +8,7 @@ from simv0.config.schema import DataConfig
 from simv0.data.class_weights import class_weights_of
 from simv0.data.spacing import split_spacing
 from simv0.data.user_class import load_dataset, windows_in
-from simv0.errors import RAISED
+from simv0.errors import RAISED, ConfigError
 from simv0.labels import HEADS
 
 
@@ -26,6 +26,28 @@ class Source:
     windows: int
     class_weights: dict[str, list[float]] | None
     frame_spacing: float | None
+
+
+def check_decode(decode: str, dataset: Any) -> None:
+    """Refuse `cache.decode: scaled` for a dataset that decodes its own pictures.
+
+    Raises:
+        ConfigError: naming its class.
+    """
+    if decode == "scaled" and not hasattr(dataset, "smallest"):
+        name = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
+        raise ConfigError(f"cache.decode: scaled is for manifests of pictures; {name} decodes its own: write full")
+
+
+def scale_pictures(dataset: Any, smallest: int | None) -> None:
+    """Let a dataset decode JPEGs at a smaller scale, down to a shorter side of `smallest`; None: in full.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if smallest is not None:
+        check_decode("scaled", dataset)
+        dataset.smallest = smallest
 
 
 def open_source(data: DataConfig, name: str, errors: AbstractContextManager[None] = RAISED) -> Source:

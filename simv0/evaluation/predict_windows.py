@@ -8,6 +8,7 @@ from simv0.config.schema import Config
 from simv0.data.contract import CheckedDataset, collate
 from simv0.data.labels import check_windows
 from simv0.data.loading import make_loader, started
+from simv0.data.source import scale_pictures
 from simv0.data.user_class import load_dataset
 from simv0.data.workers import workers_for
 from simv0.errors import CheckpointError, DataError
@@ -51,6 +52,7 @@ def predict_windows(
             dataset, name, F=predictor.meta.F, labels=False, resize=encoder.resize if encoder else None
         )
     order = [list(range(at, min(at + BATCH, N))) for at in range(0, N, BATCH)]
+    scale_pictures(dataset, encoder.smallest if encoder is not None else None)
     workers, wanted = 0, config.data.num_workers
     if encoder is not None:
         workers = workers_for(wanted, checked, range(N), encoder.seconds_per_frame, BATCH * predictor.meta.F)

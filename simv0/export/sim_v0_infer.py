@@ -31,12 +31,14 @@ def main() -> None:
     try:
         predictor = Predictor.load(args.ckpt)
         if args.spacing is None:
-            frames = torch.stack([load_image(path) for path in args.frames])  # [F,3,H,W] uint8
+            frames = torch.stack(
+                [load_image(path, smallest=predictor.smallest) for path in args.frames]
+            )  # [F,3,H,W] uint8
             print(json.dumps(predictor.predict(frames, torch.tensor(args.telemetry))))
         else:
             stream = Stream(predictor, args.spacing, live=False)  # on a robot: live, and t=time.monotonic()
             for i, path in enumerate(args.frames):
-                state = stream.push(load_image(path), args.telemetry, t=i * args.spacing)
+                state = stream.push(load_image(path, smallest=predictor.smallest), args.telemetry, t=i * args.spacing)
                 calm = state.risk != "unknown" and state.alarm is False  # None, without a threshold, is no all-clear
                 line = {"calm": calm, "risk": state.risk, "unknown": state.unknown, "alarm": state.alarm}
                 print(json.dumps(line))

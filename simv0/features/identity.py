@@ -21,6 +21,8 @@ OF_PLACES = {"simv0.datasets.ManifestDataset": ("follow_links",)}
 """Arguments of our own classes that change where files may lie, and no feature."""
 
 MISSING = "(missing)"
+UNSAID = {"vision_preprocess.decode": "full"}
+"""What fields mean where a file does not hold them."""
 
 
 def wanted_identity(config: Config, split: str) -> dict[str, Any]:
@@ -37,6 +39,7 @@ def wanted_identity(config: Config, split: str) -> dict[str, Any]:
         "vision_pretrained": _file_name(model.vision_pretrained),
         "vision_file": _file_name(model.vision_weights),
         "vision_preprocess.resize_mode": model.vision_resize_mode,
+        "vision_preprocess.decode": cache.decode,
         "F": model.F,
         "dtype": cache.dtype,
         "dataset_class_path": data.dataset_class_path,
@@ -144,7 +147,9 @@ def _digests_here(config: Config, split: str, stored: Mapping[str, Any], wanted:
         # A bare file does not tell how images are prepared for it: the features do.
         trained = stored if Path(config.model.vision_pretrained or "").is_file() else None
         with contextlib.suppress(SimError):
-            encoder = load_encoder(config.model, str(stored.get("vision_precision", "fp32")), trained=trained)
+            encoder = load_encoder(
+                config.model, str(stored.get("vision_precision", "fp32")), "cpu", trained, config.cache.decode
+            )
             found |= encoder.identity
     names = ("split", "split_file", "dataset_kwargs")
     if stored.get("content_digest") and any(stored.get(key) != wanted.get(key) for key in names):
@@ -178,7 +183,8 @@ def _differences(field: str, stored: Any, wanted: Any, *, moved: bool = False) -
         return [
             line
             for key in sorted({*stored, *wanted})
-            for line in _differences(f"{field}.{key}", stored.get(key, MISSING), wanted.get(key, MISSING), moved=moved)
+            for unsaid in [UNSAID.get(f"{field}.{key}", MISSING)]
+            for line in _differences(f"{field}.{key}", stored.get(key, unsaid), wanted.get(key, unsaid), moved=moved)
         ]
     if (
         stored == wanted
@@ -195,7 +201,7 @@ def _look_up(identity: Mapping[str, Any], field: str) -> Any:
     value: Any = identity
     for key in field.split("."):
         value = value.get(key, MISSING) if isinstance(value, Mapping) else MISSING
-    return value
+    return UNSAID.get(field, value) if value == MISSING else value
 
 
 def _short(value: Any) -> str:

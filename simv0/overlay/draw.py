@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -220,8 +221,8 @@ def render_overlay(
     overlay = Overlay(stream.alarm_threshold)
     count, first = 0, 0.0
     with VideoWriter(out) if out else nullcontext() as writer:
-        for moment in sequence:
-            state = stream.push(moment.frame, moment.telemetry, moment.t)
+        for moment in replace(sequence, smallest=stream.predictor.smallest):
+            state = stream.push(moment.seen, moment.telemetry, moment.t)
             picture = overlay.draw(moment.frame, state, moment.t, moment.telemetry)
             first = moment.t if count == 0 else first
             count += 1

@@ -18,7 +18,7 @@ from simv0.config.schema import Config
 from simv0.data.contract import Batch, CheckedDataset, collate
 from simv0.data.labels import Labels, read_labels
 from simv0.data.loading import make_loader, started
-from simv0.data.source import open_source
+from simv0.data.source import open_source, scale_pictures
 from simv0.data.spacing import split_spacing
 from simv0.data.user_class import draws_kept
 from simv0.data.workers import workers_for
@@ -74,6 +74,7 @@ def _open_dataset(config: Config, name: str, encoder: Encoder | None) -> Split:
     source = open_source(config.data, name)
     seed = config.training.seed if name == "train" else 0  # every epoch is judged on the same windows
     resize = encoder.resize if encoder is not None else None
+    scale_pictures(source.dataset, encoder.smallest if encoder is not None else None)
     checked = CheckedDataset(source.dataset, name, F=F, resize=resize, seed=seed)
     if encoder is not None:
         dv = encoder.dv

@@ -93,7 +93,7 @@ def open_work(config: Config, checkpoint: Checkpoint | None, origin: Checkpoint 
     """
     device, raw = pick_device(config), not config.model.use_cached_vis_feats
     trained = None if checkpoint is None else checkpoint.meta.encoder
-    encoder = load_encoder(config.model, config.cache.precision, device, trained) if raw else None
+    encoder = load_encoder(config.model, config.cache.precision, device, trained, config.cache.decode) if raw else None
     splits = {name: open_split(config, name, encoder) for name in config.data.splits}
     train, *others = splits.values()
     for split in others:

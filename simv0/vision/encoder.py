@@ -22,7 +22,7 @@ from simv0.runtime.digests import weights_digest
 from simv0.runtime.hub import check_encoder_at_hand
 from simv0.runtime.threads import networks_threads, over_batch
 from simv0.vision.files import cannot_be_loaded, check_positions, warn_of_guesses
-from simv0.vision.tags import check_names, facts_of, recorded_facts
+from simv0.vision.tags import check_names, facts_of, recorded_decode, recorded_facts
 
 IMAGES = 8
 """Images that one thread takes through the tower by itself: few enough for its caches."""
@@ -95,6 +95,7 @@ class Encoder(nn.Module):
         resize: the geometric part of the preprocessing; runs on CPU tensors, so that loader workers can do it.
         precision: "fp32" or "bf16", what `auto` resolved to.
         identity: every fact that changes a feature: names, digest of the weights, precision, preprocessing.
+        smallest: the shorter side that JPEGs are scaled down to while they are decoded; None: they are not.
         wide: whether a CPU's operations on one image are large enough for more than one thread.
     """
 
@@ -135,6 +136,7 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(preprocess["std"]).view(1, 3, 1, 1), persistent=False)
         self.eval()
         self.pays = self.wide = False
+        self.smallest: int | None = None
         self._seconds_per_frame: float | None = None
         with FlopCounterMode(display=False) as counter:
             self.dv = self(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8)).shape[-1]
@@ -144,6 +146,11 @@ class Encoder(nn.Module):
     def train(self, mode: bool = True) -> "Encoder":
         """Stays in eval mode: batch norm and dropout of a frozen network never train."""
         return super().train(False)
+
+    def take_scaled(self) -> None:
+        """Let JPEGs be decoded at a smaller scale, and record it (`cache.decode: scaled`)."""
+        self.smallest = 2 * max(self.image_size)
+        self.identity["vision_preprocess"]["decode"] = "scaled"
 
     def widen(self) -> None:
         """Compute in fp32 from now on, whatever the precision of the weights: within the rounding of bf16 the same
@@ -186,6 +193,7 @@ def load_encoder(
     precision: str = "fp32",
     device: torch.device | str = "cpu",
     trained: Mapping[str, Any] | None = None,
+    decode: Literal["full", "scaled"] = "full",
 ) -> Encoder:
     """Load the image tower that the config names; the text tower is dropped.
 
@@ -193,7 +201,8 @@ def load_encoder(
         model: `vision_encoder_name`, `vision_pretrained`, `vision_weights`, `vision_resize_mode`, and `dv` to check.
         precision: fp32, bf16, or auto.
         device: where it runs.
-        trained: the encoder's identity in a checkpoint: images are prepared as they were for it.
+        trained: the encoder's identity in a checkpoint: images are decoded and prepared as they were for it.
+        decode: `cache.decode`, where nothing is trained yet.
 
     Raises:
         ModelError: unknown name or tag, weights that are missing, damaged or not downloadable, a `dv` that differs; a
@@ -232,6 +241,8 @@ def load_encoder(
     preprocess = {**open_clip.get_model_preprocess_cfg(clip), "resize_mode": model.vision_resize_mode}
     encoder = Encoder(clip.visual, preprocess, name, tag, resolve_precision(precision, device)).to(device)
     check_dv(model, encoder.dv)
+    if (decode if trained is None else recorded_decode(trained)) == "scaled":
+        encoder.take_scaled()
     return encoder
 
 

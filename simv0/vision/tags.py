@@ -110,6 +110,12 @@ def recorded_facts(trained: Mapping[str, Any]) -> TagFacts:
     )
 
 
+def recorded_decode(trained: Mapping[str, Any]) -> str:
+    """How pictures were decoded for those features; what was made before it was recorded is "full"."""
+    said = trained.get("vision_preprocess")
+    return str(said.get("decode", "full")) if isinstance(said, Mapping) else "full"
+
+
 def _facts(tag: Mapping[str, Any]) -> TagFacts:
     mean, std = (tuple(tag[key]) if tag.get(key) else None for key in ("mean", "std"))
     return TagFacts(mean, std, tag.get("interpolation"), bool(tag.get("quick_gelu")))

@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 import torch
 from cache_world import Windows, fresh, make_world, plain_config, train_file
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cache.frames import Carry
 from cache.pipeline import cache_vis
 from simv0.config.schema import Config
+from simv0.data.images import load_image
 from simv0.data.manifest import ManifestDataset
-from simv0.errors import CacheError, DataError
+from simv0.errors import CacheError, ConfigError, DataError
 from simv0.features.dataset import CachedDataset
+from simv0.features.made import cached_features
 from simv0.features.shards import Plan, parts_of
 from simv0.vision.encoder import load_encoder
 
@@ -154,3 +157,41 @@ def test_auto_reads_ahead_and_changes_no_byte(
     assert "train: a frame takes" in caplog.text
     assert "processes that read ahead: " in caplog.text
     assert train_file(config).read_bytes() == world[1]
+
+
+def test_scaled_jpegs_are_recorded_and_not_taken_for_full_ones(tmp_path: Path) -> None:
+    config = make_world(tmp_path, windows=5)
+    encoder = load_encoder(config.model, "fp32", decode="scaled")
+    assert encoder.smallest == 32
+    for name in ("train", "val"):
+        for path in (tmp_path / f"{name}_images").iterdir():
+            Image.open(path).resize((80, 64)).save(path.with_suffix(".jpg"))
+        manifest = tmp_path / f"{name}.jsonl"
+        manifest.write_text(manifest.read_text().replace(".png", ".jpg"))
+    full = config.model_copy(update={"cache": config.cache.model_copy(update={"dir": str(tmp_path / "full")})})
+    scaled = config.model_copy(update={"cache": config.cache.model_copy(update={"decode": "scaled"})})
+    cache_vis(full), cache_vis(scaled)
+    for one, smallest in ((full, None), (scaled, 32)):
+        dataset = ManifestDataset(tmp_path / "train.jsonl")
+        frames = torch.stack([load_image(Path(str(name)), smallest=smallest) for name in dataset.frame_ids(2)])
+        assert frames.shape[-2:] == ((64, 80) if smallest is None else (32, 40))
+        found = CachedDataset(train_file(one))[2]["vis_feats"].float()
+        torch.testing.assert_close(found, encoder(frames), rtol=1e-3, atol=1e-3)
+    stored = {one.cache.decode: CachedDataset(train_file(one)).identity for one in (full, scaled)}
+    assert "decode" not in stored["full"]["vision_preprocess"]  # as in files made before there was a choice
+    assert load_encoder(config.model, "fp32", trained=stored["scaled"]).smallest == 32
+    assert load_encoder(config.model, "fp32", trained=stored["full"], decode="scaled").smallest is None
+    for here, other in ((full, "scaled"), (scaled, "full")):
+        wrong = here.model_copy(update={"cache": here.cache.model_copy(update={"decode": other})})
+        said = f'vision_preprocess.decode is "{here.cache.decode}" in the file, "{other}" in the config'
+        with pytest.raises(CacheError, match=said):
+            cache_vis(wrong)
+        with pytest.raises(CacheError, match=said):
+            cached_features(wrong, "train", "never")
+
+
+def test_a_class_that_decodes_its_own_pictures_is_not_scaled(tmp_path: Path) -> None:
+    config = plain_config(tmp_path)
+    config = config.model_copy(update={"cache": config.cache.model_copy(update={"decode": "scaled"})})
+    with pytest.raises(ConfigError, match=r"cache.decode: scaled is for manifests of pictures; cache_world.Windows"):
+        cache_vis(config)

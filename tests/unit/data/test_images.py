@@ -57,6 +57,21 @@ def test_a_picture_of_more_rows_than_are_copied_at_a_time_is_whole(tmp_path: Pat
     assert (shown(save(tmp_path / "tall.png", noise)) == noise).all()
 
 
+def test_a_jpeg_is_scaled_down_while_it_is_decoded_and_nothing_else_is(tmp_path: Path) -> None:
+    smooth = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8)[:, None], (48, 64, 3))
+    jpeg, png = save(tmp_path / "a.jpg", smooth, quality=95), save(tmp_path / "a.png", smooth)
+    sizes = {24: (24, 32), 25: (48, 64), 13: (24, 32), 12: (12, 16), 7: (12, 16), 6: (6, 8), 1: (6, 8), 100: (48, 64)}
+    for smallest, size in sizes.items():
+        assert load_image(jpeg, smallest=smallest).shape == (3, *size), smallest
+        assert load_image(png, smallest=smallest).shape == (3, 48, 64)
+    halves = smooth.reshape(24, 2, 32, 2, 3).mean((1, 3))
+    found = load_image(jpeg, smallest=24).permute(1, 2, 0).numpy()
+    assert np.abs(found - halves).max() <= 3
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert load_image(save(tmp_path / "t.jpg", smooth, exif=exif), smallest=24).shape == (3, 32, 24)
+
+
 def test_an_orientation_that_is_none_leaves_the_picture_as_it_is(tmp_path: Path) -> None:
     for wrong in (0, 9):
         exif = Image.Exif()
