@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from simv0.config.fields import NOfM, Workers
+
 
 class Section(BaseModel):
     """What all sections share: unknown keys refused, no silent conversions, frozen."""
@@ -47,24 +49,15 @@ class DataConfig(Section):
     """
     batch_size: int | None = Field(default=None, ge=1, le=1_000_000)
     """Windows per training step; unset: 64 on cached features, 8 on raw frames."""
-    num_workers: int | Literal["auto"] = "auto"
+    num_workers: Workers = "auto"
     """Processes that read and decode frames while others are encoded; 0 reads in the main process. `auto` measures how
-    long a frame takes to read and to encode, and starts as many as keep pace with the encoder, at most one a core.
-    Cached features do not need any. Changes no bit of a result.
-    """
+    long a frame takes to read and to encode, and starts as many as keep pace with the encoder, at most one a core."""
     frame_spacing: float | None = Field(default=None, gt=0, le=3600)
     """Seconds between the frames of a window. The checkpoint keeps it, so that a robot's windows can be like those of
     training; unset: what the dataset says (`timestamps` of a manifest's videos, its `frame_spacing`), else unknown."""
     telemetry_norm: Literal["train", "none"] = "train"
     """`train` standardises each telemetry channel with the train split's mean and std; `none` for a dataset that does
     so already."""
-
-    @field_validator("num_workers", mode="plain")
-    @classmethod
-    def _auto_or_a_number(cls, value: Any) -> Any:
-        if value == "auto" or (type(value) is int and 0 <= value <= 256):
-            return value
-        raise PydanticCustomError("num_workers", "Expected auto, or a number from 0 to 256")
 
     @property
     def splits(self) -> dict[str, str]:
@@ -87,8 +80,7 @@ class CacheConfig(Section):
     decode: Literal["full", "scaled"] = "full"
     """`scaled` decodes a JPEG at the smallest of its own scales (1/2, 1/4, 1/8) that leaves no side below twice the
     encoder's: faster where both sides are four times the encoder's or more, but other pixels, by a little. Recorded
-    with the features, and in the checkpoint. For manifests of pictures.
-    """
+    with the features, and in the checkpoint. For manifests of pictures."""
     shard_windows: int | None = Field(default=None, ge=1, le=1_000_000)
     """Windows per shard, the unit of work that survives when a run is stopped; unset: a 64th of the split, between 64
     and 1024, or the size that an unfinished folder of shards was started with.
@@ -263,18 +255,11 @@ class EvaluationConfig(Section):
     """How sure that promise is: of runs like this one, the share whose alarm keeps it."""
     max_false_alarm_rate: float = Field(default=0.05, gt=0, lt=1)
     """The recall that is left when at most this share of the other windows may raise the alarm is reported too."""
-    confirm: list[int] = [2, 3]
+    confirm: NOfM = [2, 3]
     """[N, M]: a robot's alarm is raised when N of the last M windows reach the threshold. Recordings are replayed so,
     and `Stream` takes it from the checkpoint."""
     release: float = Field(default=0.8, gt=0, le=1)
     """And taken back when too few of them to raise it reach this share of the threshold."""
-
-    @field_validator("confirm")
-    @classmethod
-    def _n_of_m(cls, value: list[int]) -> list[int]:
-        if not (len(value) == 2 and 1 <= value[0] <= value[1]):
-            raise PydanticCustomError("confirm", "Expected [N, M] with 1 <= N <= M")
-        return value
 
 
 class OutputConfig(Section):

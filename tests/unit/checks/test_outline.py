@@ -82,7 +82,7 @@ def test_the_feature_file_has_the_size_that_was_estimated(make_config: MakeConfi
 
 def test_probe_measures(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simv0.checks.probe, "PATIENCE", 0.02)
-    facts = check(make_config(), probe=True).facts["probe"]
+    facts = check(make_config(data={"num_workers": 0}), probe=True).facts["probe"]
     assert facts["train_seconds"] == pytest.approx(2 * facts["epoch_seconds"])
     per_frame = 1 / facts["frames read per second"] + 1 / facts["frames encoded per second"]
     assert facts["cache-vis_seconds"] == pytest.approx((43 + 23) * per_frame, rel=0.02)
