@@ -95,7 +95,7 @@ def predictions(config: Config, variant: Variant, seed: int, train: Split, val: 
     if variant.patch:
         torch.manual_seed(recipe.seed + 1)
         variant.patch(model)
-    optimizer = make_optimizer(model, recipe)
+    optimizer = make_optimizer(model, recipe, len(train.labels))
     order = BatchOrder(len(train.labels), config.batch_size, recipe.seed)
     total = len(order) * recipe.epochs
     steps = iter(range(total))

@@ -67,7 +67,7 @@ def _measure_steps(config: Config, dv: int) -> tuple[float, float]:
     model = build_model(config, dv, None, device)
     if config.training.compile != "off":  # as a run of one step: captured on CUDA, not compiled
         compile_llm(model.llm, "auto", batch=config.batch_size, tokens=model.tokens, steps=1)
-    optimizer = make_optimizer(model, config.training)
+    optimizer = make_optimizer(model, config.training, windows=1)
     scaler = torch.amp.GradScaler(device.type) if model.llm.dtype is torch.float16 else None
     sizes = config.batch_size, min(config.batch_size, config.evaluation.batch_size)
     batch, judged = (_random_batch(size, config.model.F, dv) for size in sizes)

@@ -150,11 +150,7 @@ class ModelConfig(Section):
 
 
 Module = Literal["projector", "telemetry_mlp", "task_token", "heads"]
-LR_SCALE: dict[Module, float] = {
-    "projector": 0.3,
-    "telemetry_mlp": 10.0,
-    "task_token": 10.0,
-}
+LR_SCALE: dict[Module, float] = {"telemetry_mlp": 10.0, "task_token": 10.0}
 
 
 class TrainingConfig(Section):
@@ -166,8 +162,8 @@ class TrainingConfig(Section):
     """Peak learning rate of AdamW, reached after 30 % of the steps; it rises and falls along a cosine."""
     lr_scale: dict[Module, Annotated[float, Field(gt=0, le=1000)]] = LR_SCALE
     """Factor on `lr` per module: the wide projector overfits, the others are small and slow (docs/design/recipe.md).
-    A map that names some modules leaves the others as they are; `heads` unset: 640 / the LLM's hidden width, at most
-    10."""
+    A map that names some modules leaves the others as they are. Unset: `projector` 1.5 x windows / (dv + windows) of
+    the train split; `heads` 640 / the LLM's hidden width, at most 10."""
     visual_dropout: float | None = Field(default=None, ge=0, lt=1)
     """Share of the training samples whose images are replaced by the average image, so that telemetry is learned too;
     in the rest, the same share of single features is hidden. Unset: dv / (dv + windows of the train split), since wide

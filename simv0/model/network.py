@@ -26,8 +26,12 @@ from simv0.vision.encoder import Encoder
 
 TRAINABLE = ("projector", "telemetry_mlp", "task_token", "heads")
 TELEMETRY_HIDDEN = 128
+START_RMS = 3.0
+"""RMS of a trained token at the start, beside the LLM's own tokens' 1. To a pretrained LLM, vectors of any direction
+with the RMS of its own tokens are attention sinks at times, and a run with such a token hardly learns; from twice that
+on none was seen (docs/design/recipe.md)."""
 PICTURE_SHARE = 0.1
-"""RMS of the picture in a visual token at the start, beside the learned token's 1."""
+"""The picture's part of a visual token at the start, beside the learned token."""
 
 
 class SimV0Model(nn.Module):
@@ -41,6 +45,7 @@ class SimV0Model(nn.Module):
         bos: put the LLM's own first token before the prefix, if it has one.
         confidence_head: also say how likely risk and action are both right.
         encoder: needed only to take `frames`.
+        start_rms: RMS of a trained token at the start, in units of `llm.embed_rms`.
 
     Raises:
         ModelError: K > F, or an encoder whose features are not `dv` wide.
@@ -63,6 +68,7 @@ class SimV0Model(nn.Module):
         bos: bool = True,
         confidence_head: bool = False,
         encoder: Encoder | None = None,
+        start_rms: float = START_RMS,
     ) -> None:
         super().__init__()
         if not 1 <= K <= F:
@@ -81,21 +87,22 @@ class SimV0Model(nn.Module):
         # In the checkpoint, like all else in the prefix: whatever config.json will say then.
         self.register_buffer("bos", llm.bos.clone() if bos and llm.bos is not None else None)
 
-        # Every token starts with RMS 1 and is then scaled by `llm.embed_rms`, so that a prefix looks to the LLM like
-        # tokens of its own, and a learning rate means the same beside any LLM.
+        # Tokens are scaled by `llm.embed_rms`, the RMS of the LLM's own, so that a learning rate means the same beside
+        # any LLM.
         # A visual token starts as one learned token (the bias) with a little of the picture in it: an LLM normalises
         # what it reads, so a random projection alone would be noise as loud as the telemetry, and would be memorised.
         self.projector = nn.Linear(dv, llm.d)
-        nn.init.normal_(self.projector.weight, std=PICTURE_SHARE * dv**-0.5)
-        nn.init.normal_(self.projector.bias)
+        nn.init.normal_(self.projector.weight, std=start_rms * PICTURE_SHARE * dv**-0.5)
+        nn.init.normal_(self.projector.bias, std=start_rms)
         last = nn.Linear(TELEMETRY_HIDDEN, llm.d)
         first = nn.Linear(len(TELEMETRY), TELEMETRY_HIDDEN)
         nn.init.normal_(first.weight, std=len(TELEMETRY) ** -0.5)
         nn.init.zeros_(first.bias)
-        nn.init.normal_(last.weight, std=(0.425 * TELEMETRY_HIDDEN) ** -0.5)  # E[gelu(z)^2] = 0.425 for z ~ N(0,1)
+        # E[gelu(z)^2] = 0.425 for z ~ N(0,1)
+        nn.init.normal_(last.weight, std=start_rms * (0.425 * TELEMETRY_HIDDEN) ** -0.5)
         nn.init.zeros_(last.bias)
         self.telemetry_mlp = nn.Sequential(first, nn.GELU(), last)
-        self.task_token = nn.Parameter(torch.randn(llm.d))
+        self.task_token = nn.Parameter(start_rms * torch.randn(llm.d))
         self.heads = nn.ModuleDict({head: nn.Linear(llm.hidden_size, len(names)) for head, names in HEADS.items()})
         if confidence_head:
             self.heads["confidence"] = nn.Linear(llm.hidden_size, 1)

@@ -42,10 +42,22 @@ def heads_rate(hidden_size: int) -> float:
     return min(10.0, 640 / hidden_size)
 
 
-def make_optimizer(model: SimV0Model, training: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with one learning rate a module; only weight matrices are decayed, not biases and tokens."""
+def projector_rate(dv: int, windows: int) -> float:
+    """Factor on the learning rate of a projector that reads `dv` features of so many training windows.
+
+    The fewer the windows and the wider the features, the sooner pictures are memorised, and the longer the telemetry
+    must lead.
+    """
+    return 1.5 * windows / (dv + windows)
+
+
+def make_optimizer(model: SimV0Model, training: TrainingConfig, windows: int) -> torch.optim.AdamW:
+    """AdamW with one learning rate a module, for a train split of so many windows; only weight matrices are decayed,
+    not biases and tokens.
+    """
     groups = []
-    scale = {"heads": heads_rate(model.llm.hidden_size)} | {str(name): rate for name, rate in training.lr_scale.items()}
+    scale = {"projector": projector_rate(model.dv, windows), "heads": heads_rate(model.llm.hidden_size)}
+    scale |= {str(name): rate for name, rate in training.lr_scale.items()}
     for module in TRAINABLE:
         peak = training.lr * scale[module]
         named = [(name, p) for name, p in model.named_parameters() if name.split(".")[0] == module]

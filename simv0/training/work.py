@@ -123,7 +123,7 @@ def open_work(config: Config, checkpoint: Checkpoint | None, origin: Checkpoint 
         splits,
         digests,
         model,
-        optimizer=make_optimizer(model, config.training),
+        optimizer=make_optimizer(model, config.training, len(train.labels)),
         scaler=torch.amp.GradScaler(device.type) if model.llm.dtype is torch.float16 else None,
         class_weights=class_weights(config.training.class_weights, train, device),
         batches=train_batches(config, train),

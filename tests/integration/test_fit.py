@@ -141,7 +141,7 @@ def test_a_non_finite_gradient_moves_no_weight(models: Path, make_config: MakeCo
         "action_id": torch.tensor([0, 1]),
     }  # fmt: skip
     with pytest.raises(TrainingError, match=r"^the gradient is (nan|inf) on the batch of a, b; lower training.lr"):
-        train_one_epoch(model, [batch], make_optimizer(model, make_config().training), None, "cpu")  # type: ignore
+        train_one_epoch(model, [batch], make_optimizer(model, make_config().training, 24), None, "cpu")  # type: ignore
     assert all(torch.equal(value, before[name]) for name, value in model.trainable_state().items())
 
 
@@ -165,7 +165,7 @@ def test_a_batch_that_cannot_be_loaded_ends_no_step_before_it(make_config: MakeC
     ):
         model = build_model(config, 32, None, torch.device("cpu"))
         done: list[int] = []
-        optimizer = make_optimizer(model, config.training)
+        optimizer = make_optimizer(model, config.training, 24)
         with pytest.raises(SimError, match=re.escape(error)):
             train_one_epoch(model, batches(value), optimizer, None, "cpu", after_step=lambda done=done: done.append(1))
         steps.append(len(done))

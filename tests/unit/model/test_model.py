@@ -18,7 +18,7 @@ from simv0.model.build import build_model
 from simv0.model.network import TRAINABLE, SimV0Model, segment_means
 from simv0.model.predictions import predictions
 from simv0.training.epoch import train_one_epoch
-from simv0.training.recipe import heads_rate, make_optimizer
+from simv0.training.recipe import heads_rate, make_optimizer, projector_rate
 from simv0.vision.encoder import load_encoder
 
 
@@ -96,20 +96,29 @@ def test_heads_learn_slower_the_wider_what_they_read(models: Path, make_config: 
     model = small(models)
     model.llm.hidden_size = 640
     training = make_config(training={"lr": 0.01}).training
-    rates = [group["lr"] for group in make_optimizer(model, training).param_groups]
+    rates = [group["lr"] for group in make_optimizer(model, training, 24).param_groups]
     assert rates[-2:] == [0.01, 0.01]  # the heads' weights and biases
     own = training.model_copy(update={"lr_scale": {**training.lr_scale, "heads": 3.0}})
-    assert make_optimizer(model, own).param_groups[-1]["lr"] == pytest.approx(0.03)
+    assert make_optimizer(model, own, 24).param_groups[-1]["lr"] == pytest.approx(0.03)
 
 
-def test_prefix_starts_at_the_scale_of_the_llms_own_tokens(models: Path) -> None:
+def test_the_projector_learns_slower_the_fewer_the_windows(models: Path, make_config: MakeConfig) -> None:
+    assert projector_rate(500, 1000) == 1.0
+    assert projector_rate(1280, 400) == pytest.approx(0.357, abs=1e-3)
+    model, training = small(models), make_config(training={"lr": 0.01}).training
+    assert make_optimizer(model, training, 2 * model.dv).param_groups[0]["lr"] == pytest.approx(0.01)
+    own = training.model_copy(update={"lr_scale": {**training.lr_scale, "projector": 0.3}})
+    assert make_optimizer(model, own, 2 * model.dv).param_groups[0]["lr"] == pytest.approx(0.003)
+
+
+def test_prefix_starts_at_three_times_the_scale_of_the_llms_own_tokens(models: Path) -> None:
     model = small(models)
     batch = random_batch(64)
     with torch.no_grad():
         prefix = model.prefix(batch["vis_feats"], batch["telemetry"] / 3)
     scale = prefix[:, 1:].square().mean((0, 2)).sqrt() / model.llm.embed_rms  # after the BOS, which is the LLM's own
     assert prefix.shape == (64, 5, model.llm.d)
-    assert ((scale > 0.5) & (scale < 1.6)).all(), scale
+    assert ((scale > 1.5) & (scale < 4.8)).all(), scale
 
 
 def state(model: SimV0Model) -> dict[str, torch.Tensor]:
@@ -129,7 +138,7 @@ def test_one_step_moves_every_trainable_module_and_nothing_else(
         batch = collate([checked[i] for i in range(6)])
     before = state(model)
     assert set(model.trainable_parameters()) == set(TRAINABLE)
-    train_one_epoch(model, [batch], make_optimizer(model, config.training), None, "cpu")
+    train_one_epoch(model, [batch], make_optimizer(model, config.training, 24), None, "cpu")
     moved = {name for name, value in state(model).items() if not torch.equal(value, before[name])}
     assert {name.split(".")[0] for name in moved} == set(TRAINABLE)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
