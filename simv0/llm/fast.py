@@ -121,9 +121,7 @@ class FastStack(nn.Module):
     @torch.inference_mode(False)  # they outlive the call that first needs them
     @torch.no_grad()
     def keep(self, first: Float[Tensor, " d"]) -> list[Kept]:
-        """Of each layer, what later positions read of a first vector: it sees itself alone, so that is the same in
-        every prefix.
-        """
+        """What later positions read of a first vector in each layer: it sees itself alone, so every prefix the same."""
         tables, masks = self._for_length(1, first.device, self.dtype)
         x, kept = first.float().view(1, 1, -1), []
         for layer, window in zip(self.layers, self.windows, strict=True):
@@ -183,9 +181,7 @@ class FastLayer(nn.Module):
         alone: bool = False,
         kept: Kept | None = None,
     ) -> Float[Tensor, "B t d"]:
-        """Residual in, residual out, in fp32; the last layer gives the last position only (t = 1). `alone`: attend in
-        as few calls as there can be. `kept`: of the vector before x (S = T + 1, else T).
-        """
+        """Residual in and out, in fp32, at the end only of the last position (t = 1); `alone`: attend in few calls."""
         attended = self._attend(_norm(x, self.eps).to(self.dtype), tables, mask, alone, kept)
         if self.last:
             x = x[:, -1:]

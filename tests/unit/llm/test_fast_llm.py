@@ -66,17 +66,6 @@ def test_one_prefix_without_gradients_agrees_too(case: str) -> None:
         assert not alone.is_inference()  # so that a caller may go on with gradients
 
 
-@pytest.mark.parametrize("case", HANDLED)
-def test_a_first_vector_computed_once_agrees_with_one_in_every_prefix(case: str) -> None:
-    fast = FastStack(reference(HANDLED[case]), torch.float32)
-    first = vectors(1, 1)[0, 0]
-    kept = fast.keep(first)
-    for tokens in (1, 6, 19):  # longer than the windows: those positions no longer see the first
-        x = vectors(batch=3, tokens=tokens)
-        wanted = outputs_of(lambda x: fast(torch.cat([first.expand(len(x), 1, -1), x], 1)), x)
-        assert disagreement(lambda x: fast(x, kept), wanted, x) < 2e-6
-
-
 needs_blocks = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
     reason="this CPU has no bf16 products of oneDNN",
@@ -259,21 +248,6 @@ def test_a_step_does_no_more_work_than_it_must() -> None:
     with CountCalls() as count, torch.no_grad():
         fast(x)
     assert count.seen == {torch.ops.aten.mm: DEPTH * 4, torch.ops.aten.bmm: DEPTH * 2}
-
-
-def test_a_bos_costs_no_product(tmp_path: Path) -> None:
-    """Of a batch; and another BOS is another result, a lone prefix holds it all."""
-    reference(HANDLED["llama"]).save_pretrained(tmp_path)
-    llm, x = load_llm(str(tmp_path)), vectors(batch=5, tokens=7)
-    for bos in vectors(1, 2)[0]:
-        x[:, 0] = bos
-        wanted = llm(x)
-        torch.testing.assert_close(llm(x, bos), wanted, rtol=2e-6, atol=2e-6)
-        torch.testing.assert_close(llm(x[:1], bos), wanted[:1], rtol=2e-6, atol=2e-6)
-    with FlopCounterMode(display=False) as counted:
-        llm(x, bos)
-    attended = 2 * 2 * 5 * HEADS * HD * ((DEPTH - 1) * 6 * 7 + 7)
-    assert counted.get_total_flops() == linear_flops(6, 5) + attended
 
 
 def test_a_robots_step_makes_no_more_calls_than_it_must() -> None:
