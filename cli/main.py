@@ -209,12 +209,12 @@ app.command(cls=WholeCommand)(export)
 def overlay(
     ckpt: CkptPath,
     frames: Annotated[
-        Path, typer.Option("--frames", help="A folder of images, a video, or a sequence.jsonl.", show_default=False)
+        str, typer.Option("--frames", help="Images, a video, a sequence.jsonl; rtsp://..., udp://..., /dev/video0.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="The MP4 to write.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", help="The MP4 to write; optional with --live.")] = None,
     telemetry: Annotated[
-        Path | None,
-        typer.Option("--telemetry", help="CSV (t,ax,ay,az,gx,gy,gz,v,w) or JSONL; a sequence.jsonl carries its own."),
+        str | None,
+        typer.Option("--telemetry", help="CSV or JSONL; of a live source a growing JSONL, -, or udp://HOST:PORT."),
     ] = None,
     spacing: Annotated[
         float | None,
@@ -223,7 +223,7 @@ def overlay(
     fps: Annotated[
         float | None, typer.Option("--fps", help="Frame rate of a folder of images, in frames per second.")
     ] = None,
-    live: Annotated[bool, typer.Option("--live", help="Also show it live on a web page, in real time.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Show it on a web page, in real time.")] = False,
     config: Annotated[
         Path | None,
         typer.Option("--config", help="Config that locates the frozen networks, if they have moved since training."),
@@ -231,9 +231,10 @@ def overlay(
     set_: Overrides = None,
     threads: Threads = None,
 ) -> None:
-    """Run a recording through the stream and draw the predictions on its frames, as an MP4."""
+    """Run a recording or a live source through the stream and draw the predictions on its frames: MP4, live page."""
     with user_errors():
         from cli.overlay import Wanted, run_overlay
+        from cli.overlay_live import run_live
 
         wanted = Wanted(ckpt, frames, out, telemetry, spacing, fps, live)
         wanted.check()
@@ -241,7 +242,7 @@ def overlay(
 
         loaded = load_config(config, set_) if config is not None else None
         with cpu_threads(threads):
-            run_overlay(wanted, loaded, set_ or ())
+            (run_live if wanted.is_live else run_overlay)(wanted, loaded, set_ or ())
 
 
 @app.command(cls=WholeCommand)

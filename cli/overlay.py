@@ -21,12 +21,24 @@ class Wanted:
     """The command's options."""
 
     ckpt: Path
-    frames: Path
-    out: Path
-    telemetry: Path | None
+    frames: str
+    out: Path | None
+    telemetry: str | None
     spacing: float | None
     fps: float | None
     live: bool
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the frames come from a live source, and from no recording."""
+        return "://" in self.frames or self.frames.startswith("/dev/")
+
+    @property
+    def telemetry_path(self) -> Path | None:
+        """The file of telemetry, if it is one."""
+        if self.telemetry is None or (self.is_live and (self.telemetry == "-" or "://" in self.telemetry)):
+            return None
+        return Path(self.telemetry)
 
     def check(self) -> None:
         """Report everything that the options alone show to be wrong, all at once; imports no torch.
@@ -47,29 +59,35 @@ class Wanted:
         missing = []
         if not self.ckpt.is_file():
             missing.append(f"--ckpt: {self.ckpt}: checkpoint not found")
-        if not self.frames.exists():
+        if not self.is_live and not Path(self.frames).exists():
             missing.append(f"--frames: {self.frames}: no such folder, video or sequence.jsonl")
-        if self.telemetry is not None and not self.telemetry.is_file():
-            missing.append(f"--telemetry: {self.telemetry}: file not found")
+        if self.is_live and self.telemetry is None:
+            missing.append("--telemetry: a live source needs it: a file that grows, - or udp://HOST:PORT")
+        if (path := self.telemetry_path) is not None and not path.is_file():
+            missing.append(f"--telemetry: {path}: file not found")
         if missing:
             raise ConfigError("\n".join(missing))
 
     def _fps(self) -> None:
         check_number("--fps", self.fps, "frames per second", 1000)
-        if self.fps is not None and self.frames.is_file():
+        if self.fps is not None and not Path(self.frames).is_dir():
             raise ConfigError(f"--fps: only applies to a folder of images; {self.frames} has its own times")
 
     def _spacing(self) -> None:
         check_number("--spacing", self.spacing, "seconds", 3600)
 
     def _out(self) -> None:
+        if self.out is None:
+            if not self.live:
+                raise ConfigError("--out: name the MP4 to write, or give --live to look on, or both")
+            return
         if self.out.suffix.lower() != ".mp4":
             raise ConfigError(f"--out: expected a name that ends in .mp4, found {self.out}")
-        check_out(self.out, {"--frames": self.frames, "--telemetry": self.telemetry})
+        check_out(self.out, {"--frames": Path(self.frames), "--telemetry": self.telemetry_path})
 
 
 def run_overlay(wanted: Wanted, config: Any, overrides: Sequence[str] = ()) -> None:
-    """Write the MP4, and show it live if requested.
+    """Write the MP4 of a recording, and show it live if requested.
 
     Args:
         wanted: the options, checked.
@@ -89,11 +107,11 @@ def run_overlay(wanted: Wanted, config: Any, overrides: Sequence[str] = ()) -> N
     from simv0.stream import Stream
 
     import_av()
-    sequence = open_recording(wanted.frames, wanted.telemetry, wanted.fps)
+    sequence = open_recording(Path(wanted.frames), wanted.telemetry_path, wanted.fps)
     with closing(LivePage()) if wanted.live else nullcontext() as page:
         meta = load_checkpoint(wanted.ckpt).meta
         spacing = _spacing(wanted, meta.frame_spacing, sequence.interval)
-        check_recording(sequence, meta.F, spacing, str(wanted.frames))
+        check_recording(sequence, meta.F, spacing, wanted.frames)
         count = "frames" if sequence.length is None else f"{sequence.length} frames"
         log.info(
             f"{wanted.frames}: {count} {sequence.interval:.3f} s apart; windows of {meta.F}, {spacing:.3f} s apart"
@@ -111,7 +129,7 @@ def run_overlay(wanted: Wanted, config: Any, overrides: Sequence[str] = ()) -> N
                 step()
 
             frames = render_overlay(stream, sequence, wanted.out, show)
-        _tell(wanted.out, frames, stream)
+        _tell(str(wanted.out or wanted.frames), frames, stream)
         if page is not None and sys.stdin.isatty():
             page.end()
             log.info("the page stays up until Ctrl-C")
@@ -131,11 +149,11 @@ def _spacing(wanted: Wanted, trained: float | None, interval: float) -> float:
     return interval
 
 
-def _tell(out: Path, frames: int, stream: Any) -> None:
+def _tell(name: str, frames: int, stream: Any) -> None:
     """Report the result."""
     stats = stream.stats()
     log.info(
-        f"{out}: {frames} frames, {stats['judged']} judged, {stats['waiting']} waiting, {stats['dropped']} dropped, "
+        f"{name}: {frames} frames, {stats['judged']} judged, {stats['waiting']} waiting, {stats['dropped']} dropped, "
         f"{stats['bad']} bad; windows of frames {stream.spacing:.3f} s apart; ms per prediction: "
         f"{stats['latency_p50_ms'] or 0:.0f} (median), {stats['latency_p99_ms'] or 0:.0f} (99th percentile)"
     )

@@ -25,6 +25,8 @@ LOOK_EVERY = 0.02
 """Seconds between a viewer's checks for a newer picture."""
 PATIENCE = 2
 """Seconds that closing waits for a viewer that does not read."""
+STILL = 3
+"""Seconds without a new picture after which a page no longer calls itself live: old calm must not look like calm."""
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>simv0 live</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
 <style>:root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif; }
@@ -34,16 +36,24 @@ p { margin: 1rem; }</style></head>
 <body><img id="picture" alt=""><p id="note" role="status">Waiting for the first picture.</p>
 <script>
 const source = new EventSource("pictures");
-const end = (text) => { source.close(); note.textContent = text; };
+let last = Date.now();
+const watchdog = setInterval(() => {
+  const since = (Date.now() - last) / 1000;
+  if (picture.alt && since > STILL) stand(`No new picture for ${since.toFixed(0)} s.`);
+}, 500);
+const stand = (text) => { note.textContent = text; picture.style.opacity = 0.3; };
+const end = (text) => { source.close(); clearInterval(watchdog); note.textContent = text; };
 source.onmessage = (event) => {
+  last = Date.now();
+  picture.style.opacity = 1;
   picture.src = "data:image/jpeg;base64," + event.data;
   picture.alt = "what the model sees and says";
   note.textContent = "Live.";
 };
-source.addEventListener("end", () => end("The recording has ended."));
-source.onerror = () => end("The command has stopped.");
+source.addEventListener("end", () => end("The overlay has ended."));
+source.onerror = () => { end(""); stand("The command has stopped."); };
 </script></body></html>
-"""
+""".replace("STILL", str(STILL))
 
 
 class Pace:

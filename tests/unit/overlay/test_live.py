@@ -218,7 +218,7 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
     command += [f"--screenshot={shot}", "--dump-dom", page.url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     closing.join()
-    assert '<p id="note" role="status">The recording has ended.</p>' in done.stdout
+    assert '<p id="note" role="status">The overlay has ended.</p>' in done.stdout
     pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
     green = (abs(pixels - (20, 200, 90)) < 12).all(-1).mean()
     assert green > 0.5
