@@ -28,7 +28,7 @@ def run_live(wanted: Wanted, config: Any, overrides: Sequence[str] = ()) -> None
     from simv0.overlay.readings import Telemetry
     from simv0.overlay.watch import until_stopped, watch
     from simv0.predict import Predictor
-    from simv0.runtime.progress import frames_shown
+    from simv0.runtime.progress import progress_of
     from simv0.stream import Stream
 
     assert wanted.telemetry is not None
@@ -49,7 +49,7 @@ def run_live(wanted: Wanted, config: Any, overrides: Sequence[str] = ()) -> None
 
         with (
             until_stopped() as stop,
-            frames_shown("overlay", None, lambda: stream.counts["pushed"], note) as step,
+            progress_of("overlay", None, lambda: stream.counts["pushed"], note) as step,
         ):
 
             def show(picture: Any, state: Any, t: float) -> None:

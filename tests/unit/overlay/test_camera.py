@@ -128,11 +128,11 @@ def test_lateness_is_told_without_a_common_clock() -> None:
     assert backlog == [math.inf] * 30
     fresh = [delay.beyond_least(1001 + i / 30, 5.03 + i / 30) for i in range(30)]
     assert fresh[1:] == pytest.approx([0.0] * 29, abs=0.01)
-    assert delay.beyond_least(1002, 7.03) == pytest.approx(1.0, abs=0.01)  # the network held it up
+    assert delay.beyond_least(1002.0, 7.03) == pytest.approx(1.0, abs=0.01)  # the network held it up
     for hour in range(10):  # this clock gains 50 ppm, 1.8 s in all
         for second in range(3600):
             t = hour * 3600 + second
-            assert delay.beyond_least(1003 + t, 7.03 + t * 1.00005) < LATE
+            assert delay.beyond_least(1003.0 + t, 7.03 + t * 1.00005) < LATE
     assert delay.beyond_least(0.0, 50_000.0) == math.inf  # a new sender
     assert delay.beyond_least(0.1, 50_000.1) == pytest.approx(0.0, abs=0.01)
     assert delay.beyond_least(None, 60_000.0) == 0.0

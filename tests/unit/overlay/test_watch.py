@@ -12,9 +12,10 @@ import commands
 import numpy as np
 import pytest
 from live_sender import free_port, number_in, reading, sending
-from small_world import MakeConfig
+from small_world import make_config, write_manifest
 from stream_states import state
 
+from cache.pipeline import cache_vis
 from simv0.data.video import VideoReader
 from simv0.overlay import camera as camera_module
 from simv0.overlay.camera import Camera
@@ -24,12 +25,18 @@ from simv0.predict import Predictor
 from simv0.stream import State, Stream
 from simv0.training.fit import fit
 
-PATIENCE = 60.0
+PATIENCE = 200.0
 
 
-@pytest.fixture
-def ckpt(make_config: MakeConfig, features: Path) -> Path:
-    return fit(make_config(cache={"dir": str(features)}, data={"frame_spacing": 0.2})).best
+@pytest.fixture(scope="module")
+def ckpt(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of windows of one frame, so that none has gaps, however busy the machine is."""
+    folder = tmp_path_factory.mktemp("one")
+    for split, n in (("train", 16), ("val", 8)):
+        write_manifest(folder / f"{split}.jsonl", n, seed=n, F=1)
+    config = make_config(models, folder, folder, model={"F": 1, "K": 1}, data={"frame_spacing": 0.2})
+    cache_vis(config)
+    return fit(config).best
 
 
 @pytest.fixture
@@ -71,7 +78,7 @@ def test_what_is_taken_away_is_unknown_and_comes_back(ckpt: Path, url: str, tmp_
 
     def show(picture: np.ndarray, state: State, t: float) -> None:
         """Take the next step when the last one can be seen."""
-        assert t < PATIENCE * 2
+        assert t < PATIENCE
         dimmed = bool(picture[60, 200].mean() < 60)
         seen.append((state.unknown, state, number_in(picture, DIMMED if dimmed else 1), dimmed))
         awaited = steps[len(taken) - 1][0] if taken else "the camera is lost"
@@ -85,7 +92,7 @@ def test_what_is_taken_away_is_unknown_and_comes_back(ckpt: Path, url: str, tmp_
     thread = threading.Thread(target=drive, daemon=True)
     thread.start()
     with things, closing(Camera(url)) as camera, closing(Telemetry(str(rover))) as telemetry:
-        stream = Stream(Predictor.load(ckpt), 0.2, stale_after=5.0)  # a busy machine
+        stream = Stream(Predictor.load(ckpt), 0.2, stale_after=10.0)
         pictures = watch(stream, camera, telemetry, out, show, stop)
     ended.set()
     thread.join()
@@ -125,7 +132,7 @@ def test_ctrl_c_closes_the_mp4_whole(ckpt: Path, url: str, tmp_path: Path) -> No
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)  # impatience does no harm
 
-    thread = threading.Thread(target=interrupt)
+    thread, before = threading.Thread(target=interrupt), signal.getsignal(signal.SIGINT)
     threads = threading.active_count()
     with sending(url, "--seconds", 300, "--telemetry", f"udp://127.0.0.1:{port}"):
         thread.start()
@@ -137,9 +144,9 @@ def test_ctrl_c_closes_the_mp4_whole(ckpt: Path, url: str, tmp_path: Path) -> No
     count = sum(1 for _ in VideoReader(out))
     assert count > 3
     assert f"{out}: {count} pictures" in result.stdout
-    assert f"{url}: windows of 4, 0.200 s apart; until Ctrl-C" in result.stdout
+    assert f"{url}: windows of 1, 0.200 s apart; until Ctrl-C" in result.stdout
     assert threading.active_count() == threads
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_the_signals_are_given_back() -> None:
