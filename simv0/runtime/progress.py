@@ -38,7 +38,7 @@ def progress_of(
     note: Callable[[], str] = str,
     *,
     unit: str = "frames",
-    log_every: float = LOG_EVERY,
+    log_every: float | None = None,
     passing: bool = False,
 ) -> Iterator[Callable[[], None]]:
     """Show how much is done, the rate and the time left.
@@ -49,7 +49,7 @@ def progress_of(
         count: how much is done; called only when something is shown.
         note: what to add behind the rate.
         unit: what is counted.
-        log_every: seconds between lines, where there is no terminal.
+        log_every: seconds between lines, where there is no terminal; `LOG_EVERY` by default.
         passing: leave no bar behind.
 
     Yields:
@@ -69,7 +69,7 @@ def progress_of(
     )
     task = bar.add_task(title, total=total, completed=kept, told="")
     began = shown = time.monotonic()
-    every = DRAW_EVERY if on_terminal else log_every
+    every = DRAW_EVERY if on_terminal else LOG_EVERY if log_every is None else log_every
 
     def show() -> None:
         nonlocal shown
