@@ -18,8 +18,8 @@ def divide(windows: Int[np.ndarray, "R C"], shares: Sequence[float], seed: int =
     """The split of each recording.
 
     The division with the fewest classes missing from a split wins; of several such, one in which the first split lacks
-    fewest, then the second; then the most even one: every split has nearly its share of all windows and of each class.
-    `seed` chooses among those that are equally good.
+    fewest, then the second; then the most even one: every split has nearly its share of all windows, of the recordings
+    and of each class. `seed` chooses among those that are equally good.
 
     Up to `EVERY` divisions are all compared. Of more, many are made one recording after the other, in random orders
     (the first: largest first), each recording going where it brings the rarest missing class, else where most is
@@ -32,7 +32,8 @@ def divide(windows: Int[np.ndarray, "R C"], shares: Sequence[float], seed: int =
         seed: same seed, same division.
     """
     rng = np.random.default_rng(seed)
-    table = windows / np.maximum(windows.sum(0), 1)  # a recording's share of each class
+    counted = np.column_stack([windows[:, 0], np.ones(len(windows)), windows[:, 1:]])
+    table = counted / np.maximum(counted.sum(0), 1)  # a recording's share of the windows, the recordings, each class
     if len(shares) ** len(table) <= EVERY:
         candidates = np.array(list(product(range(len(shares)), repeat=len(table))), np.int8)
     else:
@@ -57,9 +58,9 @@ def _cost(
 
 
 def _weights(table: Float[np.ndarray, "R C"]) -> Float[np.ndarray, " C"]:
-    """How much each column counts: all windows as much as the classes together."""
-    classes = max(1, table.shape[1] - 1)
-    return np.array([0.5, *[0.5 / classes] * (table.shape[1] - 1)])
+    """How much each column counts: the windows are what a share was asked of; an alarm's promise counts recordings."""
+    classes = table.shape[1] - 2
+    return np.array([0.5, 0.1, *[0.4 / max(1, classes)] * classes])
 
 
 def _placed(

@@ -3,17 +3,16 @@
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
 
 from simv0.data.divide import divide
 from simv0.data.jsonl import read_jsonl
-from simv0.data.locate import WINDOWS_ROOT
+from simv0.data.moved_rows import Row, moved_to
 from simv0.disk.files import told_plainly, write_atomically
 from simv0.errors import ConfigError, DataError, Mistakes
 from simv0.labels import HEADS
@@ -21,8 +20,6 @@ from simv0.labels import HEADS
 PARTS = ("train", "val", "calibration")
 FAR = 0.02
 """A share that differs by more from the one asked for is told."""
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ def split_manifest(
         raise DataError(_too_few(manifest, by, list(recordings), len(shares)))
     occurring, windows = _count(rows, list(recordings.values()), manifest)
     split_of = divide(windows, list(shares.values()), seed)
-    moved, link = _moved(manifest, folder)
+    moved, link = moved_to(manifest, folder)
 
     _make_room(folder, paths, link, manifest)
     parts = []
@@ -107,7 +104,8 @@ def split_manifest(
         classes = dict(zip(occurring, windows[mine].sum(0)[1:].tolist(), strict=True))
         share = len(lines) / len(rows)
         parts.append(Part(name, paths[name], asked, share, [names[i] for i in mine], len(lines), classes))
-    problems = [*_missing(parts, recordings, windows, occurring), *_uneven(parts, recordings), *_torn(rows, parts, by)]
+    problems = [*_missing(parts, recordings, windows, occurring), *_uneven(parts, recordings), *_alone(parts)]
+    problems += _torn(rows, parts, by)
     return Division(parts, problems, link)
 
 
@@ -198,36 +196,6 @@ def _class_of(row: Row, head: str, names: tuple[str, ...], where: str) -> str:
     return names[value]
 
 
-def _moved(manifest: Path, folder: Path) -> tuple[Callable[[Row], Row], Path | None]:
-    """How a row names its files when it is read in `folder`; and the link that takes, if any.
-
-    A manifest's names never climb out of its folder, so from outside a link must lead to the frames.
-    """
-    root, there = manifest.resolve().parent, folder.resolve()
-    if root == there:
-        return lambda row: row, None
-    inside = root.is_relative_to(there)
-    prefix = root.relative_to(there).as_posix() if inside else root.name or "frames"
-
-    def rename(name: Any) -> Any:
-        if not isinstance(name, str) or WINDOWS_ROOT.match(name):
-            return name
-        pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts:
-            path = (root / name).resolve()
-            if not path.is_relative_to(root):
-                return name  # refused here as there
-            name = path.relative_to(root).as_posix()
-        return f"{prefix}/{name}"
-
-    def moved(row: Row) -> Row:
-        frames = row.get("frames")
-        new = {"frames": [rename(name) for name in frames]} if isinstance(frames, list) else {}
-        return {**row, **new, **({"video": rename(row["video"])} if "video" in row else {})}
-
-    return moved, None if inside else folder / prefix
-
-
 def _make_room(folder: Path, paths: Mapping[str, Path], link: Path | None, manifest: Path) -> None:
     """Make the folder and the link, and remove the parts of an earlier division, so that none is ever beside new ones.
 
@@ -277,6 +245,16 @@ def _uneven(parts: list[Part], recordings: Mapping[str, list[int]]) -> list[str]
     return [
         f"shares of the windows that differ from those asked for: {came}; there are {len(recordings)} recordings, and "
         f"the longest ({largest!r}) has {len(recordings[largest]) / total:.1%}"
+    ]
+
+
+def _alone(parts: list[Part]) -> list[str]:
+    """A line for each part that judges by one recording."""
+    return [
+        f"{part.name}: one recording only ({part.recordings[0]!r}): how recordings differ cannot be told from it; "
+        "another --seed or share may give it more"
+        for part in parts[1:]
+        if len(part.recordings) == 1
     ]
 
 

@@ -74,7 +74,7 @@ def test_a_huge_recording_goes_to_train() -> None:
     many = np.array([[1_000_000, 5], *[[10, 1]] * 40])
     split_of = divide(many, [0.8, 0.2])
     assert split_of[0] == 0
-    assert (split_of == 1).sum() == 9  # of windows val gets too few, of the class its share: 9 of 45
+    assert (split_of == 1).sum() == 9  # of windows val gets too few, of the class its share
 
 
 def test_a_class_of_one_recording_goes_to_train() -> None:

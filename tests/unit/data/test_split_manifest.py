@@ -59,7 +59,11 @@ def test_every_row_is_in_one_part_and_no_recording_in_two(tmp_path: Path) -> Non
         assert sorted({row["group"] for row in rows}) == part.recordings
         assert part.classes["risk", "low"] == part.windows / 2
     assert len({name for part in division.parts for name in part.recordings}) == 10
-    assert (division.problems, division.link) == ([], None)
+    assert division.link is None
+    assert division.problems == [
+        f"calibration: one recording only ({division.parts[2].recordings[0]!r}): how recordings differ cannot be told "
+        "from it; another --seed or share may give it more"
+    ]
 
 
 def test_the_division_depends_on_the_seed_and_not_on_the_order_of_rows(tmp_path: Path) -> None:
@@ -130,6 +134,14 @@ def test_frames_are_found_wherever_the_parts_are_written(
     groups = [[row["group"] for row in part.rows] for part in parts]
     shared = find_leakage(*parts, *groups)
     assert all("groups" not in line for line in shared)
+
+
+def test_a_video_is_named_from_where_the_parts_are(tmp_path: Path) -> None:
+    video = {"frames": None, "video": "runs/1.mp4", "timestamps": [0.0, 0.2]}
+    manifest = write(tmp_path / "data", [row(name, 0, **video) for name in "ab"])
+    for out, name in (("parts", "data/runs/1.mp4"), (".", "data/runs/1.mp4"), ("data", "runs/1.mp4")):
+        for rows in rows_of(split_manifest(manifest, out=tmp_path / out)):
+            assert [(row["video"], row["timestamps"], row["frames"]) for row in rows] == [(name, [0.0, 0.2], None)]
 
 
 def test_what_is_in_the_way_of_the_link_is_kept(tmp_path: Path) -> None:
@@ -219,8 +231,11 @@ def test_classes_that_exclude_each_other_are_told(tmp_path: Path) -> None:
         for i in range(5)
     ]
     problems = split_manifest(write(tmp_path, rows), val=0.33).problems
-    assert len(problems) == 1
+    assert len(problems) == 2
     assert problems[0].endswith("2 recordings have it, but no division was found that has every class everywhere")
+    assert problems[1].endswith(
+        ": how recordings differ cannot be told from it; another --seed or share may give it more"
+    )
 
 
 def test_another_key_and_the_recordings_that_it_tears(tmp_path: Path) -> None:
