@@ -1,25 +1,31 @@
-"""Speed of `cache-vis` around the encoder, ViT-B-32 shapes with random weights, frames already decoded.
+"""Speed of `cache-vis`, ViT-B-32 shapes with random weights.
 
     python -m benchmarks.cache_vis [--rounds 3] [--windows 32] [--precision auto] [--threads 2] [--clock wall]
+    python -m benchmarks.cache_vis --json cache_vis.json [--rounds 3] [--windows 32] [--patience 60]
 
-Prints medians of alternating runs:
+With `--json`: from files to features, against the perfect pipeline (`benchmarks.end_to_end`). Else medians of
+alternating runs on frames that are decoded already:
 - stride-1 windows (F = 8): windows/s of cache-vis against encoding every window's frames;
 - non-overlapping windows: images/s of cache-vis against the bare encoder on the same batches;
 - writing one shard of 1024 windows, as a share of the time the encoder needs for its frames.
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.end_to_end import end_to_end
 from cache.pipeline import cache_split, open_job, start_over
+from cli.shared import keep_freed_memory
 from simv0.config.load import build_config
 from simv0.config.schema import Config
 from simv0.data.labels import Labels
@@ -138,12 +144,20 @@ def main() -> None:
     parser.add_argument(
         "--clock", choices=["wall", "cpu"], default="wall", help="cpu: on a busy machine, with 1 thread"
     )
+    parser.add_argument("--json", type=Path, help="measure from files to features, and write the rows here")
+    parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for a quiet machine, each time")
     arguments = parser.parse_args()
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         encoder = random_encoder(arguments.precision)
+        if arguments.json is not None:
+            keep_freed_memory()  # as the command does
+            rows = end_to_end(folder, encoder, arguments.windows, arguments.rounds, arguments.patience)
+            about = {"date": str(date.today()), "torch": torch.__version__, "precision": encoder.precision}
+            arguments.json.write_text(json.dumps({**about, "rows": rows}, indent=1))
+            return
         config = film_config(folder, arguments.windows, stride=F)
         print(f"precision {encoder.precision}, {arguments.threads} threads, batches of {BATCH}")
         apart = compare(config, encoder, arguments.rounds, clock)
