@@ -227,7 +227,8 @@ def _missing(
         having = [recording for recording, row in zip(recordings, windows, strict=True) if row[column]]
         if not lacking:
             continue
-        why = f"only {len(having)} of the recordings have it ({', '.join(map(repr, having))})"
+        count = "one recording has it" if len(having) == 1 else f"{len(having)} recordings have it"
+        why = f"only {count} ({', '.join(map(repr, having))})"
         if len(having) >= len(parts):
             why = f"{len(having)} recordings have it, but no division was found that has every class everywhere"
         lines.append(f"{head} {name}: none in {' and '.join(lacking)}: {why}")

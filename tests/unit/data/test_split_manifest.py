@@ -216,7 +216,7 @@ def test_what_could_not_be_done_is_told(tmp_path: Path) -> None:
     division = split_manifest(write(tmp_path, rows), val=0.3)
     assert [part.recordings for part in division.parts] == [["a"], ["b", "c"]]
     assert division.problems == [
-        "risk low: none in val: only 1 of the recordings have it ('a')",
+        "risk low: none in val: only one recording has it ('a')",
         "shares of the windows that differ from those asked for: train 80.0% for 70.0%, val 20.0% for 30.0%; there are "
         "3 recordings, and the longest ('a') has 80.0%",
     ]
