@@ -14,11 +14,11 @@ from cache.shards import Counts, ShardWork, check_unchanged
 from simv0.config.schema import Config
 from simv0.data.labels import Labels, find_leakage, read_labels
 from simv0.data.source import Source, check_decode, open_source, scale_pictures
-from simv0.data.user_class import calling, yields_features
+from simv0.data.user_class import yields_features
 from simv0.disk.files import sync_folder
 from simv0.disk.locks import FileLock
 from simv0.errors import CacheError, DataError
-from simv0.features.identity import compare_identity, full_identity
+from simv0.features.identity import compare_identity, content_digest, differing, full_identity
 from simv0.features.info import FeatureInfo
 from simv0.features.reader import read_features
 from simv0.features.shards import Parts, Plan, parts_of, shard_windows_of
@@ -27,6 +27,7 @@ from simv0.runtime.distributed import broadcast_from_rank0, process_group
 from simv0.runtime.speaking import from_here
 from simv0.runtime.threads import sharing
 from simv0.vision.encoder import Encoder, load_encoder
+from simv0.vision.known import facts_of_encoder, known_encoder, record_encoder
 
 log = logging.getLogger("simv0")
 
@@ -98,10 +99,10 @@ class SplitJob:
     @property
     def gate(self) -> FileLock:
         """Held shared by every process that works on the split, exclusively by one that finishes it or starts over."""
-        return FileLock(self.final.with_name(self.final.name + ".lock"))
+        return _gate_of(self.final)
 
 
-def cache_vis(config: Config, *, overwrite: bool = False) -> list[CacheReport]:
+def cache_vis(config: Config, *, overwrite: bool = False, verify: bool = False) -> list[CacheReport]:
     """Make the feature files of all splits.
 
     A complete file is skipped, an unfinished one is resumed. Under torchrun LOCAL_RANK chooses the GPU and rank 0
@@ -110,6 +111,7 @@ def cache_vis(config: Config, *, overwrite: bool = False) -> list[CacheReport]:
     Args:
         config: `data`, `cache` and `model`.
         overwrite: start over, whatever is there; ranks do so together. Joins processes that have already started.
+        verify: read every frame again, whatever has been recorded of those that were read.
 
     Raises:
         DataError: a sample that breaks the contract; found before the encoder is loaded, except for wrong pixels.
@@ -117,16 +119,42 @@ def cache_vis(config: Config, *, overwrite: bool = False) -> list[CacheReport]:
         ModelError: no such encoder.
     """
     splits = [open_job(config, name) for name in config.data.splits]
-    for one, other in itertools.combinations(splits, 2):
-        datasets, groups = (one.source.dataset, other.source.dataset), (one.labels.group, other.labels.group)
-        for warning in find_leakage(*datasets, *groups, names=(one.name, other.name)):
-            log.warning(warning)
+    _warn_of_leakage(splits)
+    facts = facts_of_encoder(config)
     encoder = load_encoder(config.model, config.cache.precision, chosen_device(config), decode=config.cache.decode)
+    record_encoder(config, encoder, facts)
     if overwrite:
         with process_group():  # until all have come: a late one would remove what the others have made
             broadcast_from_rank0(start_over, splits)
     with sharing():
-        return [cache_split(config, split, encoder) for split in splits]
+        return [cache_split(config, split, encoder, verify) for split in splits]
+
+
+def complete_already(config: Config) -> list[CacheReport] | None:
+    """The reports of feature files that are complete, found without the encoder: its identity has been recorded, and
+    the splits' digests tell that no frame has changed. None: `cache_vis` must look.
+
+    Raises:
+        DataError, CacheError: as `cache_vis`.
+    """
+    encoder = known_encoder(config)
+    if encoder is None or not all(_is_settled(config.feature_file(name)) for name in config.data.splits):
+        return None
+    splits = [open_job(config, name) for name in config.data.splits]
+    for split in splits:
+        content = content_digest(config, split.name, split.source.dataset)
+        wanted = full_identity(config, split.name, encoder, split.labels, split.source.class_weights, content)
+        if content is None or differing(read_features(split.final).info.identity, wanted):
+            return None
+    _warn_of_leakage(splits)
+    return [CacheReport(split.name, split.final, "skipped", len(split.labels), Counts()) for split in splits]
+
+
+def _warn_of_leakage(splits: list[SplitJob]) -> None:
+    for one, other in itertools.combinations(splits, 2):
+        datasets, groups = (one.source.dataset, other.source.dataset), (one.labels.group, other.labels.group)
+        for warning in find_leakage(*datasets, *groups, names=(one.name, other.name)):
+            log.warning(warning)
 
 
 def open_job(config: Config, name: str) -> SplitJob:
@@ -142,14 +170,13 @@ def open_job(config: Config, name: str) -> SplitJob:
     return SplitJob(source, labels, config.feature_file(name))
 
 
-def cache_split(config: Config, split: SplitJob, encoder: Encoder) -> CacheReport:
+def cache_split(config: Config, split: SplitJob, encoder: Encoder, verify: bool = False) -> CacheReport:
     """Write one feature file, or resume writing it.
 
     Raises:
         CacheError, DataError: as `cache_vis`.
     """
-    with calling(f"{split.name}, content_digest"):
-        content = split.source.dataset.content_digest() if hasattr(split.source.dataset, "content_digest") else None
+    content = content_digest(config, split.name, split.source.dataset, verify=verify)
     identity = full_identity(config, split.name, encoder, split.labels, split.source.class_weights, content)
     shard_windows = shard_windows_of(len(split.labels), config.cache.shard_windows)
     plan = Plan(identity, shard_windows, config.cache.batch_size)
@@ -162,7 +189,7 @@ def cache_split(config: Config, split: SplitJob, encoder: Encoder) -> CacheRepor
 
     work = ShardWork(split.parts, plan, source, split.info(plan), encoder)
     outcome: Outcome | None = None
-    if split.final.exists() and not (split.parts.folder.exists() or split.gate.path.exists()):
+    if _is_settled(split.final):
         _check_complete(split, work)  # no process is working on it: no lock, so that the folder may be read-only
         return CacheReport(split.name, split.final, "skipped", len(split.labels), work.counts)
     while outcome is None:
@@ -207,6 +234,15 @@ def start_over(splits: list[SplitJob]) -> None:
             split.final.unlink(missing_ok=True)
         shutil.rmtree(split.parts.folder, ignore_errors=True)
         gate.release()
+
+
+def _gate_of(final: Path) -> FileLock:
+    return FileLock(final.with_name(final.name + ".lock"))
+
+
+def _is_settled(final: Path) -> bool:
+    """Whether the file is there and no process is working on it."""
+    return final.exists() and not (parts_of(final).folder.exists() or _gate_of(final).path.exists())
 
 
 def _check_complete(split: SplitJob, work: ShardWork) -> None:

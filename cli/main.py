@@ -67,6 +67,9 @@ def cache_vis(
     set_: Overrides = None,
     threads: Threads = None,
     overwrite: Annotated[bool, typer.Option(help="Replace existing feature files.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every frame again, also those whose size and times are as they were.")
+    ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -79,7 +82,7 @@ def cache_vis(
         previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's Ctrl-C
         try:
             with cpu_threads(threads):
-                reports = run(config, overwrite=overwrite, overrides=set_ or ())
+                reports = run(config, overwrite=overwrite, verify=verify, overrides=set_ or ())
         finally:
             signal.signal(signal.SIGTERM, previous)
         typer.echo(str(reports))

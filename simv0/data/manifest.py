@@ -19,6 +19,7 @@ from simv0.data.locate import Folder
 from simv0.data.open_files import OpenFiles
 from simv0.data.video import VideoReader
 from simv0.errors import ConfigError, DataError, Mistakes
+from simv0.runtime.file_digests import sha256_of_files
 
 
 class ManifestDataset(Dataset[dict[str, Any]]):
@@ -121,9 +122,9 @@ class ManifestDataset(Dataset[dict[str, Any]]):
     def content_digest(self) -> str:
         """sha256 over the manifest's bytes and those of every frame, in order of first use."""
         digest = hashlib.sha256(self.manifest.read_bytes())
-        for name in dict.fromkeys(name for i, row in enumerate(self.rows, 1) for _, name in self._files_of(row, i)):
-            with open(self._paths[name], "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+        names = dict.fromkeys(name for i, row in enumerate(self.rows, 1) for _, name in self._files_of(row, i))
+        for read in sha256_of_files([Path(self._paths[name]) for name in names]):
+            digest.update(read)
         return digest.hexdigest()
 
 

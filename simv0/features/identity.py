@@ -9,10 +9,12 @@ from typing import Any
 
 from simv0.config.schema import Config
 from simv0.data.labels import Labels
-from simv0.data.user_class import load_dataset
+from simv0.data.user_class import calling, load_dataset
 from simv0.errors import CacheError, SimError
 from simv0.runtime.digests import TOLD_BY, settled
+from simv0.runtime.file_digests import Record, recorded
 from simv0.vision.encoder import Encoder, is_local, load_encoder, portable_name
+from simv0.vision.known import KnownEncoder
 
 OF_THE_SPLIT = ("split", "split_file", "N", "content_digest", "labels_digest")
 """Fields in which train and val differ."""
@@ -59,7 +61,7 @@ def wanted_identity(config: Config, split: str) -> dict[str, Any]:
 def full_identity(
     config: Config,
     split: str,
-    encoder: Encoder,
+    encoder: Encoder | KnownEncoder,
     labels: Labels,
     class_weights: Mapping[str, list[float]] | None,
     content: str | None,
@@ -82,6 +84,23 @@ def full_identity(
         "content_digest": content,
         "labels_digest": labels_digest(labels, class_weights),
     }
+
+
+def content_digest(config: Config, split: str, dataset: Any, *, verify: bool = False) -> str | None:
+    """The dataset's own `content_digest()`, if it has one; files that have been read before are not read again.
+
+    Args:
+        config: `cache.dir` holds the record of what has been read.
+        split: its name.
+        dataset: of the split.
+        verify: read everything.
+    """
+    if not hasattr(dataset, "content_digest"):
+        return None
+    path = Path(config.cache.dir) / "known" / f"{split}.digests"
+    with calling(f"{split}, content_digest"), recorded(Record(path, f"{split}: reading the files once", verify)):
+        digest: str = dataset.content_digest()
+        return digest
 
 
 def compare_identity(stored: Mapping[str, Any], wanted: Mapping[str, Any], path: object) -> None:
@@ -156,7 +175,7 @@ def _digests_here(config: Config, split: str, stored: Mapping[str, Any], wanted:
         with contextlib.suppress(SimError, OSError):
             dataset = load_dataset(config.data, split)
             if hasattr(dataset, "content_digest"):
-                found["content_digest"] = dataset.content_digest()
+                found["content_digest"] = content_digest(config, split, dataset)
     return found
 
 

@@ -32,24 +32,43 @@ def check_encoder_at_hand(model: ModelConfig) -> None:
     Raises:
         ModelError: naming it.
     """
-    name, tag = model.vision_encoder_name, model.vision_pretrained
-    if name.startswith("local-dir:") or model.vision_weights or (tag is not None and Path(tag).is_file()):
+    repository, files = _repository_of(model)
+    if not repository:
         return
-    repository, files = name.removeprefix("hf-hub:"), list(ENCODER_WEIGHTS)
-    if repository == name:
-        import open_clip
-
-        found = open_clip.get_pretrained_cfg(name, tag or "")
-        repository, _, file = str(found.get("hf_hub", "")).rpartition("/")
-        files = [file.rpartition(".")[0] + ".safetensors", file] if file else files
-        if not repository:  # a plain address, or a name that open_clip will refuse
-            return
+    name = model.vision_encoder_name
     what, whole, instead = "weights", _any_here(repository, files, None), "give the file as model.vision_weights"
     if name.startswith("hf-hub:"):
         what, instead = "weights and the open_clip_config.json", "give a folder as local-dir:PATH"
         whole = whole and _any_here(repository, ("open_clip_config.json",), None)
     if not whole:
         _refuse_offline("model.vision_encoder_name", f"the {what} of {name} ({repository})", repository, instead)
+
+
+def encoder_files_in_cache(model: ModelConfig) -> list[Path]:
+    """An encoder's files in the hub's cache and the name of the version that is used; none where they are elsewhere."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, names = _repository_of(model)
+    if not repository:
+        return []
+    found = [try_to_load_from_cache(repository, name) for name in (*names, "open_clip_config.json")]
+    files = [Path(file) for file in found if isinstance(file, str)]
+    return files and [*files, files[0].parents[2] / "refs" / "main"]
+
+
+def _repository_of(model: ModelConfig) -> tuple[str, list[str]]:
+    """The hub's repository of an encoder's weights and the names they may have there; "" where they are elsewhere."""
+    name, tag = model.vision_encoder_name, model.vision_pretrained
+    if name.startswith("local-dir:") or model.vision_weights or (tag is not None and Path(tag).is_file()):
+        return "", []
+    repository, files = name.removeprefix("hf-hub:"), list(ENCODER_WEIGHTS)
+    if repository == name:
+        import open_clip
+
+        found = open_clip.get_pretrained_cfg(name, tag or "")
+        repository, _, file = str(found.get("hf_hub", "")).rpartition("/")  # none: a plain address, or an unknown name
+        files = [file.rpartition(".")[0] + ".safetensors", file] if file else files
+    return repository, files
 
 
 def pretrained_folder(name: str, revision: str | None, files: Sequence[str]) -> Path:

@@ -40,6 +40,18 @@ def folder_of(model: ModelConfig) -> Path | None:
     return Path(name.removeprefix(prefix)) if name.startswith(prefix) else None
 
 
+def local_files(model: ModelConfig) -> list[Path]:
+    """The files that an encoder is loaded from, where the config names them by a path.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    folder, file = folder_of(model), _file_of(model)
+    if folder is None:
+        return [file] if file is not None else []
+    return [folder / CONFIG, *_candidates(folder)]
+
+
 def check_folder(folder: Path) -> None:
     """Refuse a folder that open_clip would not read.
 

@@ -22,6 +22,7 @@ from simv0.data.open_files import OpenFiles
 from simv0.data.video import VideoReader
 from simv0.errors import ConfigError, DataError
 from simv0.labels import TELEMETRY
+from simv0.runtime.file_digests import sha256_of_files
 
 LABELS = "labels.parquet"
 """Beside `meta`, `data` and `videos`: labels of frames, by episode_index and frame_index."""
@@ -151,9 +152,9 @@ class LeRobotWindows(Dataset[dict[str, Any]]):
         """sha256 over which seconds of which pictures are read, and the bytes of their files."""
         places = [(e.number, e.length, e.start, self.rows[e.number].first) for e in self.episodes.values()]
         digest = hashlib.sha256(json.dumps([self.fps, places]).encode())
-        for path in dict.fromkeys(episode.video or episode.data for episode in self.episodes.values()):
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+        files = dict.fromkeys(episode.video or episode.data for episode in self.episodes.values())
+        for read in sha256_of_files(list(files)):
+            digest.update(read)
         return digest.hexdigest()
 
 

@@ -50,7 +50,7 @@ def test_each_frame_is_encoded_once_and_a_complete_file_is_skipped(world: tuple[
     assert (train.outcome, train.counts.windows, train.counts.frames, train.counts.encoded) == ("written", 23, 92, 26)
     assert (val.counts.frames, val.counts.encoded) == (28, 10)
     assert train_file(config).read_bytes() == world[1]
-    assert sorted(os.listdir(config.cache.dir)) == ["train.h5", "val.h5"]
+    assert sorted(os.listdir(config.cache.dir)) == ["known", "train.h5", "val.h5"]
     before = train_file(config).stat().st_mtime_ns
     assert [report.outcome for report in cache_vis(config)] == ["skipped", "skipped"]
     assert train_file(config).stat().st_mtime_ns == before

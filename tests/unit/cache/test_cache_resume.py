@@ -33,7 +33,7 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
     train, _ = cache_vis(config)
     assert train.counts.windows == 23 - 2 * 5
     assert train_file(config).read_bytes() == world[1]
-    assert sorted(os.listdir(config.cache.dir)) == ["train.h5", "val.h5"]
+    assert sorted(os.listdir(config.cache.dir)) == ["known", "train.h5", "val.h5"]
 
 
 def test_killed_between_publishing_and_tidying_up(world: tuple[Config, bytes], tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_killed_between_publishing_and_tidying_up(world: tuple[Config, bytes], t
     parts_of(train_file(config)).folder.mkdir()
     (Path(config.cache.dir) / "train.h5.lock").touch()
     assert cache_vis(config)[0].outcome == "skipped"
-    assert sorted(os.listdir(config.cache.dir)) == ["train.h5", "val.h5"]
+    assert sorted(os.listdir(config.cache.dir)) == ["known", "train.h5", "val.h5"]
 
 
 def test_a_damaged_shard_is_encoded_again(
