@@ -103,9 +103,10 @@ class VideoReader:
 
     @contextmanager
     def _damage_told(self) -> Iterator[None]:
+        av = import_av()  # now: a generator may be closed while the interpreter shuts down
         try:
             yield
-        except import_av().FFmpegError as error:
+        except av.FFmpegError as error:
             raise DataError(f"{self.path}: damaged: {' '.join(str(error).split())}") from None
 
     def _packets(self) -> Iterator[Any]:
@@ -173,8 +174,7 @@ class VideoReader:
     def _has_key(self, after: float, t: float) -> bool:
         """Whether the file's index has a key frame after one time and up to another."""
         if self._keys is None:
-            entries = getattr(self._stream, "index_entries", ())
-            self._keys = [entry.timestamp for entry in entries if entry.is_keyframe]
+            self._keys = [key.timestamp for key in getattr(self._stream, "index_entries", ()) if key.is_keyframe]
         return bisect_right(self._keys, self._stamp(after)) < bisect_right(self._keys, self._stamp(t))
 
     def _seek(self, t: float) -> None:
@@ -210,7 +210,7 @@ class VideoReader:
         return False
 
     def _stamp(self, t: float) -> int:
-        stamp: int = math.floor((t + self._start) / self._stream.time_base)
+        stamp: int = math.floor((t + SAME + self._start) / self._stream.time_base)
         return stamp
 
     def _last_key(self, t: float) -> int | None:

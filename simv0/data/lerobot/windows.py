@@ -113,8 +113,8 @@ class LeRobotWindows(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, frame = self.windows[index]
-        frames = [self._load(number, frame + shift, apart=True) for shift in self.shifts]
-        return {**self.labels_of(index), "frames": torch.stack(frames)}
+        frames = [self._load(number, frame + shift, apart=True).permute(1, 2, 0) for shift in self.shifts]
+        return {**self.labels_of(index), "frames": torch.stack(frames).permute(0, 3, 1, 2)}  # as they lie: no strides
 
     def frame_ids(self, index: int) -> list[Hashable]:
         """The window's frames: (folder, episode, frame)."""
