@@ -12,6 +12,7 @@ import torch.nn.functional as nnf
 from safetensors.torch import save_file
 
 import simv0.runtime.torchvision_fix  # noqa: F401  before open_clip and transformers
+from simv0.llm.load import quiet_transformers
 
 CELLS = 8
 """The filters of the tiny tower are patterns of so many by so many patches of colour."""
@@ -36,7 +37,8 @@ def save_tiny_llm(folder: Path, *, seed: int = 0, d: int = 64, layers: int = 2) 
         for name, weight in model.named_parameters():
             scale = 0.1 if "norm" in name else weight.shape[-1] ** -0.5  # activations of size 1 in every layer
             weight.data = torch.randn_like(weight) * scale + float("norm" in name)
-    model.save_pretrained(folder)
+    with quiet_transformers(progress=False):
+        model.save_pretrained(folder)
 
 
 def save_tiny_tower(folder: Path, *, seed: int = 0, dv: int = 32, image_size: int = 32) -> None:

@@ -23,20 +23,17 @@ NARROW = (1.95, 1.5)
 """Inches of a figure of half that width."""
 
 
-def import_pyplot() -> Any:
-    """matplotlib, without a screen.
+def import_matplotlib() -> Any:
+    """Matplotlib without pyplot, whose figures and backend are the caller's: a notebook's.
 
     Raises:
         ConfigError: it is not installed.
     """
     try:
-        import matplotlib
+        import matplotlib.figure
     except ImportError:
         raise ConfigError("evaluation/report.html needs matplotlib: pip install 'simv0[report]'") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
+    return matplotlib
 
 
 def precision_recall(
@@ -146,7 +143,8 @@ def legend(axes: Any, loc: str = "best") -> None:
 
 def figure_and_axes(size: tuple[float, float]) -> tuple[Any, Any]:
     """An empty panel of so many inches."""
-    figure, axes = import_pyplot().subplots(figsize=size)
+    figure = import_matplotlib().figure.Figure(figsize=size)
+    axes = figure.subplots()
     axes.tick_params(colors=INK, labelsize=8)
     for part in (axes.xaxis.label, axes.yaxis.label):
         part.set(color=INK, fontsize=8.5)
@@ -157,12 +155,10 @@ def figure_and_axes(size: tuple[float, float]) -> tuple[Any, Any]:
 
 def svg(figure: Any) -> str:
     """The figure as an inline SVG of flexible width, its ink the page's text colour."""
-    plt = import_pyplot()
     figure.tight_layout(pad=0.4)
     buffer = io.StringIO()
     # Text stays text: it is small, can be searched, and takes the page's font and colour.
-    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "simv0"}):
+    with import_matplotlib().rc_context({"svg.fonttype": "none", "svg.hashsalt": "simv0"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    plt.close(figure)
     text = buffer.getvalue()
     return text[text.index("<svg") :].replace(INK, "currentColor")

@@ -61,7 +61,7 @@ def render(evaluated: Evaluated) -> str:
     Raises:
         ConfigError: as `write_report`.
     """
-    plots.import_pyplot()
+    plots.import_matplotlib()
     try:
         import jinja2
         from markupsafe import Markup

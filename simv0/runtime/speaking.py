@@ -35,6 +35,9 @@ class Printed(JupyterMixin):
         Console(file=text, width=120, color_system=None, force_jupyter=False).print(self)
         return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
+    def _repr_mimebundle_(self, *args: Any, **kwargs: Any) -> dict[str, str]:
+        return {**super()._repr_mimebundle_(*args, **kwargs), "text/plain": repr(self)}  # without escape codes
+
 
 @contextmanager
 def heard_on(said: Any, *, quiet: bool = False, verbose: bool = False) -> Iterator[None]:

@@ -226,6 +226,11 @@ def test_names_of_the_data_cannot_become_markup() -> None:
     assert "&lt;script&gt;alert(" in page
 
 
+def test_a_notebooks_figures_stay_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would choose a backend
+    assert "<svg" in render(evaluated())
+
+
 def test_intervals_hold_the_value_and_narrow_with_more_windows() -> None:
     this = evaluated()
     low, high = intervals(this.logits, this.labels, None)["action_accuracy"]
