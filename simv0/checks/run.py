@@ -28,10 +28,10 @@ from simv0.model.build import check_d
 from simv0.runtime.device import compute_dtype, pick_device
 from simv0.runtime.distributed import processes
 from simv0.runtime.hub import check_encoder_at_hand, check_llm_at_hand
-from simv0.training.board import check_tensorboard
 from simv0.training.origin import read_origin
 from simv0.training.rundir import RunDir
 from simv0.training.splits import check_pair
+from simv0.training.trackers import check_trackers
 from simv0.vision.encoder import check_dv, resolve_precision
 from simv0.vision.files import warn_of_guesses
 from simv0.vision.tags import check_names, facts_of
@@ -132,7 +132,7 @@ def _look_at_all(config: Config, errors: ErrorCollector, probe: bool, full: bool
 def check_machine(config: Config, errors: ErrorCollector) -> Facts:
     """Device, precision, processes, and the packages that the config asks for."""
     with errors:
-        check_tensorboard(config)
+        check_trackers(config)
     with errors:
         device = pick_device(config)
         return {

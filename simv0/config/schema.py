@@ -212,8 +212,11 @@ class TrainingConfig(Section):
     says what pretraining is worth on this data. Takes as long again, and the disk space of the LLM."""
     keep_epochs: bool = False
     """Also keep last.pt as it was after each epoch, as `checkpoints/epoch_001.pt` and so on."""
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
+    """Where the metrics go too, each an extra of that name. All stay on this machine unless their own variables say
+    otherwise (`WANDB_MODE`, `MLFLOW_TRACKING_URI`, `TRACKIO_SPACE_ID`)."""
     tensorboard: bool = False
-    """Also write the metrics to `logs/tensorboard`; needs the extra `tensorboard`."""
+    """The older way to say `trackers: [tensorboard]`."""
 
     @field_validator("device")
     @classmethod

@@ -38,7 +38,7 @@ def import_matplotlib() -> Any:
 
 def precision_recall(
     p_high: Float[np.ndarray, " N"], is_high: Bool[np.ndarray, " N"], chosen: OperatingPoint | None
-) -> str:
+) -> Any:
     """Precision against recall of "high" over all thresholds, and the chosen point."""
     order = np.argsort(-p_high, kind="stable")
     found = np.cumsum(is_high[order])
@@ -53,12 +53,12 @@ def precision_recall(
         axes.plot(*point, "o", color="#e23b3b", label=f"chosen, P(high) ≥ {chosen.threshold:.3f}")
     axes.set(xlabel="recall of high", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
     legend(axes)
-    return svg(figure)
+    return figure
 
 
 def reliability(
     before: Float[np.ndarray, "N C"], after: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]
-) -> str:
+) -> Any:
     """Accuracy against confidence of the likeliest class, in bins, before and after temperature scaling."""
     figure, axes = figure_and_axes(WIDE)
     axes.plot([0, 1], [0, 1], color=INK, alpha=0.4, linestyle=":")
@@ -72,7 +72,20 @@ def reliability(
         axes.scatter(x, y, s=10 + 120 * n[shown] / n.sum(), color=color, label=name)
     axes.set(xlabel="confidence in the risk", ylabel="share right", xlim=(0, 1.02), ylim=(0, 1.02))
     legend(axes, loc="upper left")
-    return svg(figure)
+    return figure
+
+
+def confusions(head: str, counts: Int[np.ndarray, "C C"]) -> Any:
+    """How many windows of each class were called what."""
+    names = HEADS[head]
+    figure, axes = figure_and_axes(WIDE)
+    axes.imshow(counts / np.maximum(counts.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
+    for (label, called), count in np.ndenumerate(counts):
+        axes.text(called, label, f"{count:,}", ha="center", va="center", color=INK, fontsize=8)
+    axes.set_xticks(range(len(names)), names, rotation=30)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel=f"{head}, called", ylabel=f"{head}, labelled")
+    return figure
 
 
 def training_curves(train: Sequence[dict[str, Any]], val: Sequence[dict[str, Any]], best: int) -> list[str]:
@@ -151,6 +164,14 @@ def figure_and_axes(size: tuple[float, float]) -> tuple[Any, Any]:
     for side, spine in axes.spines.items():
         spine.set(color=INK, visible=side in ("left", "bottom"), alpha=0.5)
     return figure, axes
+
+
+def png(figure: Any) -> bytes:
+    """The figure as a picture by itself, on white."""
+    figure.tight_layout(pad=0.4)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def svg(figure: Any) -> str:

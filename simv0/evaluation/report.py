@@ -70,9 +70,7 @@ def render(evaluated: Evaluated) -> str:
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
         files("simv0.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
     )
-    # Without a stored alarm (last.pt) the figures take one of these very windows, and the page says so.
-    labels = evaluated.labels
-    alarm = evaluated.alarm or choose_alarm(evaluated.logits, labels.ids, labels.group, EvaluationConfig(), t=labels.t)
+    alarm = _alarm(evaluated)
     return page.render(
         title=f"{evaluated.about['checkpoint']} on {evaluated.split}",
         number=_number,
@@ -84,6 +82,32 @@ def render(evaluated: Evaluated) -> str:
         **event_section(evaluated, Markup),
         strips=strips(evaluated),
     )
+
+
+def pictures(evaluated: Evaluated) -> dict[str, bytes]:
+    """Name -> PNG of what trackers are shown of the page: confusions, reliability, precision and recall.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    labels, alarm = evaluated.labels, _alarm(evaluated)
+    figures = {
+        f"confusions_{head}": plots.confusions(
+            head, confusion(evaluated.logits[head].argmax(1), labels.ids[head], len(names)).numpy()
+        )
+        for head, names in HEADS.items()
+    }
+    after = softmax(evaluated.logits["risk"], alarm.temperatures["risk"])
+    figures["reliability"] = plots.reliability(softmax(evaluated.logits["risk"]), after, labels.ids["risk"])
+    if evaluated.is_high.any():
+        figures["precision_recall"] = plots.precision_recall(after[:, HIGH], evaluated.is_high, alarm.chosen)
+    return {name: plots.png(figure) for name, figure in figures.items()}
+
+
+def _alarm(evaluated: Evaluated) -> Alarm:
+    """The stored one; without it (last.pt) one chosen on these very windows, and the page says so."""
+    labels = evaluated.labels
+    return evaluated.alarm or choose_alarm(evaluated.logits, labels.ids, labels.group, EvaluationConfig(), t=labels.t)
 
 
 def _about(evaluated: Evaluated) -> dict[str, Any]:
@@ -145,9 +169,9 @@ def _figures(evaluated: Evaluated, alarm: Alarm, markup: Callable[[str], str]) -
     """The plots, and the lines beside them."""
     labels, (train, val) = evaluated.labels, evaluated.history
     after = softmax(evaluated.logits["risk"], alarm.temperatures["risk"])
-    alarm_figures = [plots.reliability(softmax(evaluated.logits["risk"]), after, labels.ids["risk"])]
+    alarm_figures = [plots.svg(plots.reliability(softmax(evaluated.logits["risk"]), after, labels.ids["risk"]))]
     if evaluated.is_high.any():
-        alarm_figures.insert(0, plots.precision_recall(after[:, HIGH], evaluated.is_high, alarm.chosen))
+        alarm_figures.insert(0, plots.svg(plots.precision_recall(after[:, HIGH], evaluated.is_high, alarm.chosen)))
     channels = range(len(TELEMETRY))
     figures = {
         "alarm_figures": alarm_figures,

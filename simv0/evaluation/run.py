@@ -25,7 +25,7 @@ from simv0.evaluation.folder import evaluation_folder
 from simv0.evaluation.origins import leakage_of, origin_facts
 from simv0.evaluation.others import Others, compare_with_others
 from simv0.evaluation.predict_windows import check_brings
-from simv0.evaluation.report import write_report
+from simv0.evaluation.report import pictures, write_report
 from simv0.evaluation.unlike import unlike_facts, unlike_shares
 from simv0.features.dataset import CachedDataset
 from simv0.features.made import brings_features
@@ -38,9 +38,11 @@ from simv0.runtime.distributed import check_same, gather_in_order, process_group
 from simv0.runtime.threads import sharing
 from simv0.training.epoch import LogitsKept, evaluate
 from simv0.training.epoch_view import batches_shown, every_metric
+from simv0.training.follow import show_pictures
 from simv0.training.refusals import check_data, config_of_run, is_features, run_of
 from simv0.training.rundir import RunDir
 from simv0.training.splits import Split, eval_batches, open_split, split_digest
+from simv0.training.trackers import trackers_of
 from simv0.vision.encoder import Encoder
 
 log = logging.getLogger("simv0")
@@ -161,7 +163,18 @@ def _evaluate(
     )
     if rank() == 0:
         _write(evaluated, folder, origin)
+        if run is not None and trackers_of(config) and folder.is_relative_to(run):
+            _show(evaluated, folder.relative_to(run), config, RunDir(run))
     return evaluated, folder
+
+
+def _show(evaluated: Evaluated, where: Path, config: Config, run: RunDir) -> None:
+    """Pictures for the run's trackers."""
+    try:
+        drawn = pictures(evaluated)
+    except ConfigError:  # no matplotlib, as the report has said
+        return
+    show_pictures(config, run, {f"{where}/{name}": picture for name, picture in drawn.items()})
 
 
 def _write(evaluated: Evaluated, folder: Path, origin: dict[str, Any]) -> None:

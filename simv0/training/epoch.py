@@ -34,6 +34,7 @@ def train_one_epoch(
     grad_clip: float = 1.0,
     tally: Tally | None = None,
     before_step: Callable[[], None] | None = None,
+    on_loss: Callable[[float], None] | None = None,
     after_step: Callable[[], None] | None = None,
 ) -> Metrics:
     """Train on every batch of `loader` once.
@@ -49,6 +50,7 @@ def train_one_epoch(
         grad_clip: largest norm of the gradient of all trained weights together.
         tally: counts to continue from, when the epoch was started earlier.
         before_step: called before each forward pass (learning rate, seed).
+        on_loss: called with the loss of each batch (its share of the whole batch's), which the check has read anyway.
         after_step: called after each step (checkpoint, stop).
 
     Returns:
@@ -79,7 +81,9 @@ def train_one_epoch(
             scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(trained, grad_clip)
         following, fault = _next(batches)  # while a GPU computes
-        _check_finite(batch, {"the loss": loss} if scaler else {"the loss": loss, "the gradient": norm})
+        number, *_ = _check_finite(batch, {"the loss": loss} if scaler else {"the loss": loss, "the gradient": norm})
+        if on_loss is not None:
+            on_loss(number)
         if scaler is None:
             optimizer.step()
         else:  # which skips a step with a non-finite gradient
@@ -111,9 +115,9 @@ def _counted(logits: dict[str, Tensor], batch: Batch) -> tuple[dict[str, Tensor]
     return {key: value[:0] for key, value in logits.items()}, none
 
 
-def _check_finite(batch: Batch, values: Mapping[str, Tensor]) -> None:
-    """Refuse a loss or a gradient that is not finite; on a GPU this waits for the step, once."""
-    numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()
+def _check_finite(batch: Batch, values: Mapping[str, Tensor]) -> list[float]:
+    """The values as numbers; refuse a loss or a gradient that is not finite; on a GPU this waits for the step, once."""
+    numbers: list[float] = torch.stack([value.detach().float() for value in values.values()]).tolist()
     for what, number in zip(values, numbers, strict=True):
         if not math.isfinite(number):
             names = ", ".join(batch["sample_id"][:8]) + (", ..." if len(batch["sample_id"]) > 8 else "")
@@ -121,6 +125,7 @@ def _check_finite(batch: Batch, values: Mapping[str, Tensor]) -> None:
                 f"{what} is {number} on the batch of {names}; lower training.lr or inspect these samples "
                 "(the last checkpoint is untouched)"
             )
+    return numbers
 
 
 @torch.no_grad()

@@ -14,19 +14,20 @@ from simv0.data.manifest import read_jsonl
 from simv0.llm.compile import compile_llm
 from simv0.model.checkpoint import Checkpoint, Meta, Training, load_checkpoint, save_checkpoint
 from simv0.model.metrics import Metrics, Tally, chosen_by, ranking
-from simv0.runtime.distributed import any_rank, broadcast_from_rank0, broadcast_tensors, process_group, rank
+from simv0.runtime.distributed import any_rank, broadcast_from_rank0, broadcast_tensors, process_group, rank, summed
 from simv0.runtime.threads import sharing
 from simv0.training.about import describe, introduce
-from simv0.training.board import check_tensorboard, tensorboard
 from simv0.training.control import control_config, write_copy
 from simv0.training.epoch import LogitsKept, evaluate, train_one_epoch
 from simv0.training.epoch_view import batches_shown, every_metric, table_head, table_row
+from simv0.training.follow import STEP_EVERY, followed
 from simv0.training.origin import read_origin, start_from
 from simv0.training.recipe import lr_factor, set_stats
 from simv0.training.resume import Position, find_checkpoint, restore
 from simv0.training.rundir import RunDir, append_line
 from simv0.training.splits import no_worker_left
 from simv0.training.stopping import Stopped, StopRequest, asked_by_signals
+from simv0.training.trackers import check_trackers, trackers_of
 from simv0.training.unlike import summarise
 from simv0.training.work import Work, open_work
 
@@ -60,6 +61,9 @@ def _fit(config: Config, request: StopRequest, overwrite: bool, resume: bool) ->
                 f"{run.root}: this run is finished ({config.training.epochs} epochs); nothing to do "
                 "(more epochs mean another learning-rate cycle: train them in another output.output_dir)"
             )
+            check_trackers(config)
+            with followed(config, run):  # a kill may have cost them the last points
+                pass
         else:
             _train(config, run, checkpoint, request)
         if config.training.llm_control:
@@ -84,7 +88,7 @@ def _claim(run: RunDir, config: Config, overwrite: bool, resume: bool) -> Checkp
 
 
 def _train(config: Config, run: RunDir, checkpoint: Checkpoint | None, request: StopRequest) -> None:
-    check_tensorboard(config)
+    check_trackers(config)
     origin = read_origin(config) if checkpoint is None else None
     work = open_work(config, checkpoint, origin)
     model, steps = work.model, config.training.epochs * work.steps
@@ -129,9 +133,12 @@ class Epochs:
     def run_remaining(self) -> None:
         """The epochs from `position` on."""
         work, position, training = self.work, self.position, self.config.training
-        board = tensorboard(self.config, self.run.tensorboard, position.epoch)
         log.info(table_head())
-        with asked_by_signals(self.request), no_worker_left(work.batches, *work.judged_on.values()), board as to_board:
+        with (
+            asked_by_signals(self.request),
+            no_worker_left(work.batches, *work.judged_on.values()),
+            followed(self.config, self.run, self._steps) as self.follower,
+        ):
             while position.epoch < training.epochs and not self._gave_up():
                 order = work.batches.order
                 order.epoch, order.start = position.epoch, position.step
@@ -148,6 +155,7 @@ class Epochs:
                         grad_clip=training.grad_clip,
                         tally=position.tally,
                         before_step=self._before_step,
+                        on_loss=self._follow_loss if trackers_of(self.config) else None,
                         after_step=self._after_step,
                     )
                 measured = self._judge("val")
@@ -156,7 +164,7 @@ class Epochs:
                     self._judge(work.held_out.name)
                 position.epoch, position.step, position.tally = position.epoch + 1, 0, Tally()
                 broadcast_from_rank0(self._write_lines, learnt, measured)
-                to_board(position.epoch, learnt, measured)
+                self.follower.epoch(position.epoch, learnt, measured)
                 self._end_epoch(measured, better)
                 log.info(table_row(position.epoch, learnt, measured, better))
                 log.debug(f"{every_metric('train', learnt)}; {every_metric('val', measured)}")
@@ -166,13 +174,27 @@ class Epochs:
         epochs = broadcast_from_rank0(read_jsonl, self.run.val_metrics)
         log.info(f"best epoch {best.epoch} (by {chosen_by(best.metrics, epochs, training.best_metric)}); {best.alarm}")
 
+    @property
+    def _steps(self) -> int:
+        """Finished steps of the run."""
+        return self.position.epoch * self.work.steps + self.position.step
+
     def _before_step(self) -> None:
-        training = self.config.training
-        step = self.position.epoch * self.work.steps + self.position.step
-        torch.manual_seed(training.seed * 1_000_003 + step)  # every random draw is a function of (seed, step)
-        factor = lr_factor(step, training.epochs * self.work.steps)
+        seed = self.config.training.seed * 1_000_003 + self._steps
+        torch.manual_seed(seed)  # every random draw is a function of (seed, step)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
+            group["lr"] = group["peak_lr"] * self._lr_factor
+
+    @property
+    def _lr_factor(self) -> float:
+        return lr_factor(self._steps, self.config.training.epochs * self.work.steps)
+
+    def _follow_loss(self, loss: float) -> None:
+        """Of every so many batches, from all their shares."""
+        step = self._steps + 1
+        if step % STEP_EVERY == 0:
+            whole = summed({"loss": torch.tensor(loss, dtype=torch.float64)})["loss"].item()
+            self.follower.step(self.position.epoch + 1, step, whole, self.config.training.lr * self._lr_factor)
 
     def _after_step(self) -> None:
         self.position.step += 1

@@ -28,6 +28,7 @@ OPERATIONAL = (
     "training.llm_control",
     "training.shard_llm",
     "training.tensorboard",
+    "training.trackers",
 )
 """Keys that may change on resume: they change no weight (what the cache holds is compared by its digests), and
 `evaluation.batch_size` at most the last digit of a metric."""

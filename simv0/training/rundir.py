@@ -2,8 +2,8 @@
 
 config_resolved.yaml
 checkpoints/ best.pt last.pt last.prev.pt (epoch_001.pt ... on request)
-metrics/     train_metrics.jsonl val_metrics.jsonl
-logs/        stdout.log (tensorboard/ on request)
+metrics/     train_metrics.jsonl val_metrics.jsonl (step_metrics.jsonl with trackers)
+logs/        stdout.log (tensorboard/ wandb/ mlflow/ trackers.json on request)
 evaluation/  metrics.json predictions.jsonl report.html, of best.pt on val; <name>/ of others
 export/      sim_v0_infer.py labels.json
 llm_control/ with training.llm_control, a run of the same parts around a randomised LLM, and that LLM
@@ -49,8 +49,8 @@ class RunDir:
         self.previous = self.root / "checkpoints" / "last.prev.pt"
         self.train_metrics = self.root / "metrics" / "train_metrics.jsonl"
         self.val_metrics = self.root / "metrics" / "val_metrics.jsonl"
+        self.step_metrics = self.root / "metrics" / "step_metrics.jsonl"
         self.log = self.root / "logs" / "stdout.log"
-        self.tensorboard = self.root / "logs" / "tensorboard"
         self.evaluation = self.root / "evaluation"
         self.export = self.root / "export"
         self._lock = FileLock(self.root / ".lock")
