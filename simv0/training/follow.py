@@ -45,7 +45,7 @@ class Follower:
     """
 
     def __init__(self, run: RunDir, trackers: dict[str, Tracker]) -> None:
-        self.run, self.trackers = run, trackers
+        self.run, self.trackers, self._asked = run, trackers, bool(trackers)  # also when all have failed
         self.count = self._delivered = 0
         self._points: SimpleQueue[Point] = SimpleQueue()
         self._pictures: dict[str, bytes] = {}
@@ -60,7 +60,7 @@ class Follower:
 
     def step(self, epoch: int, step: int, loss: float, lr: float) -> None:
         """A point after step `step` of the run, in epoch `epoch`, both from 1."""
-        if self.trackers:
+        if self._asked:
             row = {"epoch": epoch, "step": step, "step/loss": loss, "step/lr": lr}
             with told_plainly(self.run.step_metrics):
                 self._file.write(json.dumps(row) + "\n")
@@ -69,7 +69,7 @@ class Follower:
 
     def epoch(self, epoch: int, train: Metrics, val: Metrics) -> None:
         """The point of an epoch, whose lines are written."""
-        if self.trackers:
+        if self._asked:
             self._hand("epoch", _of_epoch({"epoch": epoch, **train}, val))
 
     def show(self, pictures: Mapping[str, bytes]) -> None:
@@ -78,7 +78,7 @@ class Follower:
 
     def close(self) -> None:
         """Deliver what is left."""
-        if not self.trackers:
+        if not self._asked:
             return
         self._file.close()
         self._ended.set()
