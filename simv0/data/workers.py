@@ -28,6 +28,7 @@ from torch.utils.data import Dataset
 
 from simv0.data.loading import SHARED_MEMORY, make_loader, started
 from simv0.data.user_class import draws_kept
+from simv0.data.wrapped import Wrapped
 from simv0.runtime.distributed import local_world_size
 
 log = logging.getLogger("simv0")
@@ -135,7 +136,7 @@ def _cannot_be_sent(dataset: Any) -> str:
     That is asked even where workers are forked: what holds an open file, a decoder or a lock cannot be pickled, and
     must not be shared with a fork.
     """
-    if type(dataset).__module__.startswith("simv0."):
+    if type(dataset).__module__.startswith("simv0.") and not isinstance(dataset, Wrapped):
         return ""
     try:
         _DryRun(_Nowhere()).dump(dataset)

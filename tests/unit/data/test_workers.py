@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
 
 from simv0.data import workers
 from simv0.data.workers import cores, enough, workers_for
+from simv0.data.wrapped import unwrapped
 
 FRAMES = torch.arange(24, dtype=torch.uint8).view(1, 3, 2, 4)
 MAIN = os.getpid()
@@ -41,6 +43,17 @@ class FailsElsewhere(Slow):
 class OthersElsewhere(Slow):
     def pictures(self, unit: int) -> Tensor:
         return super().pictures(unit) + (os.getpid() != MAIN)
+
+
+class HoldsAFile(Dataset[Any]):
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def __len__(self) -> int:
+        return 1
+
+    def frame_ids(self, i: int) -> list[int]:
+        return [i]
 
 
 @pytest.fixture
@@ -89,8 +102,12 @@ def test_a_dataset_that_other_processes_cannot_read_is_read_in_this_one(
     here = "data.num_workers: auto reads in this process alone: "
     with Path(__file__).open() as file:
         number, said = chosen(Slow(dataset={"file": file}))
-    assert number == 0
-    assert here + "the dataset cannot be pickled for another process: cannot pickle '_io.TextIOWrapper' object" in said
+        parts = unwrapped(ConcatDataset([HoldsAFile(file), HoldsAFile(file)]))
+        number_of_parts, said_of_parts = chosen(Slow(dataset=parts))
+    assert number == number_of_parts == 0
+    for each in (said, said_of_parts):
+        assert here + "the dataset cannot be pickled for another process: cannot pickle '_io.TextIOWrapper'" in each
+    assert chosen(Slow(dataset=unwrapped(ConcatDataset([HoldsAFile(None)]))))[0] == 3
     number, said = chosen(FailsElsewhere())
     assert number == 0
     assert here + "a worker failed: RuntimeError: Cannot re-initialize CUDA in forked subprocess" in said
