@@ -51,6 +51,8 @@ def read_episodes(info: Info, camera: str) -> dict[int, Episode]:
     if of_video:
         columns += [f"videos/{camera}/{key}" for key in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")]
     rows = [row for path in sorted(folder.glob("*/*.parquet")) for row in read_table(path, columns).to_pylist()]
+    if not rows and not info.episodes:
+        raise DataError(f"{info.root}: holds no episodes yet")
     if len({row["episode_index"] for row in rows}) != info.episodes or len(rows) != info.episodes:
         raise DataError(f"{folder}: holds {len(rows)} episodes, but meta/info.json says {info.episodes}")
     episodes = [_episode(info, camera if of_video else None, row) for row in rows]

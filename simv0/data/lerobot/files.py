@@ -145,10 +145,12 @@ def read_table(path: Path, columns: Sequence[str], also: Sequence[str] = ()) -> 
 
 def numbers(table: Any, column: str) -> Shaped[np.ndarray, "rows n"]:
     """A column as an array; a feature of one number may be stored as a list of one."""
+    import pyarrow.compute
+
     values = table[column].combine_chunks()
     if str(values.type).startswith(("list", "fixed_size_list", "large_list")):
         flat = values.flatten().to_numpy(zero_copy_only=False)
-        if len(values) and (values.null_count or len(flat) % len(values)):
+        if len(values) and (values.null_count or len(pyarrow.compute.list_value_length(values).unique()) > 1):
             raise DataError(f"{column}: its rows hold different numbers of values")
         return flat.reshape(len(values), -1)  # type: ignore[no-any-return]
     return values.to_numpy(zero_copy_only=False).reshape(-1, 1)  # type: ignore[no-any-return]

@@ -62,6 +62,8 @@ def read_rows(
         try:
             table = read_table(path, list(columns))
             arrays = {column: numbers(table, column) for column in columns}
+            for feature in {feature for feature, _ in places.values()}:
+                _check_width(info, feature, arrays[feature])
         except DataError as error:
             raise DataError(f"{info.root}: episode {of_file[0].number}: {error}") from None
         refuse(_check_rows(info, episode, arrays) for episode in of_file)
@@ -74,6 +76,13 @@ def read_rows(
             given = {key: arrays[column][here, 0].tolist() for key, column in labels.items()}
             found[episode.number] = Rows(first, arrays["timestamp"][here, 0].astype(np.float64), measured, given)
     return found
+
+
+def _check_width(info: Info, feature: str, values: np.ndarray) -> None:
+    if len(values) and values.shape[1] != len(info.names(feature)):
+        raise DataError(
+            f"{feature}: its rows hold {values.shape[1]} numbers, but meta/info.json says {len(info.names(feature))}"
+        )
 
 
 def _check_rows(info: Info, episode: Episode, arrays: Mapping[str, np.ndarray]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lerobot_world import FIXTURES, FRONT, copy, edit_info, edit_table, windows
+from lerobot_world import FIXTURES, FRONT, copy, edit_info, edit_table, pa, pq, windows
 
 from simv0.errors import DataError
 
@@ -140,3 +140,35 @@ def test_info_that_cannot_be_read(tmp_path: Path, edit: Callable[[dict[str, Any]
 def test_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none: is no LeRobot dataset: meta/info.json not found$"):
         windows(tmp_path / "none#0:3")
+
+
+def test_a_dataset_that_was_only_begun(tmp_path: Path) -> None:
+    root = copy(tmp_path)
+    shutil.rmtree(root / "meta/episodes")
+    edit_info(root, lambda info: info.update(total_episodes=0, total_frames=0, splits={}))
+    for chosen in (root, f"{root}#0:3"):
+        with pytest.raises(DataError) as error:
+            windows(chosen)
+        assert str(error.value) == f"{root}: holds no episodes yet"
+
+
+def test_rows_of_another_width_than_the_info_says(tmp_path: Path) -> None:
+    root = copy(tmp_path)
+    names = ["imu.ax", "imu.ay", "imu.az", "imu.gz", "wheels.v", "wheels.w", "battery"]
+    edit_info(root, lambda info: info["features"]["observation.state"].update(shape=[7], names=names))
+    with pytest.raises(DataError) as error:
+        windows(root)
+    said = "observation.state: its rows hold 6 numbers, but meta/info.json says 7"
+    assert str(error.value) == f"{root}: episode 0: {said}"
+
+
+def test_rows_of_different_widths(tmp_path: Path) -> None:
+    root = copy(tmp_path)
+    table = pq.read_table(root / DATA)
+    values = table["observation.state"].to_pylist()
+    values[0], values[1] = values[0][:5], [*values[1], 0.0]  # as many numbers as before
+    at = table.column_names.index("observation.state")
+    pq.write_table(table.set_column(at, "observation.state", pa.array(values, pa.list_(pa.float32()))), root / DATA)
+    with pytest.raises(DataError) as error:
+        windows(root)
+    assert str(error.value) == f"{root}: episode 0: observation.state: its rows hold different numbers of values"
