@@ -68,7 +68,7 @@ def cache_vis(
     threads: Threads = None,
     overwrite: Annotated[bool, typer.Option(help="Replace existing feature files.")] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read every frame again, also those whose size and times are as they were.")
+        bool, typer.Option("--verify", help="Read every frame again, even where size and times are unchanged.")
     ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

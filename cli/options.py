@@ -22,8 +22,8 @@ Threads = Annotated[
     typer.Option("--threads", min=1, max=1024, help="CPU threads; default: one per core.", show_default=False),
 ]
 CkptPath = Annotated[Path, typer.Option("--ckpt", help="A checkpoint, such as best.pt.", show_default=False)]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing on the way: only warnings, errors and the result.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Also say the details, each with the time.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only warnings, errors and the result.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Also print details, each line with its time.")]
 Baselines = Annotated[
     bool,
     typer.Option(

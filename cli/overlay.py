@@ -71,7 +71,8 @@ class Wanted:
     def _fps(self) -> None:
         check_number("--fps", self.fps, "frames per second", 1000)
         if self.fps is not None and not Path(self.frames).is_dir():
-            raise ConfigError(f"--fps: only applies to a folder of images; {self.frames} has its own times")
+            timed = "a live source" if self.is_live else self.frames  # whose address may hold a password
+            raise ConfigError(f"--fps: only applies to a folder of images; {timed} has its own times")
 
     def _spacing(self) -> None:
         check_number("--spacing", self.spacing, "seconds", 3600)

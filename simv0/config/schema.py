@@ -213,8 +213,8 @@ class TrainingConfig(Section):
     keep_epochs: bool = False
     """Also keep last.pt as it was after each epoch, as `checkpoints/epoch_001.pt` and so on."""
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
-    """Where the metrics go too, each an extra of that name. All stay on this machine unless their own variables say
-    otherwise (`WANDB_MODE`, `MLFLOW_TRACKING_URI`, `TRACKIO_SPACE_ID`)."""
+    """Experiment trackers that receive the metrics too; each is an extra of that name. All stay on this machine unless
+    their own variables say otherwise (`WANDB_MODE`, `MLFLOW_TRACKING_URI`, `TRACKIO_SPACE_ID`)."""
     tensorboard: bool = False
     """The older way to say `trackers: [tensorboard]`."""
 

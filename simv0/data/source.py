@@ -35,7 +35,8 @@ def check_decode(decode: str, dataset: Any) -> None:
         ConfigError: naming its class.
     """
     if decode == "scaled" and not hasattr(dataset, "smallest"):
-        name = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
+        given = type(getattr(dataset, "given", dataset))  # what a user has wrapped
+        name = f"{given.__module__}.{given.__qualname__}"
         raise ConfigError(f"cache.decode: scaled is for manifests of pictures; {name} decodes its own: write full")
 
 

@@ -10,8 +10,9 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from simv0.data.class_weights import class_weights_of
 from simv0.data.contract import CheckedDataset, SharesFrames, place_of
 from simv0.data.labels import find_leakage, read_labels
+from simv0.data.source import check_decode
 from simv0.data.wrapped import FrameOf, unwrapped
-from simv0.errors import DataError
+from simv0.errors import ConfigError, DataError
 from simv0.labels import HEADS
 
 
@@ -142,3 +143,9 @@ def test_a_subclass_and_anything_else_stay_what_they_are() -> None:
 
     for given in (Mirrored([Drive(10)]), Drive(10)):
         assert unwrapped(given) is given
+
+
+def test_what_cannot_be_scaled_is_named_as_the_user_wrote_it() -> None:
+    for given in (ConcatDataset([Drive(0)]), Drive(0)):
+        with pytest.raises(ConfigError, match=rf"of pictures; [\w.]+\.{type(given).__name__} decodes its own: write"):
+            check_decode("scaled", unwrapped(given))

@@ -158,13 +158,13 @@ def test_the_signals_are_given_back() -> None:
 
 
 def test_options_of_a_live_source_are_checked_before_anything_is_read(tmp_path: Path) -> None:
-    result = commands.run("overlay", "--ckpt", "no.pt", "--frames", "rtsp://127.0.0.1/live", "--fps", "5")
+    result = commands.run("overlay", "--ckpt", "no.pt", "--frames", "rtsp://me:secret@127.0.0.1/live", "--fps", "5")
     assert (result.exit_code, result.stderr.splitlines()) == (
         2,
         [
             "error: --ckpt: no.pt: checkpoint not found",
             "error: --telemetry: a live source needs it: a file that grows, - or udp://HOST:PORT",
-            "error: --fps: only applies to a folder of images; rtsp://127.0.0.1/live has its own times",
+            "error: --fps: only applies to a folder of images; a live source has its own times",
             "error: --out: name the MP4 to write, or give --live to look on, or both",
         ],
     )
