@@ -217,7 +217,7 @@ def overlay(
     out: Annotated[Path | None, typer.Option("--out", help="The MP4 to write; optional with --live.")] = None,
     telemetry: Annotated[
         str | None,
-        typer.Option("--telemetry", help="CSV or JSONL; of a live source a growing JSONL, -, or udp://HOST:PORT."),
+        typer.Option("--telemetry", help="CSV or JSONL; of a live source: a growing JSONL, - or udp://HOST:PORT."),
     ] = None,
     spacing: Annotated[
         float | None,

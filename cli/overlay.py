@@ -80,7 +80,7 @@ class Wanted:
     def _out(self) -> None:
         if self.out is None:
             if not self.live:
-                raise ConfigError("--out: name the MP4 to write, or give --live to look on, or both")
+                raise ConfigError("--out: name the MP4 to write, or give --live to watch, or both")
             return
         if self.out.suffix.lower() != ".mp4":
             raise ConfigError(f"--out: expected a name that ends in .mp4, found {self.out}")

@@ -76,4 +76,4 @@ def _tell(wanted: Wanted, pictures: int, stream: Any, camera: Any, telemetry: An
     if pictures:
         log.info(f"{wanted.out}: {pictures} pictures")
     elif wanted.out is not None:
-        log.warning(f"warning: {wanted.out}: not written, for no picture came")
+        log.warning(f"warning: {wanted.out}: not written: no picture came")

@@ -15,7 +15,7 @@ def split(
     calibration: Annotated[
         float | None, typer.Option("--calibration", help="Share of the windows for a calibration split.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, another division as good.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed gives another, equally good division.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="The folder to write to; default: the manifest's.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier division.")] = False,
 ) -> None:

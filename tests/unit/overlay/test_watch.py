@@ -165,7 +165,7 @@ def test_options_of_a_live_source_are_checked_before_anything_is_read(tmp_path: 
             "error: --ckpt: no.pt: checkpoint not found",
             "error: --telemetry: a live source needs it: a file that grows, - or udp://HOST:PORT",
             "error: --fps: only applies to a folder of images; a live source has its own times",
-            "error: --out: name the MP4 to write, or give --live to look on, or both",
+            "error: --out: name the MP4 to write, or give --live to watch, or both",
         ],
     )
     args = ["--frames", "/dev/video0", "--telemetry", tmp_path / "no.jsonl", "--live"]
