@@ -89,7 +89,10 @@ def _use(name: str, meta: Meta) -> str:
     frozen = [f"the LLM `{meta.llm.get('llm_name')}` (`model.llm_name_or_path`)"]
     if meta.encoder is not None:
         frozen.append(f"the vision encoder `{meta.encoder.get('vision_encoder_name')}` (`model.vision_encoder_name`)")
-    takes = "stream = Stream(predictor)" if meta.encoder else "predictor.predict_features(vis_feats, telemetry)"
+    spacing = "" if meta.frame_spacing else ", spacing=SECONDS"  # which nothing in the checkpoint tells
+    takes = (
+        f"stream = Stream(predictor{spacing})" if meta.encoder else "predictor.predict_features(vis_feats, telemetry)"
+    )
     return (
         f'```python\nfrom simv0 import Predictor, Stream\n\npredictor = Predictor.from_pretrained("USER/{name}")\n'
         f"{takes}\n```\n\nNot in this folder: {' and '.join(frozen)}. They are found by these names, or where\n"
@@ -149,6 +152,8 @@ def _not_evaluated(meta: Meta) -> str:
 def _alarm(meta: Meta) -> str:
     if meta.alarm is None:
         return "None: only best.pt has one.\n"
+    if meta.alarm.threshold is None:
+        return f"{meta.alarm}. `Stream` raises none, and its alarm is always `None`.\n"
     n, m = meta.alarm.confirm
     how = f"Raised when {n} of {m} windows reach the threshold, released at {meta.alarm.release:g} of it."
     return f"{meta.alarm}.\n\n{how}\n"
