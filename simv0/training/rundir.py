@@ -161,13 +161,15 @@ class RunDir:
             handler = _Log(self.log, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger = logging.getLogger("simv0")
-        if logger.level == logging.NOTSET:  # no level was chosen: a library's user wants the whole log
+        level = logger.level
+        if level == logging.NOTSET:  # no level was chosen: a library's user wants the whole log
             logger.setLevel(logging.INFO)
         logger.addHandler(handler)
         try:
             yield
         finally:
             logger.removeHandler(handler)
+            logger.setLevel(level)
             handler.close()
 
 
