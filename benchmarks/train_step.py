@@ -40,6 +40,8 @@ VARIANTS = {
     "reference": "simv0's reference path: AutoModel in simv0's type, eager attention",
     "simv0_uncompiled": "simv0",
     "simv0": "simv0, compiled; on CUDA its launches as graphs too",
+    "simv0_bos_in_each": "simv0_uncompiled, the BOS computed in every sample: K + 3 tokens",
+    "simv0_without_bos": "simv0_uncompiled without a BOS: K + 2 tokens",
 }
 if DEVICE.type == "cuda":
     VARIANTS["simv0_captured"] = "simv0, uncompiled, as graphs"
@@ -97,7 +99,9 @@ class Bench:
         llm.embed_rms = 0.02
         torch.manual_seed(0)
         llm.bos = 0.02 * torch.randn(llm.d)  # whether the architecture's config names one or not
-        model = SimV0Model(llm, dv=DV, F=self.F, K=self.K).to(DEVICE)
+        if variant == "simv0_bos_in_each":
+            llm._keep = lambda *_: None  # type: ignore[method-assign]
+        model = SimV0Model(llm, dv=DV, F=self.F, K=self.K, bos=variant != "simv0_without_bos").to(DEVICE)
         named = [(name, weight) for name, weight in model.named_parameters() if not name.startswith("llm.")]
         trained = [weight for _, weight in named]
         optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=DEVICE.type == "cuda" or None)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from simv0.config.schema import Config
 from simv0.disk.files import told_plainly, write_atomically
-from simv0.errors import ConfigError, SimError
+from simv0.errors import SimError
 from simv0.model.checkpoint import load_checkpoint
 from simv0.model.metrics import Metrics
 from simv0.runtime.distributed import rank
@@ -34,24 +34,25 @@ GATHER = 1.0
 """Seconds for which points are gathered before they are delivered together."""
 PATIENCE = 300.0
 """Seconds that the end of a run waits for its trackers."""
+WITHOUT = "going on without it (metrics/ has every point; train --resume delivers them)"
 
 
 class Follower:
-    """A run's points on their way to its metrics files and its trackers; without trackers it does nothing.
+    """A run's points on their way to its metrics files and its trackers.
 
     Args:
         run: its metrics files hold the points so far, which the trackers are given first.
-        trackers: by name; open.
+        trackers: those that could be opened, by name; None where none was asked for: then it does nothing.
     """
 
-    def __init__(self, run: RunDir, trackers: dict[str, Tracker]) -> None:
-        self.run, self.trackers, self._asked = run, trackers, bool(trackers)  # also when all have failed
+    def __init__(self, run: RunDir, trackers: dict[str, Tracker] | None) -> None:
+        self.run, self.trackers, self._asked = run, trackers or {}, trackers is not None
         self.count = self._delivered = 0
         self._points: SimpleQueue[Point] = SimpleQueue()
         self._pictures: dict[str, bytes] = {}
         self._ended = Event()
         self._thread = Thread(target=self._deliver, name="simv0-trackers", daemon=True)
-        if trackers:
+        if self._asked:
             with told_plainly(run.step_metrics):
                 self._file = run.step_metrics.open("a", encoding="utf-8")
             for axis, row in rows_of(run):
@@ -118,7 +119,7 @@ class Follower:
                 do(tracker)
             except Exception as error:  # a foreign package, a network, a full disk: no reason to lose a run
                 del self.trackers[name]
-                log.warning(f"{name}: {_first_line(error)}; going on without it (metrics/ has every point)")
+                log.warning(f"{name}: {_first_line(error)}; {WITHOUT}")
 
 
 @contextmanager
@@ -131,14 +132,13 @@ def followed(config: Config, run: RunDir, steps: int | None = None) -> Iterator[
         steps: how many steps of the run are done; points of later ones are dropped. None: all are.
 
     Raises:
-        ConfigError: a tracker that cannot be opened.
         SimError: the metrics cannot be written.
     """
     names = trackers_of(config) if rank() == 0 else []
     if names and steps is not None:
         kept = [row for row in _rows(run.step_metrics) if row["step"] <= steps]
         write_atomically(run.step_metrics, "".join(json.dumps(row) + "\n" for row in kept).encode())
-    follower = Follower(run, _open(names, config, run) if names else {})
+    follower = Follower(run, _open(names, config, run) if names else None)
     try:
         yield follower
     finally:
@@ -187,10 +187,8 @@ def _open(names: list[str], config: Config, run: RunDir) -> dict[str, Tracker]:
     for kind in names:
         try:
             opened[kind] = TRACKERS[kind](about)
-        except SimError:
-            raise
-        except Exception as error:  # of a foreign package
-            raise ConfigError(f"training.trackers: {kind} cannot be opened: {_first_line(error)}") from error
+        except Exception as error:  # of a foreign package: no reason to lose a run
+            log.warning(f"{kind}: cannot be opened: {_first_line(error)}; {WITHOUT}")
     return opened
 
 

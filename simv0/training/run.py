@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from simv0.alarm.stored import Alarm
-from simv0.data.manifest import read_jsonl
+from simv0.data.jsonl import read_jsonl
 from simv0.model.checkpoint import Meta, load_checkpoint
 from simv0.model.metrics import Metrics
 from simv0.runtime.speaking import Printed, from_here

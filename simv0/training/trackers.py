@@ -144,11 +144,8 @@ class WandB:
         self.first = int(self.run.starting_step)  # a server has those before
 
     def write(self, points: Sequence[Point]) -> None:
-        """A row of the history each, which has one step for all axes: the point's place."""
-        for point in points:
-            if point.place >= self.first:
-                axis = "epoch" if point.axis == "epoch" else "global_step"
-                self.run.log({axis: point.x, **point.values}, step=point.place)
+        """A row of the history each."""
+        _log_rows(self.run, points, self.first)
 
     def show(self, pictures: Mapping[str, bytes]) -> None:
         """As images."""
@@ -236,11 +233,8 @@ class Trackio:
         self.first = int(self.run._next_step)
 
     def write(self, points: Sequence[Point]) -> None:
-        """A row each, at the point's place."""
-        for point in points:
-            if point.place >= self.first:
-                axis = "epoch" if point.axis == "epoch" else "global_step"
-                self.run.log({axis: point.x, **point.values}, step=point.place)
+        """A row each."""
+        _log_rows(self.run, points, self.first)
 
     def show(self, pictures: Mapping[str, bytes]) -> None:
         """As images."""
@@ -250,6 +244,14 @@ class Trackio:
         """Wait until all is written."""
         with redirect_stdout(io.StringIO()):
             self.run.finish()
+
+
+def _log_rows(run: Any, points: Sequence[Point], first: int) -> None:
+    """A row each from place `first` on, at the point's place: W&B and trackio have one step for all axes."""
+    for point in points:
+        if point.place >= first:
+            axis = "epoch" if point.axis == "epoch" else "global_step"
+            run.log({axis: point.x, **point.values}, step=point.place)
 
 
 TRACKERS: dict[str, Callable[[Followed], Tracker]] = {
