@@ -25,7 +25,7 @@ from cache.pipeline import cache_split, open_job, start_over
 from simv0.config.load import build_config
 from simv0.config.schema import Config
 from simv0.data.images import load_image
-from simv0.data.video import VideoReader, VideoWriter
+from simv0.data.recordings.video import VideoReader, VideoWriter
 from simv0.data.workers import cores
 from simv0.runtime.threads import sharing
 from simv0.vision.encoder import Encoder

@@ -29,7 +29,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from live_sender import free_port, number_in
 
-from simv0.data.video import VideoReader
+from simv0.data.recordings.video import VideoReader
 
 SENDER = Path(__file__).parents[1] / "tests" / "support" / "live_sender.py"
 AWAY, EVERY = 4.0, 60.0

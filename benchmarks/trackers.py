@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 from simv0.config.load import build_config
-from simv0.training.follow import STEP_EVERY, followed
 from simv0.training.rundir import RunDir
+from simv0.training.trackers.follow import STEP_EVERY, followed
 
 POINTS = 2000
 

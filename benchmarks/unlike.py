@@ -20,7 +20,8 @@ from torch import Tensor
 import simv0.runtime.torchvision_fix  # noqa: F401  before open_clip
 from simv0.alarm.unlike import AXES, LARGEST, RATE, Unlike, fit_unlike
 from simv0.config.schema import ModelConfig
-from simv0.data.manifest import load_image, read_jsonl
+from simv0.data.images import load_image
+from simv0.data.jsonl import read_jsonl
 from simv0.vision.encoder import Encoder, load_encoder
 
 REAL = Path(os.environ.get("SIMV0_REAL", "")) / "data"

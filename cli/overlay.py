@@ -98,8 +98,8 @@ def run_overlay(wanted: Wanted, config: Any, overrides: Sequence[str] = ()) -> N
     Raises:
         SimError: errors the user can fix.
     """
-    from simv0.data.recording import open_recording
-    from simv0.data.video import import_av
+    from simv0.data.recordings.recording import open_recording
+    from simv0.data.recordings.video import import_av
     from simv0.model.checkpoint import load_checkpoint
     from simv0.overlay.draw import check_recording, render_overlay
     from simv0.overlay.live import LivePage, Pace

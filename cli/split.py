@@ -22,7 +22,7 @@ def split(
     """Divide a manifest by recording into train, val and calibration, with every class in each where possible."""
     with user_errors():
         from cli.tables import split_table
-        from simv0.data.split_manifest import split_manifest
+        from simv0.data.division.split_manifest import split_manifest
 
         division = split_manifest(
             manifest, by=by, val=val, calibration=calibration, seed=seed, out=out, overwrite=overwrite

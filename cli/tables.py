@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from simv0.data.split_manifest import Division
+    from simv0.data.division.split_manifest import Division
     from simv0.evaluation.evaluated import Evaluated
 
 

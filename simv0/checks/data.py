@@ -12,8 +12,9 @@ from simv0.checks.collector import ErrorCollector
 from simv0.checks.walk import Reader, Watch, content_of, unwatched, walk
 from simv0.config.schema import Config, DataConfig
 from simv0.data.contract import CheckedDataset
+from simv0.data.jsonl import read_jsonl
 from simv0.data.labels import Labels, check_labels, frames_of, read_labels
-from simv0.data.manifest import ManifestDataset, labels_in, read_jsonl
+from simv0.data.manifest import ManifestDataset, labels_in
 from simv0.data.source import Source, check_decode, open_source
 from simv0.data.spacing import split_spacing
 from simv0.data.user_class import file_of

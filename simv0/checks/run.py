@@ -31,7 +31,7 @@ from simv0.runtime.hub import check_encoder_at_hand, check_llm_at_hand
 from simv0.training.origin import read_origin
 from simv0.training.rundir import RunDir
 from simv0.training.splits import check_pair
-from simv0.training.trackers import check_trackers
+from simv0.training.trackers.kinds import check_trackers
 from simv0.vision.encoder import check_dv, resolve_precision
 from simv0.vision.files import warn_of_guesses
 from simv0.vision.tags import check_names, facts_of

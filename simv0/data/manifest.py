@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from simv0.data.images import load_image as load_image  # earlier runs' exported scripts take it from here
-from simv0.data.jsonl import read_jsonl as read_jsonl
+from simv0.data.jsonl import read_jsonl
 from simv0.data.locate import Folder
-from simv0.data.open_files import OpenFiles
-from simv0.data.video import VideoReader
+from simv0.data.recordings.open_files import OpenFiles
+from simv0.data.recordings.video import VideoReader
 from simv0.errors import ConfigError, DataError, Mistakes
 from simv0.runtime.file_digests import sha256_of_files
 

@@ -15,7 +15,7 @@ from simv0.baselines.fit import ranked
 from simv0.config.load import load_run_config
 from simv0.config.schema import Config
 from simv0.data.contract import Batch, CheckedDataset
-from simv0.data.manifest import read_jsonl
+from simv0.data.jsonl import read_jsonl
 from simv0.data.user_class import load_dataset
 from simv0.disk.files import told_plainly, write_atomically
 from simv0.errors import CheckpointError, ConfigError, DataError
@@ -38,11 +38,11 @@ from simv0.runtime.distributed import check_same, gather_in_order, process_group
 from simv0.runtime.threads import sharing
 from simv0.training.epoch import LogitsKept, evaluate
 from simv0.training.epoch_view import batches_shown, every_metric
-from simv0.training.follow import show_pictures
 from simv0.training.refusals import check_data, config_of_run, is_features, run_of
 from simv0.training.rundir import RunDir
 from simv0.training.splits import Split, eval_batches, open_split, split_digest
-from simv0.training.trackers import trackers_of
+from simv0.training.trackers.follow import show_pictures
+from simv0.training.trackers.kinds import trackers_of
 from simv0.vision.encoder import Encoder
 
 log = logging.getLogger("simv0")

@@ -8,20 +8,14 @@ from typing import Any
 from simv0.alarm.unlike import NOTHING_KEPT
 from simv0.config.yaml import dump_yaml
 from simv0.evaluation.events import MEANINGS
+from simv0.evaluation.tables import ROWS
 from simv0.labels import HEADS, TELEMETRY
 from simv0.model.checkpoint import Checkpoint, Meta
 
-METRICS = {
-    "risk_high_recall": 'share of "high" windows predicted high',
-    "risk_high_false_alarm_rate": "share of the other windows predicted high",
-    "alarm_recall": 'share of "high" windows that raise the alarm by themselves',
-    "alarm_false_alarm_rate": "share of the other windows that do",
-    "risk_high_average_precision": 'average precision of "high"',
-    "risk_macro_f1": "risk, macro F1",
-    "action_macro_f1": "action, macro F1",
-    "reason_macro_f1": "reason, macro F1",
-    "composite": "harmonic mean of high recall, risk F1 and action F1",
-}
+METRICS = (
+    "risk_high_recall", "risk_high_false_alarm_rate", "alarm_recall", "alarm_false_alarm_rate",
+    "risk_high_average_precision", "risk_macro_f1", "action_macro_f1", "reason_macro_f1", "composite",
+)  # fmt: skip
 COMPARED = ("risk_high_average_precision", "risk_high_recall", "risk_macro_f1", "action_macro_f1")
 INTENDED = """\
 For a robot like the one that recorded the training windows: the same camera in the same place, frames as far apart,
@@ -73,8 +67,8 @@ def _header(name: str, meta: Meta, evaluations: Sequence[Mapping[str, Any]]) -> 
             "task": {"type": "robotics", "name": "risk, reason and action"},
             "dataset": {"type": re.sub(r"[^\w.-]+", "-", _data(found)), "name": _data(found)},
             "metrics": [
-                {"type": key, "name": meaning, "value": round(found[key], 4)}
-                for key, meaning in METRICS.items()
+                {"type": key, "name": ROWS[key], "value": round(found[key], 4)}
+                for key in METRICS
                 if found.get(key) is not None
             ],
         }
@@ -127,7 +121,7 @@ def _trained_on(checkpoint: Checkpoint, digests: Mapping[str, str]) -> str:
 def _evaluated(found: Mapping[str, Any]) -> str:
     windows = found.get("facts", {}).get("windows") or f"{found.get('windows')} windows"
     spread = found.get("intervals") or {}
-    rows = [(meaning, found[key], spread.get(key)) for key, meaning in METRICS.items() if found.get(key) is not None]
+    rows = [(ROWS[key], found[key], spread.get(key)) for key in METRICS if found.get(key) is not None]
     events = found.get("events")
     if isinstance(events, Mapping):
         figures = ((meaning, events.get(key)) for key, meaning in MEANINGS.items())
@@ -143,9 +137,7 @@ def _evaluated(found: Mapping[str, Any]) -> str:
 
 
 def _not_evaluated(meta: Meta) -> str:
-    known = [
-        (meaning, f"{value:.3f}") for key, meaning in METRICS.items() if (value := meta.metrics.get(key)) is not None
-    ]
+    known = [(ROWS[key], f"{value:.3f}") for key in METRICS if (value := meta.metrics.get(key)) is not None]
     return "Not evaluated; on val, which chose the epoch:\n\n" + _table(("metric", "value"), known)
 
 
@@ -167,7 +159,7 @@ def _beside(found: Mapping[str, Any]) -> str | None:
     compared = {"this model": found, **baselines}
     rows = [(name, *(_figure(it.get(key)) for key in COMPARED)) for name, it in compared.items()]
     said = "".join(f"- {line}\n" for line in (found.get("comparison") or {}).get("sentences", ()))
-    return f"On {_data(found)}:\n\n" + _table(("model", *(METRICS[key] for key in COMPARED)), rows) + "\n" + said
+    return f"On {_data(found)}:\n\n" + _table(("model", *(ROWS[key] for key in COMPARED)), rows) + "\n" + said
 
 
 def _limits(checkpoint: Checkpoint) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from simv0.data.images import MAX_PIXELS
-from simv0.data.video import import_av
+from simv0.data.recordings.video import import_av
 from simv0.errors import ConfigError, DataError
 
 log = logging.getLogger("simv0")

@@ -16,9 +16,9 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from simv0.data.recording import Recording
+from simv0.data.recordings.recording import Recording
+from simv0.data.recordings.video import VideoWriter
 from simv0.data.spacing import ROUNDING
-from simv0.data.video import VideoWriter
 from simv0.errors import ConfigError
 from simv0.labels import ACTIONS, REASONS, RISKS, TELEMETRY
 from simv0.stream import OVERSAMPLING, State, Stream

@@ -13,8 +13,8 @@ from collections import Counter
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from simv0.data.recordings.telemetry import ABSOLUTE, numbers_in, seconds_in
 from simv0.data.spacing import unit_of_clock
-from simv0.data.telemetry import ABSOLUTE, numbers_in, seconds_in
 from simv0.errors import ConfigError, DataError, shown
 from simv0.labels import TELEMETRY
 

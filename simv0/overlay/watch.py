@@ -13,7 +13,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
-from simv0.data.video import VideoWriter
+from simv0.data.recordings.video import VideoWriter
 from simv0.overlay.camera import Camera
 from simv0.overlay.draw import Overlay
 from simv0.overlay.readings import Telemetry

@@ -10,7 +10,7 @@ from torch import Tensor
 from simv0.alarm.threshold import choose_alarm
 from simv0.config.schema import Config
 from simv0.data.contract import Batch
-from simv0.data.manifest import read_jsonl
+from simv0.data.jsonl import read_jsonl
 from simv0.llm.compile import compile_llm
 from simv0.model.checkpoint import Checkpoint, Meta, Training, load_checkpoint, save_checkpoint
 from simv0.model.metrics import Metrics, Tally, chosen_by, ranking
@@ -20,14 +20,14 @@ from simv0.training.about import describe, introduce
 from simv0.training.control import control_config, write_copy
 from simv0.training.epoch import LogitsKept, evaluate, train_one_epoch
 from simv0.training.epoch_view import batches_shown, every_metric, table_head, table_row
-from simv0.training.follow import STEP_EVERY, followed
 from simv0.training.origin import read_origin, start_from
 from simv0.training.recipe import lr_factor, set_stats
 from simv0.training.resume import Position, find_checkpoint, restore
 from simv0.training.rundir import RunDir, append_line
 from simv0.training.splits import no_worker_left
 from simv0.training.stopping import Stopped, StopRequest, asked_by_signals
-from simv0.training.trackers import check_trackers, trackers_of
+from simv0.training.trackers.follow import STEP_EVERY, followed
+from simv0.training.trackers.kinds import check_trackers, trackers_of
 from simv0.training.unlike import summarise
 from simv0.training.work import Work, open_work
 

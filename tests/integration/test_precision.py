@@ -20,7 +20,7 @@ from strikes import while_running
 from cache.pipeline import cache_vis
 from simv0.config.schema import Config, TrainingConfig
 from simv0.cpu_step.packed import PackedLinear
-from simv0.data.manifest import read_jsonl
+from simv0.data.jsonl import read_jsonl
 from simv0.evaluation.predict_windows import predict_windows
 from simv0.evaluation.run import evaluate_checkpoint
 from simv0.labels import RISKS

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from simv0.data.video import VideoWriter
+from simv0.data.recordings.video import VideoWriter
 
 
 def grey(level: int, width: int = 48, height: int = 32) -> np.ndarray:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from simv0.data.contract import LABEL_KEYS
 from simv0.data.lerobot.episodes import Episode, refuse
 from simv0.data.lerobot.files import Info, numbers, read_table
-from simv0.data.video import VideoReader
+from simv0.data.recordings.video import VideoReader
 from simv0.errors import DataError
 from simv0.labels import TELEMETRY
 

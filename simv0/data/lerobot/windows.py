@@ -18,8 +18,8 @@ from simv0.arguments import is_number, require
 from simv0.data.lerobot.episodes import choose_episodes, read_episodes
 from simv0.data.lerobot.files import PictureTable, read_info
 from simv0.data.lerobot.rows import KEYS, TOLERANCE, check_videos, read_labels_beside, read_rows
-from simv0.data.open_files import OpenFiles
-from simv0.data.video import VideoReader
+from simv0.data.recordings.open_files import OpenFiles
+from simv0.data.recordings.video import VideoReader
 from simv0.errors import ConfigError, DataError
 from simv0.labels import TELEMETRY
 from simv0.runtime.file_digests import sha256_of_files

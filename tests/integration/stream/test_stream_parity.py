@@ -15,7 +15,8 @@ from torch import Tensor
 from cache.pipeline import cache_vis
 from simv0.config.load import build_config
 from simv0.config.schema import Config
-from simv0.data.manifest import load_image, read_jsonl
+from simv0.data.images import load_image
+from simv0.data.jsonl import read_jsonl
 from simv0.labels import HEADS
 from simv0.model.checkpoint import load_checkpoint
 from simv0.predict import Predictor, load_model

@@ -9,7 +9,8 @@ from stream_world import GOOD, SPACING, F, recording
 from torch import Tensor
 
 from simv0.alarm.events import Timeline, replay, timeline
-from simv0.data.manifest import load_image, read_jsonl
+from simv0.data.images import load_image
+from simv0.data.jsonl import read_jsonl
 from simv0.predict import Predictor
 
 RECORDINGS = {"autocar00": 146, "autocar04": 292, "autocar14": 100}

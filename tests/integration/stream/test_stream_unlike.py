@@ -16,7 +16,7 @@ from simv0.alarm.events import Timeline, replay, timeline
 from simv0.alarm.unlike import LEAST, NOTHING_KEPT, fit_unlike, window_means
 from simv0.checks.files import inspect_path
 from simv0.config.schema import Config
-from simv0.data.manifest import load_image
+from simv0.data.images import load_image
 from simv0.model.checkpoint import load_checkpoint
 from simv0.predict import Predictor
 from simv0.stream import State, Stream

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from videos import write_csv
 
-from simv0.data.recording import open_recording
+from simv0.data.recordings.recording import open_recording
 
 av = pytest.importorskip("av", reason="needs PyAV")
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simv0.data.divide import EVERY, divide
+from simv0.data.division.divide import EVERY, divide
 
 SHARES = {2: [0.8, 0.2], 3: [0.7, 0.2, 0.1]}
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simv0.data.images import STRIP
-from simv0.data.manifest import load_image
+from simv0.data.images import STRIP, load_image
 from simv0.errors import DataError
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)

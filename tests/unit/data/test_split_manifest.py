@@ -11,10 +11,10 @@ import torch
 from typer.testing import CliRunner
 
 from cli.main import app
+from simv0.data.division.split_manifest import Division, split_manifest
 from simv0.data.jsonl import read_jsonl
 from simv0.data.labels import find_leakage
 from simv0.data.manifest import ManifestDataset
-from simv0.data.split_manifest import Division, split_manifest
 from simv0.errors import ConfigError, DataError, SimError
 
 

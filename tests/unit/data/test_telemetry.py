@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from simv0.data.picture_names import in_time_order
-from simv0.data.recording import open_recording
-from simv0.data.telemetry import read_telemetry
+from simv0.data.recordings.picture_names import in_time_order
+from simv0.data.recordings.recording import open_recording
+from simv0.data.recordings.telemetry import read_telemetry
 from simv0.errors import ConfigError, DataError
 
 HEAD = "t,ax,ay,az,gx,gy,gz,v,w\n"

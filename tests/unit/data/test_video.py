@@ -18,8 +18,8 @@ from videos import grey, write_csv, write_rows, write_video
 
 from cache.pipeline import cache_vis
 from simv0.data.manifest import ManifestDataset
-from simv0.data.recording import open_recording, read_telemetry
-from simv0.data.video import VideoReader, VideoWriter
+from simv0.data.recordings.recording import open_recording, read_telemetry
+from simv0.data.recordings.video import VideoReader, VideoWriter
 from simv0.errors import ConfigError, DataError
 from simv0.features.dataset import CachedDataset
 
@@ -54,7 +54,7 @@ def test_the_nearest_frame_in_any_order_and_forwards_each_decoded_once(video: Pa
 
 
 def test_a_long_way_back_seeks(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simv0.data.video.KEPT_BYTES", 0)  # keep two frames only
+    monkeypatch.setattr("simv0.data.recordings.video.KEPT_BYTES", 0)  # keep two frames only
     reader = VideoReader(video)
     assert [number(reader.frame_at(t)) for t in (1.5, 0.1, 1.9, 0.0)] == [30, 2, 38, 0]
 
@@ -210,7 +210,7 @@ def test_what_is_no_video_is_refused_and_opens_nothing_else(tmp_path: Path, vide
 
 
 def test_without_pyav_it_says_what_to_install() -> None:
-    code = "import sys; sys.modules['av'] = None\nfrom simv0.data.video import import_av\ntry: import_av()\n"
+    code = "import sys; sys.modules['av'] = None\nfrom simv0.data.recordings.video import import_av\ntry: import_av()\n"
     code += "except Exception as error: print(error)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3], check=True

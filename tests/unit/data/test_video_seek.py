@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from cache.frames import in_stretches
 from cache.pipeline import cache_vis
 from simv0.data.manifest import ManifestDataset
-from simv0.data.video import FARTHEST, VideoReader
+from simv0.data.recordings.video import FARTHEST, VideoReader
 from simv0.errors import DataError
 from simv0.features.dataset import CachedDataset
 
@@ -79,9 +79,9 @@ def videos(draw: st.DrawFn) -> dict[str, object]:
 def test_seeking_finds_what_decoding_from_the_beginning_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, object], kind: str, places: list[float], few: bool
 ) -> None:
-    monkeypatch.setattr("simv0.data.video.FAR_AHEAD", 0.15)
-    monkeypatch.setattr("simv0.data.video.FIRST_STEP_BACK", 0.3)
-    monkeypatch.setattr("simv0.data.video.KEPT_BYTES", 0 if few else 2**20)
+    monkeypatch.setattr("simv0.data.recordings.video.FAR_AHEAD", 0.15)
+    monkeypatch.setattr("simv0.data.recordings.video.FIRST_STEP_BACK", 0.3)
+    monkeypatch.setattr("simv0.data.recordings.video.KEPT_BYTES", 0 if few else 2**20)
     path = write_noise(tmp_path / f"noise.{kind}", **how)  # type: ignore[arg-type]
     frames = list(VideoReader(path))
     times = [t for t, _ in frames]

@@ -13,7 +13,7 @@ from small_world import MakeConfig
 from stream_states import state
 from videos import write_csv, write_video
 
-from simv0.data.video import VideoReader
+from simv0.data.recordings.video import VideoReader
 from simv0.labels import HEADS
 from simv0.overlay.draw import COLORS, Overlay
 from simv0.training.fit import fit

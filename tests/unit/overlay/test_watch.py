@@ -16,7 +16,7 @@ from small_world import make_config, write_manifest
 from stream_states import state
 
 from cache.pipeline import cache_vis
-from simv0.data.video import VideoReader
+from simv0.data.recordings.video import VideoReader
 from simv0.overlay import camera as camera_module
 from simv0.overlay.camera import Camera
 from simv0.overlay.readings import Telemetry

@@ -18,12 +18,12 @@ import pytest
 from fit_world import fit_until
 from small_world import MakeConfig
 
-import simv0.training.follow
+import simv0.training.trackers.follow
 from simv0.config.schema import Config
 from simv0.errors import ConfigError
 from simv0.training.fit import fit
 from simv0.training.rundir import RunDir
-from simv0.training.trackers import TRACKERS, Followed, Point
+from simv0.training.trackers.kinds import TRACKERS, Followed, Point
 
 Points = dict[str, list[tuple[int, float]]]
 """Key -> (epoch or step, value), in order."""
@@ -38,7 +38,7 @@ def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _at_home(monkeypatch: pytest.MonkeyPatch, trackio_folder: Path) -> None:
-    monkeypatch.setattr(simv0.training.follow, "STEP_EVERY", 2)
+    monkeypatch.setattr(simv0.training.trackers.follow, "STEP_EVERY", 2)
     monkeypatch.setattr("simv0.training.fit.STEP_EVERY", 2)
     monkeypatch.setenv("TRACKIO_DIR", str(trackio_folder))
     for name in ("WANDB_MODE", "WANDB_DIR", "MLFLOW_TRACKING_URI", "TRACKIO_SPACE_ID"):
@@ -148,7 +148,7 @@ KILLED_ID = "0123abcd"
 KILLED = """
 import os, pickle, signal, sys
 run, name, points = pickle.load(sys.stdin.buffer)
-from simv0.training.trackers import TRACKERS
+from simv0.training.trackers.kinds import TRACKERS
 tracker = TRACKERS[name](run)
 tracker.write(points)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -235,8 +235,8 @@ class Broken:
 def test_a_tracker_that_fails_costs_no_run(
     make_config: MakeConfig, features: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(simv0.training.follow.TRACKERS, "tensorboard", Broken)
-    monkeypatch.setattr(simv0.training.follow, "GATHER", 0.01)
+    monkeypatch.setitem(simv0.training.trackers.follow.TRACKERS, "tensorboard", Broken)
+    monkeypatch.setattr(simv0.training.trackers.follow, "GATHER", 0.01)
     run = fit(config_for(make_config, features, "tensorboard"))
     said = "tensorboard: ConnectionError: no route to host; going on without it (metrics/ has every point; "
     said += "train --resume delivers them)"

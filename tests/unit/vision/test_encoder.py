@@ -16,7 +16,7 @@ from torch import nn
 
 from simv0.config.schema import ModelConfig
 from simv0.cpu_step.prepare import prepare_encoder
-from simv0.data.manifest import load_image
+from simv0.data.images import load_image
 from simv0.demo.networks import save_tiny_tower
 from simv0.errors import CheckpointError, ModelError
 from simv0.model.checkpoint import check_frozen

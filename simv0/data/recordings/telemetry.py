@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from simv0.data.manifest import read_jsonl
+from simv0.data.jsonl import read_jsonl
 from simv0.errors import DataError
 from simv0.labels import TELEMETRY
 

@@ -13,10 +13,11 @@ from typing import Any
 from jaxtyping import UInt8
 from torch import Tensor
 
-from simv0.data.manifest import load_image, read_jsonl
-from simv0.data.picture_names import in_time_order
-from simv0.data.telemetry import ABSOLUTE, Reading, check_unit, numbers_in, read_telemetry, seconds_in
-from simv0.data.video import VideoReader
+from simv0.data.images import load_image
+from simv0.data.jsonl import read_jsonl
+from simv0.data.recordings.picture_names import in_time_order
+from simv0.data.recordings.telemetry import ABSOLUTE, Reading, check_unit, numbers_in, read_telemetry, seconds_in
+from simv0.data.recordings.video import VideoReader
 from simv0.errors import ConfigError, DataError
 from simv0.labels import TELEMETRY
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from simv0.data.divide import divide
+from simv0.data.division.divide import divide
+from simv0.data.division.moved_rows import Row, moved_to
 from simv0.data.jsonl import read_jsonl
-from simv0.data.moved_rows import Row, moved_to
 from simv0.disk.files import told_plainly, write_atomically
 from simv0.errors import ConfigError, DataError, Mistakes
 from simv0.labels import HEADS

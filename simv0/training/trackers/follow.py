@@ -24,7 +24,7 @@ from simv0.model.checkpoint import load_checkpoint
 from simv0.model.metrics import Metrics
 from simv0.runtime.distributed import rank
 from simv0.training.rundir import CONTROL, RunDir
-from simv0.training.trackers import TRACKERS, Followed, Point, Tracker, check_trackers, trackers_of
+from simv0.training.trackers.kinds import TRACKERS, Followed, Point, Tracker, check_trackers, trackers_of
 
 log = logging.getLogger("simv0")
 
