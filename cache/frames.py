@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from simv0.data.contract import CheckedDataset, place_of
-from simv0.data.loading import handed_over, make_loader, started
+from simv0.data.loading import Turns, handed_over, make_loader, started
 from simv0.data.user_class import draws_kept
+from simv0.data.workers import Readers
 from simv0.errors import DataError, SimError
 
 CARRIED_FRAMES = 65_536
@@ -35,7 +36,12 @@ class FrameSource(Dataset[Any]):
 
     Windows that share frames (`samples.SharesFrames`) are read frame by frame; others window by window, and their
     frames are all different.
+
+    Attributes:
+        turns: what readers wait for before each unit; None: nothing.
     """
+
+    turns: Turns | None = None
 
     def __init__(self, dataset: Any, split: str, F: int, resize: Callable[[Tensor], Tensor]) -> None:
         self.checked, self.split, self.F, self.resize = CheckedDataset(dataset, split, F=F), split, F, resize
@@ -90,6 +96,8 @@ class FrameSource(Dataset[Any]):
         return frames[0] if len(frames) == 1 else torch.cat(frames)
 
     def _read_unit(self, unit: Any) -> Num[Tensor, "n 3 H W"]:
+        if self.turns is not None:
+            self.turns.wait()
         if self.shares:
             return self.checked.load_frame(unit)[None]
         sample = self.checked[unit]
@@ -121,13 +129,17 @@ def in_stretches(units: list[Hashable], workers: int, step: int) -> list[list[Ha
     return [jobs[stretch * rounds + i] for i in range(rounds) for stretch in range(stretches)]
 
 
-def read_jobs(source: FrameSource, jobs: Iterator[Job], workers: int) -> Iterator[tuple[Job, Num[Tensor, "n 3 h w"]]]:
-    """Read jobs in order, ahead of their use where there are workers.
+def read_jobs(
+    source: FrameSource, jobs: Iterator[Job], readers: Readers
+) -> Iterator[tuple[Job, Num[Tensor, "n 3 h w"]]]:
+    """Read jobs in order, ahead of their use where there are readers.
 
     Raises:
         DataError: as `FrameSource.read`.
     """
-    for job, frames in started(make_loader(source, jobs, _as_it_is, workers)):
+    source.turns = turns = Turns() if readers.in_turns else None
+    read = started(make_loader(source, jobs, _as_it_is, readers.number))
+    for job, frames in turns.taken(read) if turns else read:
         if isinstance(frames, SimError):
             raise frames
         yield job, frames

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cache.frames import CARRIED_FRAMES, Carry, FrameSource, Job, in_stretches, read_jobs
 from cache.publish import mendable_write
-from simv0.data.workers import workers_for
+from simv0.data.workers import Readers, workers_for
 from simv0.disk.locks import FileLock
 from simv0.errors import CacheError
 from simv0.features.info import FeatureInfo
@@ -68,7 +68,7 @@ class ShardWork:
         encoder: frames to features.
 
     Attributes:
-        workers: processes that read frames; 0 until `choose_workers`.
+        readers: processes that read frames; none until `choose_workers`.
         on_progress: called after each encoder call.
     """
 
@@ -81,7 +81,7 @@ class ShardWork:
         encoder: Encoder,
     ) -> None:
         self.parts, self.plan, self.source, self.info, self.encoder = parts, plan, source, info, encoder
-        self.workers = 0
+        self.readers = Readers(0)
         self.on_progress: Callable[[], None] = lambda: None
         self.device = next(encoder.buffers()).device
         self.dtype = getattr(torch, plan.identity["dtype"])
@@ -127,7 +127,8 @@ class ShardWork:
     def choose_workers(self, wanted: int | Literal["auto"]) -> None:
         """Settle how many processes read frames (`data.num_workers`)."""
         ahead = max(self.plan.batch_size, self.source.F)
-        self.workers = workers_for(wanted, self.source, self._unread(), self.encoder.seconds_per_frame, ahead)
+        seconds, on_cpu = self.encoder.seconds_per_frame, self.device.type == "cpu"
+        self.readers = workers_for(wanted, self.source, self._unread(), seconds, ahead, on_cpu=on_cpu)
 
     def _unread(self) -> Iterator[Hashable]:
         """The units of all missing shards, each once."""
@@ -162,7 +163,7 @@ class ShardWork:
             task.new, task.drop = carry.plan(
                 frame for window in self.plan.windows(shard) for frame in self.source.frames_of(window)
             )
-            jobs = in_stretches(self.source.units(task.new), self.workers, step)
+            jobs = in_stretches(self.source.units(task.new), self.readers.number, step)
             task.new = [name for units in jobs for name in self.source.names(units)]
             for i, units in enumerate(jobs, 1):
                 yield Job(shard, units, last=i == len(jobs))
@@ -172,7 +173,7 @@ class ShardWork:
         waiting: deque[tuple[int, Tensor]] = deque()
         clock = time.perf_counter()
         started = clock
-        for job, frames in read_jobs(self.source, self._jobs(shards), self.workers):
+        for job, frames in read_jobs(self.source, self._jobs(shards), self.readers):
             self.counts.waited += time.perf_counter() - clock
             if waiting and waiting[-1][0] != job.shard and waiting[-1][1].dtype != frames.dtype:
                 self._encode_waiting(waiting, leave=0)

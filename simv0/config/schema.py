@@ -51,7 +51,8 @@ class DataConfig(Section):
     """Windows per training step; unset: 64 on cached features, 8 on raw frames."""
     num_workers: Workers = "auto"
     """Processes that read and decode frames while others are encoded; 0 reads in the main process. `auto` measures how
-    long a frame takes to read and to encode, and starts as many as keep pace with the encoder, at most one a core."""
+    long a frame takes to read and to encode, and starts as many as keep pace with the encoder, at most one a core; in
+    `cache-vis` on a CPU one a core, which read in turns with the encoder."""
     frame_spacing: float | None = Field(default=None, gt=0, le=3600)
     """Seconds between the frames of a window. The checkpoint keeps it, so that a robot's windows can be like those of
     training; unset: what the dataset says (`timestamps` of a manifest's videos, its `frame_spacing`), else unknown."""

@@ -1,5 +1,6 @@
 """Data loaders whose workers report what goes wrong, and exit."""
 
+import multiprocessing
 import pickle
 import shutil
 import signal
@@ -15,6 +16,9 @@ from torch.utils.data import DataLoader, get_worker_info
 from simv0.errors import DataError
 
 T = TypeVar("T")
+
+PAUSE = 2.0
+"""Seconds after which a reader whose turn does not come reads all the same: its main process may be dead."""
 
 SHARED_MEMORY = Path("/dev/shm")
 """Where Linux keeps shared memory; 64 MB in a container by default."""
@@ -70,6 +74,32 @@ def started(loader: DataLoader[Any]) -> Iterator[Any]:
             f"data.num_workers: the dataset cannot be pickled for another process: {' '.join(str(error).split())[:200]}"
             "; open files and create functions in __getitem__, or set data.num_workers=0"
         ) from error
+
+
+class Turns:
+    """Readers pause while the main process computes: for a network that runs on the same cores.
+
+    Beside it they would hold up one of its threads at a time, and the others wait for that one. In turns, each has all
+    cores: one reader a core.
+    """
+
+    def __init__(self) -> None:
+        self._reading = multiprocessing.Event()
+        self._reading.set()
+
+    def wait(self) -> None:
+        """In a reader, before it reads: until the main process waits for data."""
+        self._reading.wait(PAUSE)
+
+    def taken(self, batches: Iterator[T]) -> Iterator[T]:
+        """In the main process: the readers' turn is while it waits for the next batch."""
+        try:
+            for batch in batches:
+                self._reading.clear()
+                yield batch
+                self._reading.set()
+        finally:
+            self._reading.set()
 
 
 def _leave_signals_to_main(worker: int) -> None:

@@ -1,9 +1,8 @@
 """`data.num_workers: auto`: how many processes read frames ahead of an encoder.
 
 As many as let reading keep pace with encoding: seconds to read a frame / seconds to encode one, both measured here and
-now, at most one a core. Where the encoder runs on the same cores, this is also the smallest number that leaves none of
-them idle: beside C encoding threads on C cores W readers get W / (W + C) of the machine, which lets them read as much
-as is encoded from W = C * (core seconds to read / core seconds to encode) on.
+now, at most one a core. Where the encoder runs on the same cores and reading is work, not waiting for a disk or a
+network, one a core, and they take turns with the encoder.
 
 None where reading everything takes no longer than starting one, or where the dataset cannot be read in another process.
 """
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -39,6 +38,8 @@ PATIENCE = 0.3
 """Seconds for measuring how long reading takes."""
 TRIAL = 60.0
 """Seconds after which a worker that has handed over nothing is given up."""
+WORK = 0.5
+"""Share of the seconds of reading from which it is work for a core, and not waiting."""
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """A container's share of the cores: microseconds of use, or `max`, in so many microseconds."""
 
@@ -54,13 +55,22 @@ class Source(Protocol):
         """A unit's frames, at the encoder's size."""
 
 
+class Readers(NamedTuple):
+    """How many processes read, and whether only while nothing is encoded (`simv0.data.loading.Turns`)."""
+
+    number: int
+    in_turns: bool = False
+
+
 def workers_for(
     wanted: int | Literal["auto"],
     source: Source,
     units: Iterable[Any],
     seconds_to_encode: Callable[[], float],
     frames_ahead: int,
-) -> int:
+    *,
+    on_cpu: bool = False,
+) -> Readers:
     """How many processes shall read; says so if the choice was free.
 
     Args:
@@ -69,30 +79,34 @@ def workers_for(
         units: all that is to be read.
         seconds_to_encode: measures how long a frame takes to encode.
         frames_ahead: frames that a worker hands over at a time.
+        on_cpu: whether the encoder runs on the readers' cores, and the caller lets them take turns.
     """
     if wanted != "auto":
-        return wanted
+        return Readers(wanted)
     remaining = iter(units)
     first = next(remaining, None)
     try:
         frames = source.pictures(first)  # also opens files, and fills caches
-        seconds = _seconds_per_unit(source, remaining)
+        seconds, work = _seconds_per_unit(source, remaining)
     except Exception:  # of an empty split, or one that will be refused where it is read in earnest
-        return 0
+        return Readers(0)
     if seconds * sum(1 for _ in islice(remaining, math.ceil(WORTH / seconds))) < WORTH:
-        return 0
+        return Readers(0)
     read, encode = seconds / len(frames), seconds_to_encode()
     rates = f"{source.split}: a frame takes {1000 * read:.3g} ms to read and {1000 * encode:.3g} ms to encode"
-    number = min(enough(read, encode), _most_in_shared_memory(frames_ahead * frames[0].nbytes))
+    in_turns = on_cpu and work > WORK * seconds
+    number = cores() if in_turns else enough(read, encode)
+    number = min(number, _most_in_shared_memory(frames_ahead * frames[0].nbytes))
     if number == 0:
         fault = f"no room in {SHARED_MEMORY} (docker run --shm-size=8g)"
     else:
         fault = _cannot_be_sent(source.dataset) or _fault_of_a_worker(source, first, frames)
     if fault:
         log.info(f"{rates}; data.num_workers: auto reads in this process alone: {fault}")
-        return 0
-    log.info(f"{rates}; processes that read ahead: {number} (data.num_workers: auto)")
-    return number
+        return Readers(0)
+    turns = ", in turns with the encoder" if in_turns else ""
+    log.info(f"{rates}; processes that read ahead: {number}{turns} (data.num_workers: auto)")
+    return Readers(number, in_turns)
 
 
 def enough(read: float, encode: float) -> int:
@@ -114,13 +128,13 @@ def cores() -> int:
     return max(1, usable // local_world_size())
 
 
-def _seconds_per_unit(source: Source, units: Iterator[Any]) -> float:
-    """Mean seconds that a unit takes to read, of some."""
-    count, began = 0, time.perf_counter()
+def _seconds_per_unit(source: Source, units: Iterator[Any]) -> tuple[float, float]:
+    """Mean seconds that a unit takes to read, of some, and how many of them are work of this process."""
+    count, began, worked = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - began < PATIENCE and (unit := next(units, None)) is not None:
         source.pictures(unit)
         count += 1
-    return (time.perf_counter() - began) / count
+    return (time.perf_counter() - began) / count, (time.process_time() - worked) / count
 
 
 def _most_in_shared_memory(size: int) -> int:

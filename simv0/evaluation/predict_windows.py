@@ -55,7 +55,7 @@ def predict_windows(
     scale_pictures(dataset, encoder.smallest if encoder is not None else None)
     workers, wanted = 0, config.data.num_workers
     if encoder is not None:
-        workers = workers_for(wanted, checked, range(N), encoder.seconds_per_frame, BATCH * predictor.meta.F)
+        workers = workers_for(wanted, checked, range(N), encoder.seconds_per_frame, BATCH * predictor.meta.F).number
     elif wanted != "auto":
         workers = wanted
     seen: set[str] = set()

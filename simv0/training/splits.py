@@ -98,7 +98,7 @@ def _workers(config: Config, checked: CheckedDataset, encoder: Encoder | None) -
     if encoder is None:
         return 0 if wanted == "auto" else wanted
     ahead = -(-config.batch_size // processes()) * config.model.F
-    return workers_for(wanted, checked, range(len(checked)), encoder.seconds_per_frame, ahead)
+    return workers_for(wanted, checked, range(len(checked)), encoder.seconds_per_frame, ahead).number
 
 
 def check_own_dv(config: Config, name: str, dv: int) -> None:

@@ -146,16 +146,23 @@ print((faults() - before) * resource.getpagesize() / 2**20)
     assert float(done.stdout) < 64  # of 640 MiB
 
 
+@pytest.mark.parametrize("work", [-1.0, 2.0])  # in turns with the encoder, and beside it
 def test_auto_reads_ahead_and_changes_no_byte(
-    world: tuple[Config, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    work: float,
+    world: tuple[Config, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("simv0.data.workers.WORTH", 0.0)
+    monkeypatch.setattr("simv0.data.workers.WORK", work)
     config = fresh(world[0], tmp_path)
     assert config.data.num_workers == "auto"
     with caplog.at_level(logging.INFO, "simv0"):
         cache_vis(config)
     assert "train: a frame takes" in caplog.text
     assert "processes that read ahead: " in caplog.text
+    assert ("in turns with the encoder" in caplog.text) == (work < 0)
     assert train_file(config).read_bytes() == world[1]
 
 

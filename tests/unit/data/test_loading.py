@@ -1,9 +1,11 @@
 """Workers that cannot do their job: one line, and an end."""
 
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from fit_world import VisFeats
 from small_world import MakeConfig
 
 from simv0.config.load import dump_config
-from simv0.data.loading import make_loader, started
+from simv0.data import loading
+from simv0.data.loading import Turns, make_loader, started
 from simv0.errors import DataError
 
 SMALL_SHM = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', "sh"]
@@ -44,6 +47,45 @@ def test_a_dataset_that_cannot_be_sent_to_a_worker_is_one_line() -> None:
         "; open files and create functions in __getitem__, or set data.num_workers=0"
     )
     dataset.file.close()
+
+
+class Counted:
+    """Samples of 10 ms each, whose number all processes see."""
+
+    def __init__(self, turns: Turns) -> None:
+        self.turns, self.read = turns, multiprocessing.Value("i", 0)
+
+    def __getitem__(self, i: int) -> int:
+        self.turns.wait()
+        time.sleep(0.01)
+        with self.read.get_lock():
+            self.read.value += 1
+        return i
+
+
+def test_readers_pause_while_a_batch_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "PAUSE", 60.0)
+    dataset = Counted(turns := Turns())
+    batches = [list(range(at, at + 10)) for at in range(0, 60, 10)]
+    seen: list[list[int]] = []
+    for batch in turns.taken(started(make_loader(dataset, batches, list, 2))):
+        time.sleep(0.05)  # what has begun is finished
+        before = dataset.read.value
+        time.sleep(0.1)
+        assert dataset.read.value <= before + 2
+        seen.append(batch)
+    assert seen == batches
+    assert dataset.read.value == 60
+
+
+def test_a_reader_whose_turn_never_comes_reads_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "PAUSE", 0.01)
+    turns = Turns()
+    next(held := turns.taken(iter("ab")))
+    turns.wait()
+    monkeypatch.setattr(loading, "PAUSE", 60.0)
+    held.close()  # as after an error
+    turns.wait()
 
 
 @pytest.mark.parametrize("command", ["cache-vis", "train"])

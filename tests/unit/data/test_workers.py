@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
 from simv0.data import workers
-from simv0.data.workers import cores, enough, workers_for
+from simv0.data.workers import Readers, cores, enough, workers_for
 from simv0.data.wrapped import unwrapped
 
 FRAMES = torch.arange(24, dtype=torch.uint8).view(1, 3, 2, 4)
@@ -57,14 +57,14 @@ class HoldsAFile(Dataset[Any]):
 
 
 @pytest.fixture
-def chosen(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+def chosen(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Readers, str]]:
     """(The number, what was said) on four cores, where a frame takes 20 ms to encode."""
     monkeypatch.setattr(workers, "cores", lambda: 4)
 
-    def choose(source: Any, units: int = 100, wanted: Any = "auto") -> tuple[int, str]:
+    def choose(source: Any, units: int = 100, wanted: Any = "auto", on_cpu: bool = False) -> tuple[Readers, str]:
         caplog.clear()
         with caplog.at_level(logging.INFO, "simv0"):
-            return workers_for(wanted, source, range(units), lambda: 0.02, 8), caplog.text
+            return workers_for(wanted, source, range(units), lambda: 0.02, 8, on_cpu=on_cpu), caplog.text
 
     return choose
 
@@ -87,34 +87,45 @@ def test_as_many_as_keep_pace_with_the_encoder_and_no_more_than_cores(
     assert cores() == 1
 
 
-def test_auto_measures_and_says_what_it_found(chosen: Callable[..., tuple[int, str]]) -> None:
-    number, said = chosen(Slow())
-    assert number == 3
+def test_auto_measures_and_says_what_it_found(chosen: Callable[..., tuple[Readers, str]]) -> None:
+    readers, said = chosen(Slow())
+    assert readers == (3, False)
     assert "20 ms to encode; processes that read ahead: 3 (data.num_workers: auto)" in said
-    assert chosen(Slow(), units=5) == (0, "")  # read sooner than a worker has started
-    assert chosen(Slow(), units=0) == (0, "")
-    assert chosen(FailsElsewhere(), wanted=2) == (2, "")
+    assert chosen(Slow(), units=5) == ((0, False), "")  # read sooner than a worker has started
+    assert chosen(Slow(), units=0) == ((0, False), "")
+    assert chosen(FailsElsewhere(), wanted=2) == ((2, False), "")
+
+
+def test_readers_on_the_encoders_cores_take_turns_with_it_unless_they_only_wait(
+    chosen: Callable[..., tuple[Readers, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert chosen(Slow(), on_cpu=True)[0] == (3, False)  # a network, say: waiting takes no core from the encoder
+    monkeypatch.setattr(workers.time, "process_time", time.perf_counter)  # as if it were work
+    readers, said = chosen(Slow(), on_cpu=True)
+    assert readers == (4, True)
+    assert "processes that read ahead: 4, in turns with the encoder (data.num_workers: auto)" in said
+    assert chosen(Slow())[0] == (3, False)
 
 
 def test_a_dataset_that_other_processes_cannot_read_is_read_in_this_one(
-    chosen: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    chosen: Callable[..., tuple[Readers, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     here = "data.num_workers: auto reads in this process alone: "
     with Path(__file__).open() as file:
-        number, said = chosen(Slow(dataset={"file": file}))
+        readers, said = chosen(Slow(dataset={"file": file}))
         parts = unwrapped(ConcatDataset([HoldsAFile(file), HoldsAFile(file)]))
-        number_of_parts, said_of_parts = chosen(Slow(dataset=parts))
-    assert number == number_of_parts == 0
+        readers_of_parts, said_of_parts = chosen(Slow(dataset=parts))
+    assert readers == readers_of_parts == (0, False)
     for each in (said, said_of_parts):
         assert here + "the dataset cannot be pickled for another process: cannot pickle '_io.TextIOWrapper'" in each
-    assert chosen(Slow(dataset=unwrapped(ConcatDataset([HoldsAFile(None)]))))[0] == 3
-    number, said = chosen(FailsElsewhere())
-    assert number == 0
+    assert chosen(Slow(dataset=unwrapped(ConcatDataset([HoldsAFile(None)]))))[0].number == 3
+    readers, said = chosen(FailsElsewhere())
+    assert readers.number == 0
     assert here + "a worker failed: RuntimeError: Cannot re-initialize CUDA in forked subprocess" in said
-    number, said = chosen(OthersElsewhere())
-    assert number == 0
+    readers, said = chosen(OthersElsewhere())
+    assert readers.number == 0
     assert here + "another process reads other frames" in said
     monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: type("Full", (), {"free": 100}))
-    number, said = chosen(Slow())
-    assert number == 0
+    readers, said = chosen(Slow())
+    assert readers.number == 0
     assert here + "no room in /dev/shm (docker run --shm-size=8g)" in said
