@@ -138,8 +138,9 @@ def read_jobs(
         DataError: as `FrameSource.read`.
     """
     source.turns = turns = Turns() if readers.in_turns else None
-    read = started(make_loader(source, jobs, _as_it_is, readers.number))
-    for job, frames in turns.taken(read) if turns else read:
+    loader = make_loader(source, jobs, _as_it_is, readers.number)
+    # In no variable, which an error's traceback would keep: readers end when nothing holds their iterator.
+    for job, frames in turns.taken(started(loader)) if turns else started(loader):
         if isinstance(frames, SimError):
             raise frames
         yield job, frames

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import platform
 import shutil
 import subprocess
@@ -67,6 +68,7 @@ def test_a_broken_frame_is_named_also_by_workers(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train_images/0020.png: cannot be read as an image") as caught:
         cache_vis(config)
     assert "\n" not in str(caught.value)
+    assert multiprocessing.active_children() == []  # though the traceback is kept
     assert len(parts_of(train_file(config)).missing(Plan({"N": 23}, 5, 8))) < 5  # what was finished is kept
 
 
