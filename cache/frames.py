@@ -139,7 +139,6 @@ def read_jobs(
     """
     source.turns = turns = Turns() if readers.in_turns else None
     loader = make_loader(source, jobs, _as_it_is, readers.number)
-    # In no variable, which an error's traceback would keep: readers end when nothing holds their iterator.
     for job, frames in turns.taken(started(loader)) if turns else started(loader):
         if isinstance(frames, SimError):
             raise frames

@@ -55,7 +55,7 @@ def make_loader(
 
 
 def started(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The loader's batches, its workers started.
+    """The loader's batches, its workers started; they end with the batches, with an error, or when nothing wants more.
 
     Raises:
         DataError: they cannot be started.
@@ -63,7 +63,7 @@ def started(loader: DataLoader[Any]) -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Got pickle error")  # told below
-            return iter(loader)
+            batches = iter(loader)
     except OSError as error:
         raise DataError(
             f"data.num_workers: {loader.num_workers} processes cannot be started: {error.strerror or error}; "
@@ -74,6 +74,20 @@ def started(loader: DataLoader[Any]) -> Iterator[Any]:
             f"data.num_workers: the dataset cannot be pickled for another process: {' '.join(str(error).split())[:200]}"
             "; open files and create functions in __getitem__, or set data.num_workers=0"
         ) from error
+    return _to_their_end(batches, kept=loader.persistent_workers) if loader.num_workers else batches
+
+
+def _to_their_end(batches: Any, kept: bool) -> Iterator[Any]:
+    """What workers read. An error's traceback would hold on to them, and the program wait for them at its end."""
+    ends = not kept
+    try:
+        yield from batches
+    except Exception:
+        ends = True
+        raise
+    finally:
+        if ends:
+            batches._shutdown_workers()
 
 
 class Turns:

@@ -265,14 +265,11 @@ def batches_of(split: Split, indices: list[int], step: int) -> Iterator[Batch]:
     """Some samples of a split, `step` at a time."""
     order = [indices[at : at + step] for at in range(0, len(indices), step)]
     with draws_kept():  # a loader draws a seed for its workers
-        batches: Any = started(make_loader(split.dataset, order, collate, split.workers))
+        batches = started(make_loader(split.dataset, order, collate, split.workers))
     try:
         yield from batches
     except SimError as error:
         raise unwrap(error) from None
-    finally:
-        if split.workers:
-            batches._shutdown_workers()  # an error's traceback would hold on to them
 
 
 def fetch(dataset: Any, indices: list[int]) -> Batch:

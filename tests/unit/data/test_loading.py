@@ -78,6 +78,20 @@ def test_readers_pause_while_a_batch_is_used(monkeypatch: pytest.MonkeyPatch) ->
     assert dataset.read.value == 60
 
 
+class Broken(Counted):
+    def __getitem__(self, i: int) -> int:
+        raise ValueError("broken")
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_an_error_of_a_users_class_ends_the_readers_though_its_traceback_is_kept(persistent: bool) -> None:
+    loader = make_loader(Broken(turns := Turns()), [[0], [1]], list, 2, persistent=persistent)
+    with pytest.raises(ValueError, match="broken") as error:
+        list(turns.taken(started(loader)))
+    assert error.tb is not None
+    assert multiprocessing.active_children() == []
+
+
 def test_a_reader_whose_turn_never_comes_reads_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "PAUSE", 0.01)
     turns = Turns()
