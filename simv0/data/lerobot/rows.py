@@ -52,7 +52,8 @@ def read_rows(
 
     Raises:
         ConfigError: no such number.
-        DataError: unreadable; rows that are missing, another episode's, or out of time, by episode.
+        DataError: unreadable; a label of several numbers; rows that are missing, another episode's, or out of time, by
+            episode.
     """
     places = {TELEMETRY.index(channel): info.position(number) for number, channel in telemetry.items()}
     columns = dict.fromkeys([*PLACES, *(feature for feature, _ in places.values()), *labels.values()])
@@ -64,6 +65,8 @@ def read_rows(
             arrays = {column: numbers(table, column) for column in columns}
             for feature in {feature for feature, _ in places.values()}:
                 _check_width(info, feature, arrays[feature])
+            for key, column in labels.items():
+                _check_label(key, column, arrays[column])
         except DataError as error:
             raise DataError(f"{info.root}: episode {of_file[0].number}: {error}") from None
         refuse(_check_rows(info, episode, arrays) for episode in of_file)
@@ -82,6 +85,14 @@ def _check_width(info: Info, feature: str, values: np.ndarray) -> None:
     if len(values) and values.shape[1] != len(info.names(feature)):
         raise DataError(
             f"{feature}: its rows hold {values.shape[1]} numbers, but meta/info.json says {len(info.names(feature))}"
+        )
+
+
+def _check_label(key: str, column: str, values: np.ndarray) -> None:
+    if values.shape[1] != 1:
+        raise DataError(
+            f"{column}: holds {values.shape[1]} numbers a frame, but {key} is one; name a column of one number, or "
+            "write the labels to labels.parquet"
         )
 
 

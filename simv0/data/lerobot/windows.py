@@ -141,7 +141,7 @@ class LeRobotWindows(Dataset[dict[str, Any]]):
         if self._labelled is not None:
             labels = self._labelled[number][frame]
         return {
-            "sample_id": f"{number:06d}-{frame:06d}",
+            "sample_id": f"{self.root.name}/{number:06d}-{frame:06d}",  # datasets may be concatenated
             "group": f"{self.root.name}/episode-{number:06d}",
             "t": float(rows.seconds[frame]),
             "telemetry": rows.telemetry[frame],

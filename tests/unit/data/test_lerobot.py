@@ -12,10 +12,12 @@ import pytest
 import torch
 from lerobot_world import FIXTURES, FRONT, LENGTHS, TELEMETRY, copy, edit_info, pa, pq, windows, write_labels
 from small_world import MakeConfig
+from torch.utils.data import ConcatDataset
 
 from cache.pipeline import cache_vis
 from simv0.data.contract import check_sample
 from simv0.data.labels import find_leakage, read_labels
+from simv0.data.wrapped import unwrapped
 from simv0.errors import ConfigError, DataError, SimError
 
 
@@ -44,7 +46,7 @@ def test_a_window_holds_what_its_rows_hold() -> None:
     index = per_episode[0] + 3  # of episode 1, frame 6 + 3 * 5
     sample = check_sample(dataset[index], "train", index, F=3)
     assert sample["group"] == "h264/episode-000001"
-    assert sample["sample_id"] == "000001-000021"
+    assert sample["sample_id"] == "h264/000001-000021"
     assert sample["t"] == pytest.approx(21 / 30)
     assert sample["telemetry"].tolist() == [21 / 8, 0, 9.75, 0, 0, 0, 1 + 21 / 16, -1]
     assert (sample["risk_id"], sample["reason_id"], sample["action_id"]) == (2, 2, 0)  # (1 + 21 // 4) % 4, 4, 6
@@ -100,6 +102,19 @@ def test_splits_are_apart_and_a_dataset_can_be_sent_to_a_worker() -> None:
     assert len(find_leakage(train, windows(f"{FIXTURES / 'h264'}#1:3"), groups[0], groups[0])) == 2
     train[0]
     assert torch.equal(pickle.loads(pickle.dumps(train))[3]["frames"], train[3]["frames"])
+
+
+def test_two_datasets_in_one_concat_dataset(tmp_path: Path) -> None:
+    second = windows(copy(tmp_path).rename(tmp_path / "second"))
+    labels = read_labels(unwrapped(ConcatDataset([windows(), second])), "train", 3)
+    assert (labels.sample_id[0], labels.sample_id[len(second)]) == ("h264/000000-000006", "second/000000-000006")
+    assert labels.group is not None
+    assert len(set(labels.group)) == 2 * len(LENGTHS)
+    of_one_name = unwrapped(ConcatDataset([windows(), windows(copy(tmp_path))]))
+    with pytest.raises(
+        DataError, match=r"h264: episode 0, frame 6: sample_id 'h264/000000-000006' already appears at "
+    ):
+        read_labels(of_one_name, "train", 3)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +227,16 @@ def test_labels_that_are_missing(tmp_path: Path) -> None:
         windows(FIXTURES / "av1", labels=str(tmp_path / "labels.parquet"))
     with pytest.raises(DataError, match=r"none.parquet: file not found$"):
         windows(FIXTURES / "av1", labels="none.parquet")
+
+
+def test_a_label_is_one_number_a_frame() -> None:
+    """The first number of a vector would be read as the label."""
+    with pytest.raises(DataError) as error:
+        windows(labels={"risk_id": "observation.state"})
+    assert str(error.value) == (
+        f"{FIXTURES / 'h264'}: episode 0: observation.state: holds 6 numbers a frame, but risk_id is one; name a column "
+        "of one number, or write the labels to labels.parquet"
+    )
 
 
 def test_no_window_says_why() -> None:
