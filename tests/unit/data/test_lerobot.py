@@ -234,8 +234,8 @@ def test_a_label_is_one_number_a_frame() -> None:
     with pytest.raises(DataError) as error:
         windows(labels={"risk_id": "observation.state"})
     assert str(error.value) == (
-        f"{FIXTURES / 'h264'}: episode 0: observation.state: holds 6 numbers a frame, but risk_id is one; name a column "
-        "of one number, or write the labels to labels.parquet"
+        f"{FIXTURES / 'h264'}: episode 0: observation.state: holds 6 numbers a frame, but risk_id is one; name a "
+        "column of one number, or write the labels to labels.parquet"
     )
 
 
