@@ -19,7 +19,7 @@ from torch import Tensor
 
 from simv0.config.schema import Config
 from simv0.disk.files import is_exported
-from simv0.errors import CheckpointError
+from simv0.errors import CheckpointError, ConfigError
 from simv0.labels import TELEMETRY
 from simv0.model.checkpoint import Checkpoint, check_fits, check_frozen, load_checkpoint
 from simv0.model.exported import WEIGHTS
@@ -65,8 +65,38 @@ def about_origin(config: Config, origin: Checkpoint | None, resumed: Checkpoint 
     if origin is None:
         return None
     path = Path(str(config.training.init_from))
-    file = path / WEIGHTS if is_exported(path) else path
+    file = _weights_in(path)
     return {"file": f"{path.name}/{WEIGHTS}" if file != path else path.name, "sha256": files_digest([file])}
+
+
+def check_begun_from(config: Config, resumed: Checkpoint) -> None:
+    """Refuse to resume a run from another checkpoint than it began with, as far as that file can be read; say that a
+    changed one counts for nothing where the path is the same, for the old robot may have been trained on since.
+
+    Raises:
+        ConfigError: `training.init_from` names another checkpoint now.
+    """
+    named, kept = config.training.init_from, resumed.meta.provenance.get("init_from")
+    if named is None or not isinstance(kept, dict):
+        return
+    file = _weights_in(Path(named))
+    if not file.is_file() or files_digest([file]) == kept.get("sha256"):
+        return
+    if named != resumed.meta.config.get("training", {}).get("init_from"):
+        raise ConfigError(
+            f"training.init_from: {named} is another checkpoint than the run was started from ({kept.get('file')}, "
+            f"sha256 {str(kept.get('sha256'))[:16]}): a run that has begun goes on from its own; give the same, or "
+            "another output.output_dir for a run from this one"
+        )
+    log.info(
+        f"training.init_from: {named} has changed since the run was started from it, which changes nothing here: the "
+        "run continues from its own checkpoint"
+    )
+
+
+def _weights_in(path: Path) -> Path:
+    """The file whose digest a run keeps: the checkpoint, or the weights of an exported folder."""
+    return path / WEIGHTS if is_exported(path) else path
 
 
 def check_origin(origin: Checkpoint, path: str, model: SimV0Model, encoder: dict[str, Any] | None) -> None:

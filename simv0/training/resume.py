@@ -14,6 +14,7 @@ from simv0.model.checkpoint import Checkpoint, Training, check_fits, check_froze
 from simv0.model.metrics import Tally
 from simv0.model.network import SimV0Model
 from simv0.runtime.distributed import world_size
+from simv0.training.origin import check_begun_from
 from simv0.training.refusals import check_same_config
 from simv0.training.rundir import RunDir, provenance
 from simv0.training.work import Work
@@ -48,6 +49,7 @@ def find_checkpoint(run: RunDir, config: Config) -> Checkpoint | None:
     if checkpoint is None:
         return None
     check_same_config(run, checkpoint.meta.config, config)
+    check_begun_from(config, checkpoint)
     if checkpoint.meta.epoch > config.training.epochs:
         raise CheckpointError(f"{run.last}: says {checkpoint.meta.epoch} of {config.training.epochs} epochs are done")
     return checkpoint

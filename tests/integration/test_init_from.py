@@ -161,6 +161,31 @@ def test_a_killed_run_resumes_without_the_file(new: Config, old: Path, tmp_path:
     )
 
 
+def test_a_run_is_not_resumed_from_another_checkpoint(
+    new: Config, old: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit_until(new, 1)
+    folder = Path(new.output.output_dir)
+    other = shutil.copy(folder / "checkpoints" / "last.pt", tmp_path / "other.pt")
+    sha256 = files_digest([old])
+    with pytest.raises(ConfigError) as error:
+        fit(moved(new, folder, init_from=str(other)), resume=True)
+    assert str(error.value) == (
+        f"training.init_from: {other} is another checkpoint than the run was started from (best.pt, sha256 "
+        f"{sha256[:16]}): a run that has begun goes on from its own; give the same, or another output.output_dir for a "
+        "run from this one"
+    )
+    copy = shutil.copy(old, tmp_path / "copy.pt")
+    shutil.copy(other, old)  # the old robot has been trained on
+    with caplog.at_level("INFO", logger="simv0"):
+        fit_until(new, 1, resume=True)
+    assert f"training.init_from: {old} has changed since the run was started from it" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO", logger="simv0"):
+        fit(moved(new, folder, init_from=str(copy)), resume=True)
+    assert "training.init_from" not in caplog.text
+
+
 def test_a_run_that_was_begun_otherwise_is_not_resumed(config: Config, old: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"training.init_from: started with None, now '.*/best.pt'"):
         fit(moved(config, Path(config.output.output_dir), init_from=str(old)), resume=True)
