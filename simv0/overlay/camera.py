@@ -30,6 +30,8 @@ OPENING, READING = 5.0, 3.0
 """Seconds in which a source must open, and bring something, before it is opened anew."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 4.0
 """Seconds before it is opened anew; doubled after each failure."""
+NOTICE = 0.1
+"""Seconds between two looks at whether waiting is still wanted."""
 LATE = 0.5
 """Seconds by which a frame may arrive later than the quickest ones did; later, it shows the past."""
 SETTLED = 0.02
@@ -72,16 +74,26 @@ class Camera:
         self._thread = threading.Thread(target=self._run, name="camera", daemon=True)
         self._thread.start()
 
-    def after(self, due: float, patience: float) -> tuple[float, UInt8[np.ndarray, "H W 3"]] | None:
+    def after(
+        self, due: float, patience: float, stop: threading.Event | None = None
+    ) -> tuple[float, UInt8[np.ndarray, "H W 3"]] | None:
         """The newest frame that arrived at `due` or later, awaited until `patience` seconds after that; else None.
+
+        Args:
+            due: on the clock of `time.monotonic`.
+            patience: seconds.
+            stop: nothing is awaited any more once it is set.
 
         Returns:
             When it arrived, on the clock of `time.monotonic` as `due` is, and the frame in RGB.
         """
         with self._news:
-            wait = max(0.0, due - time.monotonic()) + patience
-            self._news.wait_for(lambda: self._newest is not None and self._newest[0] >= due, wait)
-            newest = self._newest
+            until = max(due, time.monotonic()) + patience
+            while (newest := self._newest) is None or newest[0] < due:
+                left = until - time.monotonic()
+                if left <= 0 or (stop is not None and stop.is_set()):
+                    break
+                self._news.wait(min(left, NOTICE))
         if newest is None or newest[0] < due:
             return None
         return newest[0], self._to_rgb.reformat(newest[1], format="rgb24").to_ndarray()

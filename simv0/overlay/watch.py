@@ -53,7 +53,7 @@ def watch(
     size, written, first = (640, 360), 0, 0.0
     with VideoWriter(out) if out else nullcontext() as writer:
         while True:
-            shot, ending = camera.after(due, stream.spacing), stop.is_set()
+            shot, ending = camera.after(due, stream.spacing, stop), stop.is_set()
             if shot is not None:
                 t, frame = shot
                 state = stream.push(_channels_first(frame), telemetry.at(t), t)

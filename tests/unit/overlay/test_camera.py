@@ -3,6 +3,7 @@
 import math
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -52,6 +53,14 @@ def test_the_newest_frame_wins_and_the_rest_is_dropped(url: str) -> None:
         assert min(gaps) > 5  # 15 frames in half a second: it does not lag behind, one after the other
         assert camera.counts["frames"] > 5 * len(seen)
         assert camera.problem is None
+
+
+def test_waiting_ends_when_it_is_told_to(url: str) -> None:
+    stop, begun = threading.Event(), time.monotonic()
+    with closing(Camera(url)) as camera:
+        threading.Timer(0.3, stop.set).start()
+        assert camera.after(begun + PATIENCE, PATIENCE, stop) is None
+    assert time.monotonic() < begun + PATIENCE  # it did not wait for the frame that was due then
 
 
 def test_a_lost_source_says_so_and_comes_back(url: str, caplog: pytest.LogCaptureFixture) -> None:
