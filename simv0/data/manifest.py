@@ -59,7 +59,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
                 for key, name in self._files_of(row, line):
                     if name not in self._paths:
                         self._paths[name] = ""  # reported once, if it is missing
-                        self._paths[name] = str(folder.locate(name, f"{self.manifest}:{line}: {key}"))
+                        self._paths[name] = folder.locate(name, f"{self.manifest}:{line}: {key}")
             if mistakes.enough:
                 break
         mistakes.tell()

@@ -23,6 +23,7 @@ from simv0.runtime.hub import check_encoder_at_hand
 from simv0.runtime.threads import networks_threads, over_batch
 from simv0.vision.files import cannot_be_loaded, check_positions, warn_of_guesses
 from simv0.vision.tags import check_names, facts_of, recorded_decode, recorded_facts
+from simv0.vision.undrawn import Undrawn, check_set
 
 IMAGES = 8
 """Images that one thread takes through the tower by itself: few enough for its caches."""
@@ -218,7 +219,8 @@ def load_encoder(
     silenced = logging.root.level
     logging.root.setLevel(logging.CRITICAL)  # open_clip logs each step, and its errors twice
     try:
-        with warnings.catch_warnings(action="ignore"):  # of QuickGELU, where `trained` says what it was trained with
+        # Warnings are of QuickGELU, where `trained` says what it was trained with.
+        with Undrawn(), warnings.catch_warnings(action="ignore"):
             clip, _, transform = open_clip.create_model_and_transforms(
                 name,
                 model.vision_weights or tag,
@@ -234,6 +236,7 @@ def load_encoder(
         raise cannot_be_loaded(model, error) from error
     finally:
         logging.root.setLevel(silenced)
+    check_set(clip.visual, name)
     if trained is None:
         check_positions(model, clip.visual)
     del transform  # its facts are in preprocess_cfg
