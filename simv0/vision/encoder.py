@@ -23,7 +23,6 @@ from simv0.runtime.hub import check_encoder_at_hand
 from simv0.runtime.threads import networks_threads, over_batch
 from simv0.vision.files import cannot_be_loaded, check_positions, warn_of_guesses
 from simv0.vision.tags import check_names, facts_of, recorded_decode, recorded_facts
-from simv0.vision.undrawn import Undrawn, check_set
 
 IMAGES = 8
 """Images that one thread takes through the tower by itself: few enough for its caches."""
@@ -209,6 +208,8 @@ def load_encoder(
             file of weights that does not tell how images are prepared for it.
     """
     import open_clip
+
+    from simv0.vision.undrawn import Undrawn, check_set
 
     name, tag = model.vision_encoder_name, model.vision_pretrained
     check_names(model)
