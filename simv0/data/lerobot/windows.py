@@ -19,7 +19,7 @@ from simv0.data.lerobot.episodes import choose_episodes, read_episodes
 from simv0.data.lerobot.files import PictureTable, read_info
 from simv0.data.lerobot.rows import KEYS, TOLERANCE, check_videos, read_labels_beside, read_rows
 from simv0.data.recordings.open_files import OpenFiles
-from simv0.data.recordings.video import VideoReader
+from simv0.data.recordings.window_reader import WindowReader
 from simv0.errors import ConfigError, DataError
 from simv0.labels import TELEMETRY
 from simv0.runtime.file_digests import sha256_of_files
@@ -89,7 +89,7 @@ class LeRobotWindows(Dataset[dict[str, Any]]):
                 f"{root}: holds no window: its longest episode has {longest} frames, a window takes "
                 f"{1 - self.shifts[0]}{' and ends at a labelled frame' if table else ''}"
             )
-        self._videos = OpenFiles(VideoReader)
+        self._videos = OpenFiles(WindowReader)
         self._pictures = OpenFiles(partial(PictureTable, column=self.camera))
 
     def _ends(self, number: int, hop: int) -> Iterator[int]:
@@ -113,8 +113,9 @@ class LeRobotWindows(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, frame = self.windows[index]
-        frames = [self._load(number, frame + shift, apart=True).permute(1, 2, 0) for shift in self.shifts]
-        return {**self.labels_of(index), "frames": torch.stack(frames).permute(0, 3, 1, 2)}  # as they lie: no strides
+        pictures = self._load(number, [frame + shift for shift in self.shifts], apart=True)
+        frames = torch.stack([picture.permute(1, 2, 0) for picture in pictures]).permute(0, 3, 1, 2)  # as they lie
+        return {**self.labels_of(index), "frames": frames}
 
     def frame_ids(self, index: int) -> list[Hashable]:
         """The window's frames: (folder, episode, frame)."""
@@ -124,14 +125,15 @@ class LeRobotWindows(Dataset[dict[str, Any]]):
     def load_frame(self, frame_id: Hashable) -> UInt8[Tensor, "3 H W"]:
         """One frame, RGB; a video is best read forwards."""
         _, number, frame = cast(tuple[str, int, int], frame_id)
-        return self._load(number, frame, apart=False)
+        return self._load(number, [frame], apart=False)[0]
 
-    def _load(self, number: int, frame: int, apart: bool) -> UInt8[Tensor, "3 H W"]:
+    def _load(self, number: int, frames: list[int], apart: bool) -> list[UInt8[Tensor, "3 H W"]]:
         episode, rows = self.episodes[number], self.rows[number]
         if episode.video is None:
-            return self._pictures[episode.data].picture(rows.first + frame)
-        t = episode.start + float(rows.seconds[frame])
-        return self._videos[episode.video].frame_at(t, within=0.5 / self.fps, apart=apart)
+            return [self._pictures[episode.data].picture(rows.first + frame) for frame in frames]
+        video, within = self._videos[episode.video], 0.5 / self.fps
+        times = [episode.start + float(rows.seconds[frame]) for frame in frames]
+        return video.frames_at(times, within) if apart else [video.frame_at(t, within) for t in times]
 
     def labels_of(self, index: int) -> dict[str, Any]:
         """Everything but the frames."""

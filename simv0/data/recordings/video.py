@@ -1,7 +1,7 @@
 """Video files by PyAV: frames by their time, in order, each decoded once; and an MP4 written frame by frame."""
 
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,10 +71,10 @@ class VideoReader:
         self._one_thread = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
         self._rewind()
         codec = self._stream.codec_context
+        self._time_base = float(self._stream.time_base)
         self._start = float((self._stream.start_time or 0) * self._stream.time_base)
         self._kept = max(2, KEPT_BYTES // (codec.width * codec.height * 3 // 2 or 1))
         self._far_ahead = FAR_AHEAD
-        self._keys: list[int] | None = None
         self._begin()
 
     def _rewind(self) -> None:
@@ -136,19 +136,18 @@ class VideoReader:
         for time, frame in self._frames:
             yield time, self._as_tensor(frame)
 
-    def frame_at(self, t: float, within: float = FARTHEST, apart: bool = False) -> UInt8[Tensor, "3 H W"]:
+    def frame_at(self, t: float, within: float = FARTHEST) -> UInt8[Tensor, "3 H W"]:
         """The frame nearest to `t` seconds from the video's beginning.
 
         Args:
             t: seconds.
             within: seconds that it may be away.
-            apart: frames between are not wanted either: what lies before the last key frame up to `t` is skipped.
 
         Raises:
             DataError: the video has no frame `within` reach of `t`, or its frames' times go back.
         """
         behind, ahead = (self._past[0][0], self._past[-1][0]) if self._past else (0.0, 0.0)
-        if t < behind or (apart and self._has_key(ahead, t)):
+        if t < behind:
             self._seek(t)
         elif t > ahead + self._far_ahead:
             self._seek(t)
@@ -171,12 +170,6 @@ class VideoReader:
             raise DataError(f"{self.path}: has no frame at {t:g} s; the nearest one is at {time:.3f} s")
         return self._as_tensor(frame)
 
-    def _has_key(self, after: float, t: float) -> bool:
-        """Whether the file's index has a key frame after one time and up to another."""
-        if self._keys is None:
-            self._keys = [key.timestamp for key in getattr(self._stream, "index_entries", ()) if key.is_keyframe]
-        return bisect_right(self._keys, self._stamp(after)) < bisect_right(self._keys, self._stamp(t))
-
     def _seek(self, t: float) -> None:
         """Start over at the last key frame up to `t`, wherever the container's own search leads."""
         back = 0.0
@@ -197,6 +190,11 @@ class VideoReader:
             self._rewind()
             self._begin()
 
+    def _lose_place(self) -> None:
+        """The file was read elsewhere: whatever frame is wanted next is sought."""
+        self._begin()
+        self._past.append((math.inf, None))
+
     def _land(self, t: float) -> bool:
         """Go to some place near `t`, the same one every time; False where that is the beginning."""
         av = import_av()
@@ -210,8 +208,7 @@ class VideoReader:
         return False
 
     def _stamp(self, t: float) -> int:
-        stamp: int = math.floor((t + SAME + self._start) / self._stream.time_base)
-        return stamp
+        return math.floor((t + SAME + self._start) / self._time_base)
 
     def _last_key(self, t: float) -> int | None:
         """Time stamp of the last key frame up to `t` from here on; nothing is decoded.

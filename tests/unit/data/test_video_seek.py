@@ -19,6 +19,7 @@ from cache.frames import in_stretches
 from cache.pipeline import cache_vis
 from simv0.data.manifest import ManifestDataset
 from simv0.data.recordings.video import FARTHEST, VideoReader
+from simv0.data.recordings.window_reader import WindowReader
 from simv0.errors import DataError
 from simv0.features.dataset import CachedDataset
 
@@ -102,6 +103,30 @@ def test_seeking_finds_what_decoding_from_the_beginning_finds(
         else:
             assert torch.equal(reader.frame_at(t), frames[nearest][1]), (t, nearest)
     reader.close()
+
+    windows, count = WindowReader(path), len(frames)
+    for place in [*places, 1.0, 0.0]:
+        last = min(int(place * count), count - 1)
+        window = [i for i in (last - 7, last - 2, last - 1, last) if i >= 0]
+        found = windows.frames_at([times[i] + 1e-5 for i in window], within=0.4 / how["fps"])  # type: ignore[operator]
+        assert all(torch.equal(frame, frames[i][1]) for frame, i in zip(found, window, strict=True)), window
+        assert torch.equal(windows.frame_at(times[last // 2]), frames[last // 2][1]), last  # forwards again
+    windows.close()
+
+
+@pytest.mark.skipif(not H264, reason="this ffmpeg writes no H.264")
+def test_windows_that_overlap_decode_each_frame_once_where_key_frames_are_far(tmp_path: Path) -> None:
+    reader = WindowReader(write_noise(tmp_path / "far.mp4", 120, fps=10, gop=60, b_frames=2, codec="libx264"))
+    for last in range(90, 120):
+        reader.frames_at([(last - 4) / 10, (last - 2) / 10, last / 10], within=0.05)
+    assert reader.decoded <= 60 + 3
+
+
+@pytest.mark.skipif(not H264, reason="this ffmpeg writes no H.264")
+def test_neighbours_in_a_window_share_what_is_decoded(tmp_path: Path) -> None:
+    reader = WindowReader(write_noise(tmp_path / "near.mp4", 60, fps=10, gop=10, codec="libx264"))
+    reader.frames_at([i / 10 for i in (33, 35, 36, 41)], within=0.05)
+    assert reader.decoded == 7 + 2
 
 
 @pytest.mark.parametrize("kind", ["mp4", "mkv", "ts"])
