@@ -39,6 +39,7 @@ class Record:
         self.path, self.title, self.verify = path, title, verify
         self.known: dict[bytes, bytes] = {}
         self.unsettled: set[bytes] = set()
+        self.seen: set[bytes] = set()
 
     def digests(self, files: Sequence[Path]) -> list[bytes]:
         """The sha256 of each file; those that are not known are read, by one process at a time."""
@@ -52,7 +53,15 @@ class Record:
         return [digest for digest in map(found.get, files) if digest is not None]
 
     def _known(self, file: Path) -> bytes | None:
-        return self.known.get(fingerprint(file, file.stat()))
+        key = fingerprint(file, file.stat())
+        self.seen.add(key)
+        return self.known.get(key)
+
+    def forget_others(self) -> None:
+        """Drop files that were not asked for: gone, changed, or of other data. Else a record would only grow."""
+        if not self.known.keys() <= self.seen:
+            self.known = {key: digest for key, digest in self.known.items() if key in self.seen}
+            self._save()
 
     def _read(self, files: list[Path]) -> dict[Path, bytes]:
         from simv0.runtime.progress import progress_of
@@ -64,6 +73,7 @@ class Record:
                     for some in (files[at : at + 256] for at in range(0, len(files), 256)):
                         for file, (key, digest, settled) in zip(some, pool.map(_read, some), strict=True):
                             self.known[key] = found[file] = digest
+                            self.seen.add(key)
                             if not settled:
                                 self.unsettled.add(key)
                             show()
@@ -101,12 +111,15 @@ _record: ContextVar[Record | None] = ContextVar("record", default=None)
 
 @contextmanager
 def recorded(record: Record) -> Iterator[None]:
-    """In a `with` block `sha256_of_files` reads only what this record does not know."""
+    """In a `with` block `sha256_of_files` reads only what this record does not know; what a whole block has asked for
+    is what the record keeps.
+    """
     token = _record.set(record)
     try:
         yield
     finally:
         _record.reset(token)
+    record.forget_others()
 
 
 def sha256_of_files(files: Sequence[Path]) -> list[bytes]:

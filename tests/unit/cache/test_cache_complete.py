@@ -75,6 +75,29 @@ def test_other_weights_in_the_same_folder_are_refused_by_name(complete: Config) 
         cache_vis(complete.model_dump())
 
 
+def test_an_encoder_in_the_hubs_cache_is_known_until_another_version_comes(
+    complete: Config, encoded: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layout of the hub's cache, made by hand; offline. A version counts when it has been downloaded."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = tmp_path / "hub" / "models--someone--tiny"
+    for seed, commit in enumerate(("abc", "def")):
+        write_encoder(repository / "snapshots" / commit, seed)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    named = {"vision_encoder_name": "hf-hub:someone/tiny"}
+    config = complete.model_copy(update={"model": complete.model.model_copy(update=named)})
+    assert outcomes(config) == ["skipped", "skipped"]  # the weights are those of the folder
+    assert encoded
+    encoded.clear()
+    assert outcomes(config) == ["skipped", "skipped"]
+    assert not encoded
+    (repository / "refs" / "main").write_text("def")
+    with pytest.raises(CacheError, match=r"train.h5: does not match the config: .*vision_weights is"):
+        cache_vis(config.model_dump())
+
+
 @pytest.mark.parametrize("damage", ["{", "[]", '{"facts": {"files": 3}}', '{"facts": null, "identity": {}, "dv": 1}'])
 def test_a_damaged_record_costs_loading_the_encoder(complete: Config, encoded: list[int], damage: str) -> None:
     (Path(complete.cache.dir) / "known" / "encoder.json").write_text(damage)

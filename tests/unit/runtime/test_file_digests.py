@@ -111,6 +111,25 @@ def test_a_copy_of_the_data_is_read_once_and_kept(tmp_path: Path, reads: list[st
     assert len(reads) == 5
 
 
+def test_a_record_keeps_only_what_was_asked_for(tmp_path: Path, reads: list[str]) -> None:
+    files, record = write(tmp_path), tmp_path / "known" / "train.digests"
+    digests(tmp_path, files[:3])
+    size = record.stat().st_size
+    for content in (b"a", b"b", b"c"):
+        files[1].write_bytes(content)
+        digests(tmp_path, files[:3])
+        assert record.stat().st_size == size
+    with recorded(Record(record, "train")):  # one dataset may ask several times
+        sha256_of_files(files[:3])
+        sha256_of_files(files[3:])
+    reads.clear()
+    digests(tmp_path, files)
+    assert reads == []
+    digests(tmp_path, files[3:])
+    assert reads == []
+    assert record.stat().st_size < size
+
+
 @pytest.mark.parametrize("damage", [b"", b"simv0 file digests 1\n", None])
 def test_a_damaged_record_is_read_anew(tmp_path: Path, reads: list[str], damage: bytes | None) -> None:
     files, record = write(tmp_path), tmp_path / "known" / "train.digests"
