@@ -164,7 +164,7 @@ def _check_dataset(config: Config, name: str, errors: ErrorCollector, full: bool
     with errors:
         mistakes.tell()
         if labels is None and len(found.rows) == source.windows:
-            labels = check_labels(found.rows, name)
+            labels = check_labels(found.rows, name, source.dataset)
     if not found.rows:
         return None
     if found.dv is not None:

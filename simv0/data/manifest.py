@@ -18,7 +18,7 @@ from simv0.data.jsonl import read_jsonl
 from simv0.data.locate import Folder
 from simv0.data.recordings.open_files import OpenFiles
 from simv0.data.recordings.video import VideoReader
-from simv0.errors import ConfigError, DataError, Mistakes
+from simv0.errors import ConfigError, DataError, Mistakes, shown
 from simv0.runtime.file_digests import sha256_of_files
 
 
@@ -68,7 +68,10 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         """(key, name) of every file that a row names."""
         where = f"{self.manifest}:{line}"
         frames, video, times = row.get("frames"), row.get("video"), row.get("timestamps")
+        given = shown(", ".join(key for key, value in row.items() if value is not None) or "none")
         if video is None:
+            if frames is None:
+                raise DataError(f"{where}: frames is missing, and so is video; found the keys {given}")
             if not isinstance(frames, list) or not frames or not all(isinstance(name, str) for name in frames):
                 raise DataError(f"{where}: frames: expected a list of image paths, found {frames!r:.60}")
             return [("frames", name) for name in frames]
@@ -76,6 +79,8 @@ class ManifestDataset(Dataset[dict[str, Any]]):
             raise DataError(f"{where}: expected one of the keys 'frames' and 'video', found both")
         if not isinstance(video, str):
             raise DataError(f"{where}: video: expected a path, found {video!r:.60}")
+        if times is None:
+            raise DataError(f"{where}: timestamps is missing; found the keys {given}")
         if not isinstance(times, list) or not times or not all(0 <= _as_float(t) < math.inf for t in times):
             raise DataError(f"{where}: timestamps: expected a list of seconds >= 0, found {times!r:.60}")
         return [("video", video)]

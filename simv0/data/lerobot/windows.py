@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import statistics
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from simv0.arguments import is_number, require
+from simv0.data.contract import LABEL_KEYS
 from simv0.data.lerobot.episodes import choose_episodes, read_episodes
 from simv0.data.lerobot.files import PictureTable, read_info
 from simv0.data.lerobot.rows import KEYS, TOLERANCE, check_videos, read_labels_beside, read_rows
@@ -23,6 +25,8 @@ from simv0.data.recordings.window_reader import WindowReader
 from simv0.errors import ConfigError, DataError
 from simv0.labels import TELEMETRY
 from simv0.runtime.file_digests import sha256_of_files
+
+log = logging.getLogger("simv0")
 
 LABELS = "labels.parquet"
 """Beside `meta`, `data` and `videos`: labels of frames, by episode_index and frame_index."""
@@ -80,6 +84,11 @@ class LeRobotWindows(Dataset[dict[str, Any]]):
         columns, table = _where_labels_are(labels, info.features, self.root)
         self.rows = read_rows(info, chosen, telemetry, columns)
         self._labelled = None if table is None else read_labels_beside(table, known)
+        if table is None and (unlabelled := [key for key in LABEL_KEYS if key not in columns]):
+            log.warning(
+                f"{self.root}: nothing gives {', '.join(unlabelled)}: enough to predict, not to train; write a "
+                f"{LABELS}, or name columns as data.dataset_kwargs.labels"
+            )
         self.windows: list[tuple[int, int]] = [
             (number, frame) for number in self.episodes for frame in self._ends(number, hop)
         ]
@@ -109,7 +118,7 @@ class LeRobotWindows(Dataset[dict[str, Any]]):
     def where_is(self, index: int) -> str:
         """The window's place for messages."""
         number, frame = self.windows[index]
-        return f"{self.root}: episode {number}, frame {frame}"
+        return f"{self.root}, episode {number}, frame {frame}"  # without ": ", which ends a place in messages
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, frame = self.windows[index]

@@ -39,7 +39,9 @@ def test_manifest_problems_name_file_and_line(tmp_path: Path) -> None:
     assert refusal(manifest(tmp_path, [1])) == "DIR/m.jsonl:1: expected a JSON object, found list"
     no_list = "DIR/m.jsonl:1: frames: expected a list of image paths, found "
     assert refusal(manifest(tmp_path, {"frames": "a.png"})) == no_list + "'a.png'"
-    assert refusal(manifest(tmp_path, {})) == no_list + "None"
+    lacking = "DIR/m.jsonl:1: frames is missing, and so is video; found the keys "
+    assert refusal(manifest(tmp_path, {})) == lacking + "none"
+    assert refusal(manifest(tmp_path, {"frame": ["a.png"], "t": 1})) == lacking + "frame, t"
     missing = "DIR/m.jsonl:2: frames: no file 'c.png' found beside the manifest"
     assert refusal(manifest(tmp_path, {"frames": ["a.png"]}, {"frames": ["a.png", "c.png"]})) == missing
     link = " by a link; if you trust it: data.dataset_kwargs={follow_links: true}"

@@ -54,7 +54,7 @@ def test_a_window_holds_what_its_rows_hold() -> None:
     expected = json.loads((FIXTURES / "h264.json").read_text())["pyav"]
     assert [digest(frame) for frame in sample["frames"]] == [expected[24 + frame] for frame in (15, 18, 21)]
     assert dataset.frame_spacing == 0.1
-    assert dataset.where_is(index) == f"{FIXTURES / 'h264'}: episode 1, frame 21"
+    assert dataset.where_is(index) == f"{FIXTURES / 'h264'}, episode 1, frame 21"
 
 
 def test_each_frame_is_decoded_once_forwards() -> None:
@@ -112,7 +112,7 @@ def test_two_datasets_in_one_concat_dataset(tmp_path: Path) -> None:
     assert len(set(labels.group)) == 2 * len(LENGTHS)
     of_one_name = unwrapped(ConcatDataset([windows(), windows(copy(tmp_path))]))
     with pytest.raises(
-        DataError, match=r"h264: episode 0, frame 6: sample_id 'h264/000000-000006' already appears at "
+        DataError, match=r"h264, episode 0, frame 6: sample_id 'h264/000000-000006' already appears at "
     ):
         read_labels(of_one_name, "train", 3)
 
@@ -218,10 +218,19 @@ def test_labels_of_frames_that_are_not_there(tmp_path: Path, rows: list[tuple[in
     assert str(error.value) == f"{path}: {message}"
 
 
-def test_labels_that_are_missing(tmp_path: Path) -> None:
+def test_labels_that_are_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One line, however many windows lack them, and one that says where labels are looked for."""
     dataset = windows(FIXTURES / "av1")
-    with pytest.raises(DataError, match=r"av1: episode 0, frame 2: risk_id is missing; found the keys sample_id, "):
+    assert caplog.messages == [
+        f"{FIXTURES / 'av1'}: nothing gives risk_id, reason_id, action_id: enough to predict, not to train; write a "
+        "labels.parquet, or name columns as data.dataset_kwargs.labels"
+    ]
+    with pytest.raises(DataError) as error:
         read_labels(dataset, "train", 3)
+    assert str(error.value) == (
+        f"{FIXTURES / 'av1'}, episode 0, frame 2: risk_id is missing; found the keys sample_id, group, t, telemetry "
+        f"(and {len(dataset) - 1} more like it)"
+    )
     pq.write_table(pa.table({"episode_index": [0], "frame_index": [3], "risk": [1]}), tmp_path / "labels.parquet")
     with pytest.raises(DataError, match=r"labels.parquet: has no column risk_id, reason_id, action_id; found episode_"):
         windows(FIXTURES / "av1", labels=str(tmp_path / "labels.parquet"))

@@ -185,6 +185,8 @@ def test_cache_vis_decodes_each_frame_of_a_video_once(
         ({"video": 3}, "video: expected a path, found 3"),
         ({"video": "../run1.mp4"}, "video: '../run1.mp4' leads outside the manifest's folder"),
         ({"video": "none.mp4"}, "video: no file 'none.mp4' found beside the manifest"),
+        ({"timestamps": None}, "timestamps is missing; found the keys KEYS"),
+        ({"video": None}, "frames is missing, and so is video; found the keys KEYS"),
         ({"timestamps": []}, "timestamps: expected a list of seconds >= 0, found []"),
         ({"timestamps": [0, -1]}, "timestamps: expected a list of seconds >= 0, found [0, -1]"),
         ({"timestamps": [True]}, "timestamps: expected a list of seconds >= 0, found [True]"),
@@ -194,7 +196,8 @@ def test_wrong_rows_are_refused(video: Path, row: dict[str, Any], message: str) 
     path = write_rows(video.parent / "wrong.jsonl", window_rows(1, **row))
     with pytest.raises(DataError) as error:
         ManifestDataset(path)
-    assert str(error.value) == f"{path}:1: {message}"
+    given = ", ".join(key for key, value in window_rows(1, **row)[0].items() if value is not None)
+    assert str(error.value) == f"{path}:1: {message.replace('KEYS', given)}"
 
 
 def test_what_is_no_video_is_refused_and_opens_nothing_else(tmp_path: Path, video: Path) -> None:
