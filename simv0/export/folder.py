@@ -1,6 +1,7 @@
 """`simv0 export`: a checkpoint as a folder for a robot or the Hub, which `Predictor.from_pretrained` reads back."""
 
 import json
+import logging
 import os
 from pathlib import Path, PurePath
 from typing import Any
@@ -16,6 +17,8 @@ from simv0.model.checkpoint import Checkpoint, load_checkpoint
 from simv0.model.exported import CARD, CONFIG, FILES, FORMAT, KEPT, LABELS, WEIGHTS, digest_lines
 from simv0.training.refusals import run_of
 from simv0.training.rundir import RunDir
+
+log = logging.getLogger("simv0")
 
 
 def export(run: str | Path, to: str | Path, *, overwrite: bool = False) -> Path:
@@ -37,7 +40,13 @@ def export(run: str | Path, to: str | Path, *, overwrite: bool = False) -> Path:
     ckpt, folder = best_of(Path(run)), Path(os.path.abspath(to))
     check_target(folder, FILES, overwrite, "--to")
     checkpoint = load_checkpoint(ckpt)
-    card = model_card(folder.name, checkpoint, _digests(ckpt), _evaluations(ckpt, checkpoint))
+    evaluations = _evaluations(ckpt, checkpoint)
+    if not evaluations:
+        log.warning(
+            f"{ckpt}: not evaluated, so the model card has the figures of training only; for all of them run simv0 "
+            f"evaluate --ckpt {ckpt}, then export again with --overwrite"
+        )
+    card = model_card(folder.name, checkpoint, _digests(ckpt), evaluations)
     files = contents(checkpoint)
     write_folder(folder, {**files, CARD: card.encode(), DIGESTS: digest_lines(files)})
     return folder

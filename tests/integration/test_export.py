@@ -52,7 +52,12 @@ def test_other_commands_take_the_folder_for_a_checkpoint(run: Config, robot: Pat
 @pytest.mark.usefixtures("no_report")
 def test_the_card_holds_what_evaluate_found_of_this_checkpoint_and_no_paths(run: Config, tmp_path: Path) -> None:
     root = Path(run.output.output_dir)
-    assert command("export", root, "--to", tmp_path / "before").exit_code == 0
+    told = command("export", root, "--to", tmp_path / "before")
+    assert told.exit_code == 0
+    assert told.stderr == (
+        f"{best(run)}: not evaluated, so the model card has the figures of training only; for all of them run simv0 "
+        f"evaluate --ckpt {best(run)}, then export again with --overwrite\n"
+    )
     assert "Not evaluated; on val, which chose the epoch" in (tmp_path / "before" / "README.md").read_text()
     assert command("evaluate", "--ckpt", best(run), "--no-baselines").exit_code == 0
     assert command("evaluate", "--ckpt", best(run), "--no-baselines", "--split", "train").exit_code == 0

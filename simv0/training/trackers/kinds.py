@@ -230,6 +230,7 @@ class Trackio:
                 auto_log_gpu=False,
                 auto_log_cpu=False,
             )
+        trackio.context_vars.current_run.set(None)  # or it is ended once more at exit, with a line about uploading
         self.first = int(self.run._next_step)
 
     def write(self, points: Sequence[Point]) -> None:

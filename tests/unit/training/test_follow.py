@@ -199,6 +199,9 @@ def test_a_stopped_run_leaves_the_next_points_place_free(make_config: MakeConfig
     fit_until(config, 4)
     run = fit(config, resume=True)
     assert from_trackio(run) == from_files(run)
+    import trackio
+
+    assert trackio.context_vars.current_run.get() is None  # nothing is left that it would end, and tell of, at exit
 
 
 def test_missing_packages_are_one_line_before_training(
