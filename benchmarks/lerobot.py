@@ -3,13 +3,13 @@
     python -m benchmarks.lerobot FOLDER --pictures IMAGES [--rounds 5]
 
 Runs in an environment with `lerobot` (tests/support/write_lerobot.py says how), simv0's jaxtyping, pydantic and pyyaml,
-and its PyAV (older ones have no index of key frames). Each dataset (640x480, 30 frames/s, 3 episodes of 300 frames out
-of the pictures of a folder) is written to FOLDER by lerobot with its own settings, once. A window is 8 frames, 0.2 s
-apart; all readers read the same ones in turn, and every frame is compared. Rates are of the process's own CPU time, so
-that neighbours matter little.
+and its PyAV. Each dataset (640x480, 30 frames/s, 3 episodes of 300 frames out of the pictures of a folder) is written
+to FOLDER by lerobot with its own settings, once. A window is 8 frames, 0.2 s apart; all readers read the same ones in
+turn, and every frame is compared. Rates are of the process's own CPU time, so that neighbours matter little.
 """
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from PIL import Image
 from simv0.datasets import LeRobotWindows
 
 FPS, SIZE, EPISODES, LENGTH, WINDOWS = 30, (640, 480), 3, 300, 12
-OURS, SPAN = "simv0", 42  # frames before a window's last
+OURS, ALONE, SPAN = "simv0", "decoding alone", 42  # frames before a window's last
 CAMERA, NAME = "observation.images.front", "simv0/benchmark"
 DELTA = [round(-0.2 * i, 1) for i in range(7, -1, -1)]
 CODECS = {"av1 (lerobot's default)": "libsvtav1", "h264": "h264", "hevc": "hevc", "pictures in tables": None}
@@ -55,9 +55,8 @@ def read_or_none(theirs: LeRobotDataset, row: int) -> torch.Tensor | None:
         return None
 
 
-def readers(root: Path) -> dict[str, Callable[[int], torch.Tensor | None]]:
+def readers(root: Path, ours: LeRobotWindows) -> dict[str, Callable[[int], torch.Tensor | None]]:
     """Index of a window -> its frames, as each reader gives them."""
-    ours = LeRobotWindows(root, delta=DELTA, telemetry={"v": "v", "w": "w"})
     found: dict[str, Callable[[int], torch.Tensor | None]] = {OURS: lambda i: ours[i]["frames"]}
     rows = [number * LENGTH + frame for number, frame in ours.windows]
     for backend in ("torchcodec", "pyav") if (root / "videos").exists() else ("tables",):
@@ -67,10 +66,26 @@ def readers(root: Path) -> dict[str, Callable[[int], torch.Tensor | None]]:
     return found
 
 
+def decoding_alone(ours: LeRobotWindows, chosen: list[int]) -> float:
+    """Windows a core-second if decoding what their frames refer to were all there is to do: what FFmpeg allows."""
+    work = []
+    for number, frame in (ours.windows[i] for i in chosen):
+        episode, seconds = ours.episodes[number], ours.rows[number].seconds
+        if episode.video is None:
+            return math.inf
+        video = ours._videos[episode.video]
+        work += [(video, *video._packets_for(episode.start + seconds[frame + n], 0.5 / FPS)) for n in ours.shifts]
+    began = time.process_time()
+    for video, packets, stamp in work:
+        video._decode_run(packets, [stamp])
+    return len(chosen) / (time.process_time() - began)
+
+
 def compare(root: Path, rounds: int) -> tuple[dict[str, float], dict[str, list[int]]]:
     """Median windows a core-second of each reader; how many of its windows were equal to ours, other, and unread."""
-    draw, read = np.random.default_rng(0), readers(root)
-    rates: dict[str, list[float]] = {name: [] for name in read}
+    ours = LeRobotWindows(root, delta=DELTA, telemetry={"v": "v", "w": "w"})
+    draw, read = np.random.default_rng(0), readers(root, ours)
+    rates: dict[str, list[float]] = {name: [] for name in (*read, ALONE)}
     counts = {name: [0, 0, 0] for name in read if name != OURS}
     for _ in range(rounds + 1):  # the first one opens files
         chosen = draw.integers(0, EPISODES * (LENGTH - SPAN), WINDOWS).tolist()
@@ -79,6 +94,7 @@ def compare(root: Path, rounds: int) -> tuple[dict[str, float], dict[str, list[i
             began = time.process_time()
             frames[name] = [one(i) for i in chosen]
             rates[name].append(WINDOWS / (time.process_time() - began))
+        rates[ALONE].append(decoding_alone(ours, chosen))
         for name, count in counts.items():
             for a, b in zip(frames[OURS], frames[name], strict=True):
                 count[2 if b is None else int(not torch.equal(a, (b * 255).round().to(torch.uint8)))] += 1
@@ -98,7 +114,7 @@ def main() -> None:
         if not root.exists():
             write(root, vcodec, pictures)
         rates, counts = compare(root, given.rounds)
-        print(f"{title}: {OURS} {rates[OURS]:.2f}", flush=True)
+        print(f"{title}: {OURS} {rates[OURS]:.2f}, {ALONE} {rates[ALONE]:.2f}", flush=True)
         for name, (equal, other, unread) in counts.items():
             print(
                 f"  {name} {rates[name]:.2f}, {OURS} {rates[OURS] / rates[name]:.2f} times as fast; windows "
