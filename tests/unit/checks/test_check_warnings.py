@@ -38,6 +38,19 @@ class Odd:
         return {"vis_feats": feats, "telemetry": telemetry, "risk_id": 3, "reason_id": i % 4, "action_id": i % 6}
 
 
+class Twice(Odd):
+    """Two windows of one name, in a dataset that says where its windows are."""
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return super().__getitem__(i) | {"sample_id": str(i % (self.n - 1))}
+
+    def labels_of(self, i: int) -> dict[str, Any]:
+        return {key: value for key, value in self[i].items() if key != "vis_feats"}
+
+    def where_is(self, i: int) -> str:
+        return f"{self.split}.log, second {i}"
+
+
 def odd(**kwargs: Any) -> dict[str, Any]:
     return {"dataset_class_path": "test_check_warnings.Odd", "dataset_kwargs": kwargs}
 
@@ -104,6 +117,15 @@ def test_a_class_that_fails_somewhere_is_a_problem_with_its_traceback(
         assert said[:1] == [f"train[{at}]: LookupError: a gap in the log (test_check_warnings.py:{LINE})"][:problems]
         assert len(said) == problems
         assert ('raise LookupError("a gap in the log")' in caplog.text) == bool(problems)
+
+
+def test_a_name_that_occurs_twice_is_one_problem_a_split(make_config: MakeConfig) -> None:
+    report = check(make_config(data=odd() | {"dataset_class_path": "test_check_warnings.Twice"}))
+    assert [str(problem) for problem in report.problems] == [
+        f"{split}.log, second 59: sample_id '0' already appears at {split}.log, second 0; sample_ids must be unique "
+        "within a split"
+        for split in ("train", "val")
+    ]
 
 
 LINE = next(i for i, line in enumerate(Path(__file__).read_text().splitlines(), 1) if "raise LookupError" in line)
