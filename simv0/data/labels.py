@@ -1,7 +1,7 @@
 """Everything of a split except its pixels: read, checked as a whole, and compared with the other splits."""
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,15 +193,19 @@ def find_leakage(
     found = []
     shared_groups = sorted(set(train_group or []) & set(val_group or []))
     if shared_groups:
-        what = f"{len(shared_groups)} groups appear in both {first} and {name} (first: {shared_groups[0]!r})"
+        what = f"{_appear(shared_groups, 'group')} in both {first} and {name} (first: {shared_groups[0]!r})"
         found.append(leak(what, name))
     if isinstance(train, SharesFrames) and isinstance(val, SharesFrames) and type(train) is type(val):
         seen = set(frames_of(train, first))
         shared = [frame for frame in frames_of(val, name) if frame in seen]
         if shared:
-            what = f"{len(set(shared))} frames appear in both {first} and {name} (first: {shared[0]})"
+            what = f"{_appear(set(shared), 'frame')} in both {first} and {name} (first: {shared[0]})"
             found.append(leak(what, name))
     return found
+
+
+def _appear(found: Collection[Hashable], noun: str) -> str:
+    return f"1 {noun} appears" if len(found) == 1 else f"{len(found)} {noun}s appear"
 
 
 def leak(what: str, name: str) -> str:

@@ -106,8 +106,8 @@ def test_recordings_shared_with_any_other_split_are_leakage(
     shared = third.data.model_copy(update={"calibration_split_path": third.data.val_split_path})
     with caplog.at_level(logging.WARNING):
         cache_vis(third.model_copy(update={"data": shared}), overwrite=True)
-    assert [message for message in caplog.messages if "groups" in message] == [
-        "LEAKAGE: 1 groups appear in both val and calibration (first: 'val'); the calibration figures will flatter "
+    assert [message for message in caplog.messages if "LEAKAGE: 1 group" in message] == [
+        "LEAKAGE: 1 group appears in both val and calibration (first: 'val'); the calibration figures will flatter "
         "the model. Split by recording."
     ]
 
@@ -133,7 +133,7 @@ def test_check_looks_at_the_third_split_too(third: Config) -> None:
     shared = third.data.model_copy(update={"calibration_split_path": third.data.train_split_path})
     fresh = third.model_copy(update={"data": shared, "cache": third.cache.model_copy(update={"dir": "runs/none"})})
     leaks = [warning for warning in check(fresh).warnings if "LEAKAGE" in warning]
-    assert leaks[0].startswith("LEAKAGE: 1 groups appear in both train and calibration (first: 'train')")
+    assert leaks[0].startswith("LEAKAGE: 1 group appears in both train and calibration (first: 'train')")
     missing = third.data.model_copy(update={"calibration_split_path": "/none.jsonl"})
     problems = check(fresh.model_copy(update={"data": missing})).problems
     assert [str(problem) for problem in problems] == ["/none.jsonl: manifest not found"]

@@ -200,7 +200,7 @@ def test_unfinished_shards_of_other_settings_are_found(make_config: MakeConfig, 
 def test_leakage_is_told(make_config: MakeConfig, manifests: Path) -> None:
     same = str(manifests / "train.jsonl")
     report = check(make_config(data={"val_split_path": same}))
-    assert report.facts["data: both"]["leakage"].startswith("LEAKAGE: 1 groups appear in both train and val")
+    assert report.facts["data: both"]["leakage"].startswith("LEAKAGE: 1 group appears in both train and val")
 
 
 def test_a_split_from_a_file_and_one_from_its_dataset_is_found(

@@ -184,7 +184,7 @@ def test_shared_recordings_and_frames_are_a_loud_warning(tmp_path: Path) -> None
     assert find_leakage(train, ManifestDataset(write_manifest(tmp_path / "b.jsonl", 6, seed=1)), ["a"], ["b"]) == []
     warnings = find_leakage(train, train, ["a"], ["b", "a"])
     assert [warning[:60] for warning in warnings] == [
-        "LEAKAGE: 1 groups appear in both train and val (first: 'a');",
+        "LEAKAGE: 1 group appears in both train and val (first: 'a');",
         f"LEAKAGE: 9 frames appear in both train and val (first: {tmp_path}"[:60],
     ]
 

@@ -133,7 +133,7 @@ def of_windows(n: int, **changes: Any) -> Evaluated:
 
 
 def test_a_perfect_score_on_few_or_leaked_windows_is_no_triumph() -> None:
-    leak = "LEAKAGE: 1 groups appear in both train and val (first: 'a'); the val figures will flatter the model."
+    leak = "LEAKAGE: 1 group appears in both train and val (first: 'a'); the val figures will flatter the model."
     page = render(of_windows(3, leakage=[leak], baselines={"linear, telemetry": {"composite": 1.0}}))
     box, text = told(page), " ".join(words(page).split())
     assert box.startswith(f"Before you believe these figures {leak} FEW WINDOWS: 3 of 3 are of risk ")
