@@ -32,7 +32,8 @@ def run_live(wanted: Wanted, config: Any, overrides: Sequence[str] = ()) -> None
     from simv0.stream import Stream
 
     assert wanted.telemetry is not None
-    spacing = choose_spacing(wanted.spacing, load_checkpoint(wanted.ckpt).meta.frame_spacing)
+    if wanted.spacing is None:  # refused before anything is opened; what is given is judged by the stream
+        choose_spacing(None, load_checkpoint(wanted.ckpt).meta.frame_spacing)
     with (
         closing(LivePage()) if wanted.live else nullcontext() as page,
         closing(Telemetry(wanted.telemetry)) as telemetry,
@@ -40,8 +41,8 @@ def run_live(wanted: Wanted, config: Any, overrides: Sequence[str] = ()) -> None
     ):
         if page is not None:
             log.info(f"live: {page.url}")
-        stream = Stream(Predictor.load(wanted.ckpt, config, overrides=overrides), spacing)
-        log.info(f"{camera.name}: windows of {stream.predictor.meta.F}, {spacing:.3f} s apart; until Ctrl-C")
+        stream = Stream(Predictor.load(wanted.ckpt, config, overrides=overrides), wanted.spacing)
+        log.info(f"{camera.name}: windows of {stream.predictor.meta.F}, {stream.spacing:.3f} s apart; until Ctrl-C")
         said = ""
 
         def note() -> str:

@@ -137,14 +137,15 @@ def test_ctrl_c_closes_the_mp4_whole(ckpt: Path, url: str, tmp_path: Path) -> No
     with sending(url, "--seconds", 300, "--telemetry", f"udp://127.0.0.1:{port}"):
         thread.start()
         args = ["overlay", "--ckpt", ckpt, "--frames", url, "--telemetry", f"udp://127.0.0.1:{port}", "--out", out]
-        result = commands.run(*args, "--live")
+        result = commands.run(*args, "--live", "--spacing", 0.3)
     thread.join()
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in tmp_path.glob("*.mp4*")) == ["seen.mp4"]
     count = sum(1 for _ in VideoReader(out))
     assert count > 3
     assert f"{out}: {count} pictures" in result.stdout
-    assert f"{url}: windows of 1, 0.200 s apart; until Ctrl-C" in result.stdout
+    assert f"{url}: windows of 1, 0.300 s apart; until Ctrl-C" in result.stdout
+    assert result.output.count("motion looks") == 1  # said once, though looked at twice
     assert threading.active_count() == threads
     assert signal.getsignal(signal.SIGINT) is before
 
