@@ -22,6 +22,7 @@ class Folder:
     def __init__(self, root: Path, follow_links: bool) -> None:
         self.root, self.follow_links = root, follow_links
         self._inside = os.path.join(root, "")
+        self._real_folders: dict[str, str] = {}
         self._listed: dict[Path, dict[str, list[str]]] = {}
 
     def locate(self, name: str, where: str) -> str:
@@ -36,7 +37,7 @@ class Folder:
         shown = repr(name) if len(name) <= 200 else f"{name[:200]!r}..."
         for candidate in self._candidates(name):
             try:
-                path = os.path.realpath(os.path.join(self.root, candidate))  # as text: a Path takes twice as long
+                path = self._real(os.path.join(self.root, candidate))
                 found = os.path.isfile(path)
             except (OSError, ValueError):  # too long, NUL, lone surrogates
                 break
@@ -49,6 +50,15 @@ class Folder:
                 "such as 'images/0.jpg'"
             )
         raise DataError(f"{where}: no file {shown} found beside the manifest")
+
+    def _real(self, path: str) -> str:
+        """`os.path.realpath`, which looks at every folder of every path anew."""
+        folder, name = os.path.split(path)
+        if name in ("", ".", "..") or os.path.islink(path):
+            return os.path.realpath(path)
+        if folder not in self._real_folders:
+            self._real_folders[folder] = os.path.realpath(folder)
+        return os.path.join(self._real_folders[folder], name)
 
     def _candidates(self, name: str) -> Iterator[str]:
         yield name
