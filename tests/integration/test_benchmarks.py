@@ -1,12 +1,15 @@
 """The benchmarks run, and their rows say what the page on performance says they say."""
 
 import json
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from benchmarks import train_step
+from benchmarks import startup, train_step
 
 
 def test_train_step_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,3 +30,14 @@ def test_train_step_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("autocast", "reference", "simv0_uncompiled"):
         assert rows[name]["gradient_error"] < 0.025
         assert rows[name]["gradient_cosine"] > 0.999
+
+
+def test_startup_books_every_second_once(tmp_path: Path) -> None:
+    """What torch imports is torch's; after it, parts of torch are its compiler's."""
+    report, code = tmp_path / "report.json", "import time, torch, torch.fx.experimental.symbolic_shapes, simv0.errors"
+    began = time.perf_counter()
+    subprocess.run([sys.executable, startup.MARKS, report, "-c", code], check=True)
+    spent = json.loads(report.read_text())["cpu"]
+    assert {"python", "import torch", "import torch's compiler", "import simv0"} <= spent.keys()
+    assert not {"import numpy", "import sympy"} & spent.keys()
+    assert 0 < sum(spent.values()) < (os.cpu_count() or 1) * (time.perf_counter() - began)
