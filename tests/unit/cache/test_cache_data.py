@@ -50,7 +50,7 @@ def test_a_dataset_of_features_needs_no_cache(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("factor", "what"), [(1e6, r"a feature is .*; set cache.dtype: float32"), (np.nan, "NaN or inf")]
+    ("factor", "what"), [(1e6, r"a feature is .*; set cache.dtype: float32"), (np.inf, "NaN or inf")]
 )
 def test_features_that_cannot_be_stored(tmp_path: Path, factor: float, what: str) -> None:
     config = plain_config(tmp_path)
