@@ -59,7 +59,7 @@ class Comparison:
         if self.pretraining is not None:
             verdict = {1: "Pretraining pays", 0: "Pretraining does not show here", -1: "Pretraining costs"}
             worth = self.pretraining
-            said.append(f"{verdict[worth.sign]}: {worth} {MEASURE} over a randomised copy of the LLM.")
+            said.append(f"{verdict[worth.sign]}: {worth} {MEASURE} over a randomised LLM; one seed of each.")
         return said
 
     def plain(self) -> dict[str, Any]:

@@ -63,7 +63,8 @@ class Run(Printed):
             {name: value for name, value in epochs[self.best_epoch - 1].items() if name != "epoch"}
             for epochs in (self.train_epochs, self.val_epochs)
         )
-        yield Text(f"{from_here(self.folder)}: {len(self.val_epochs)} epochs, the best is")
+        count = len(self.val_epochs)
+        yield Text(f"{from_here(self.folder)}: {count} epoch{'s' * (count > 1)}, the best is")
         yield Text(f"{table_head()}\n{table_row(self.best_epoch, learnt, measured, False)}")
         yield Text(str(self.alarm))
         yield Text(f"best checkpoint: {from_here(self.best_checkpoint)}")
