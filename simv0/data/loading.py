@@ -18,7 +18,7 @@ from simv0.errors import DataError
 T = TypeVar("T")
 
 PAUSE = 2.0
-"""Seconds after which a reader whose turn does not come reads all the same: its main process may be dead."""
+"""Seconds after which a reader whose turn does not come looks whether its main process is alive."""
 
 SHARED_MEMORY = Path("/dev/shm")
 """Where Linux keeps shared memory; 64 MB in a container by default."""
@@ -102,8 +102,10 @@ class Turns:
         self._reading.set()
 
     def wait(self) -> None:
-        """In a reader, before it reads: until the main process waits for data."""
-        self._reading.wait(PAUSE)
+        """In a reader, before it reads: until the main process waits for data, or is dead."""
+        main = multiprocessing.parent_process()
+        while not self._reading.wait(PAUSE) and main is not None and main.is_alive():
+            pass
 
     def taken(self, batches: Iterator[T]) -> Iterator[T]:
         """In the main process: the readers' turn is while it waits for the next batch."""

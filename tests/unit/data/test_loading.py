@@ -64,7 +64,7 @@ class Counted:
 
 
 def test_readers_pause_while_a_batch_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "PAUSE", 60.0)
+    monkeypatch.setattr(loading, "PAUSE", 0.01)  # however long it takes
     dataset = Counted(turns := Turns())
     batches = [list(range(at, at + 10)) for at in range(0, 60, 10)]
     seen: list[list[int]] = []
@@ -92,7 +92,7 @@ def test_an_error_of_a_users_class_ends_the_readers_though_its_traceback_is_kept
     assert multiprocessing.active_children() == []
 
 
-def test_a_reader_whose_turn_never_comes_reads_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_has_no_main_process_alive_does_not_wait_for_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "PAUSE", 0.01)
     turns = Turns()
     next(held := turns.taken(iter("ab")))
